@@ -1,0 +1,33 @@
+"""Shapes and types of every public function are checked while tests run."""
+
+import os
+from pathlib import Path
+
+from jaxtyping import install_import_hook
+
+# Before anything of ours is imported: beartype holds each call against its annotations, jaxtyping its shapes.
+_hook = install_import_hook("metabonk", "beartype.beartype")
+
+import pytest  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+os.environ.setdefault("PYTHONPATH", str(ROOT))  # kernels and subprocesses import this checkout
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout under test."""
+    return ROOT
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--slow` runs the tests marked slow."""
+    parser.addoption("--slow", action="store_true", help="run tests that take more than a minute")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Slow tests are skipped unless asked for."""
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
