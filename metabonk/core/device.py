@@ -24,7 +24,8 @@ def pick_device(
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"device {name!r} is not supported: use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise MissingLibrary(f"device {name!r} is not there ({torch.cuda.device_count()} CUDA devices found): use --set device=cpu")
+        found = torch.cuda.device_count()
+        raise MissingLibrary(f"device {name!r} is not there ({found} CUDA devices found): use --set device=cpu")
     return device
 
 # %% ../../nbs/core/04_device.ipynb #04-device-008

@@ -34,7 +34,8 @@ def disk_errors(
         if error.errno in _full:
             raise DiskFull(f"no space left on the disk while writing {path}: free some, then run again") from error
         if error.errno in _denied:
-            raise FolderError(f"can't write {path} ({error.strerror}): choose another folder or mend its permissions") from error
+            reason = error.strerror
+            raise FolderError(f"can't write {path} ({reason}): choose another folder or mend its permissions") from error
         raise
 
 # %% ../../nbs/core/01_files.ipynb #01-files-008
@@ -73,7 +74,8 @@ def folder_lock(
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise FolderLocked(f"{what} {folder} is being written by another process: wait for it, or choose another folder") from None
+            advice = "wait for it, or choose another folder"
+            raise FolderLocked(f"{what} {folder} is being written by another process: {advice}") from None
     try:
         yield
     finally:
