@@ -50,9 +50,10 @@ def check_value(
     elif annotation is type(None):
         if value is None:
             return None
-    elif isinstance(annotation, type) and isinstance(value, annotation):
-        if annotation is bool or not isinstance(value, bool):
-            return value
+    elif isinstance(annotation, type) and isinstance(value, annotation) and not (
+        isinstance(value, bool) and annotation is not bool
+    ):
+        return value
     wanted = getattr(annotation, "__name__", None) if origin is None else None
     raise UsageError(f"{name} must be {wanted or str(annotation)}, not {value!r} ({type(value).__name__})")
 

@@ -14,7 +14,7 @@ import os
 import platform
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -45,7 +45,7 @@ def environment() -> dict[str, Any]:  # plain values, ready for JSON
 
 def now() -> str:  # ISO 8601, in UTC
     "This moment, as manifests write it"
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 # %% ../../nbs/core/06_run.ipynb #06-run-009
 def snapshot(
@@ -192,7 +192,7 @@ class Run:
         paths = [path for path in paths if path.is_file() or (path.is_dir() and any(path.iterdir()))]
         if not paths:
             return None
-        stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S-%f")
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
         place = self.folder / "old" / f"{stamp}-{stage}"
         with disk_errors(place):
             place.mkdir(parents=True)
