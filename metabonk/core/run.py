@@ -116,7 +116,7 @@ class Run:
                 if not create:
                     raise FolderError(f"there is no run in {folder}: make one with metabonk run --run {folder}")
                 run.folder.mkdir(parents=True, exist_ok=True)
-            run.write({"format": cls.format_version, "created": now(), "status": "new", "stages": {}})
+                run.write({"format": cls.format_version, "created": now(), "status": "new", "stages": {}})
         run.read()
         return run
 
