@@ -47,17 +47,16 @@ def size_of(kind: str) -> int:
     return int(kind[6:]) if kind.startswith("bytes:") else int(kind[1:]) // 8
 
 
-def memory_header(rows: list[tuple[int, str, str, str]]) -> str:
-    """C macros: settings keep their name, state is called `g_name`."""
-    lines = ["/* made by build.py from memory.txt */"]
+def memory_sources(rows: list[tuple[int, str, str, str]]) -> tuple[str, str]:
+    """C declarations and assembler addresses: settings keep their name, state is called `g_name`."""
+    head, code = ["/* made by build.py from memory.txt */"], ["        .module memory"]
     for address, kind, name, _ in rows:
         full = name if name.startswith("set_") else f"g_{name}"
-        if kind.startswith("bytes:"):
-            lines.append(f"#define {full} ((u8 *)0x{address:04X})")
-        else:
-            volatile = "volatile " if name in ("set_go", "phase", "music_tick") else ""
-            lines.append(f"#define {full} (*({volatile}{kind} *)0x{address:04X})")
-    return "\n".join(lines) + "\n"
+        volatile = "volatile " if name.startswith("set_") or name in ("phase", "music_tick", "late") else ""
+        what = f"u8 {full}[{size_of(kind)}]" if kind.startswith("bytes:") else f"{volatile}{kind} {full}"
+        head.append(f"extern {what};")
+        code += [f"        .globl _{full}", f"_{full} == 0x{address:04X}"]
+    return "\n".join(head) + "\n", "\n".join(code) + "\n"
 
 
 def symbol_file(rows: list[tuple[int, str, str, str]]) -> str:
@@ -239,15 +238,18 @@ def build_rom() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         header, data = tables()
-        (work / "memory.h").write_text(memory_header(memory_map()))
+        declarations, addresses = memory_sources(memory_map())
+        (work / "memory.h").write_text(declarations)
+        (work / "memory.s").write_text(addresses)
         (work / "tables.h").write_text(header)
         (work / "tables.c").write_text(data)
         for name in ("bonk.h", "crt0.s", *(f"{s}.c" for s in SOURCES)):
             shutil.copy(HERE / name, work / name)
-        run("sdasgb", "-plosgff", "-o", "crt0.rel", "crt0.s", cwd=work)
+        for source in ("crt0", "memory"):
+            run("sdasgb", "-plosgff", "-o", f"{source}.rel", f"{source}.s", cwd=work)
         for source in (*SOURCES, "tables"):
             run("sdcc", "-msm83", "--opt-code-speed", "--max-allocs-per-node", "3000", "-c", f"{source}.c", cwd=work)
-        parts = [f"{s}.rel" for s in ("crt0", *SOURCES, "tables")]
+        parts = [f"{s}.rel" for s in ("crt0", "memory", *SOURCES, "tables")]
         run("sdcc", "-msm83", "--no-std-crt0", "--code-loc", "0x200", "--data-loc", "0xC300", *parts, "-o", "bonk.ihx",
             cwd=work)
         used = check_areas((work / "bonk.map").read_text())
