@@ -80,16 +80,21 @@ void vblank(void) {
   blank = 1;
 }
 
+/* Sleep until the interrupt has run. HALT with interrupts off wakes when one is due, so none can slip in between the
+   look at `blank` and the sleep; EI then lets it run. */
 static void wait(void) __naked {
   __asm
-  00001$:
     di
+  00001$:
     ld a, (_blank)
     or a
     jr nz, 00002$
-    ei
     halt
     nop
+    ei
+    nop
+    nop
+    di
     jr 00001$
   00002$:
     ei
