@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['machines', 'Sound', 'Tick', 'Machine', 'area_weights', 'Shrink', 'GameConfig', 'OutOfSync', 'check_sync', 'Snapshot',
-           'Game', 'Entry', 'make_game', 'games']
+           'Game', 'choose_actions', 'Entry', 'make_game', 'games']
 
 # %% ../../nbs/play/10_game.ipynb #10-game-002
 import abc
@@ -14,7 +14,7 @@ import importlib
 import importlib.util
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, SupportsFloat
+from typing import Any, ClassVar, NamedTuple, SupportsFloat, cast
 
 import gymnasium as gym
 import numpy as np
@@ -300,8 +300,8 @@ class Game(gym.Env[dict[str, np.ndarray], Any]):
         self.render_mode = render_mode
         self._shrink = Shrink(machine.image_shape, self.config.image_size)
         longest = machine.max_tick_samples * self.config.ticks_per_step if machine.sample_rate else 0
-        image = Box(0, 255, (*self._shrink.target, 3), np.uint8)
-        self.observation_space = Dict(image=image, audio=Sound(machine.channels, longest))
+        image, audio = Box(0, 255, (*self._shrink.target, 3), np.uint8), Sound(machine.channels, longest)
+        self.observation_space = cast(gym.Space[dict[str, np.ndarray]], Dict(image=image, audio=audio))
         self.action_space = machine.action_space
         self.profile = machine.profile
         self._over: str | None = "reset() has not been called yet"
@@ -429,7 +429,19 @@ class _Ticks(NamedTuple):
     terminated: bool
     truncated: bool
 
-# %% ../../nbs/play/10_game.ipynb #10-game-036
+# %% ../../nbs/play/10_game.ipynb #10-game-026
+def choose_actions(
+    known: dict[str, Any],  # every action that the machine has by default, in order
+    wanted: tuple[str, ...] | None,  # names that the configuration asks for; None: all of `known`
+    make: Any,  # what to do for a name that is not known: a function of the name, which may raise
+) -> dict[str, Any]:  # the actions to offer, in order
+    "The actions that a game offers, by name"
+    names = tuple(known) if wanted is None else wanted
+    if len(set(names)) < len(names):
+        raise UsageError(f"an action is there twice: {', '.join(names)}")
+    return {name: known[name] if name in known else make(name) for name in names}
+
+# %% ../../nbs/play/10_game.ipynb #10-game-037
 @dataclass(frozen=True)
 class Entry:
     "One line of the table of machines"
@@ -506,7 +518,7 @@ def games() -> list[dict[str, str]]:  # one row a machine: game, about, status
         rows.append({"game": entry.example, "about": entry.about, "status": status})
     return rows
 
-# %% ../../nbs/play/10_game.ipynb #10-game-040
+# %% ../../nbs/play/10_game.ipynb #10-game-041
 def _make(game: str, **config: Any) -> Game:
     return make_game(game, **config)
 

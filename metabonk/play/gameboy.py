@@ -7,7 +7,6 @@ __all__ = ['CLOCK', 'FRAME', 'BUTTONS', 'DEFAULT_ACTIONS', 'LEVEL', 'read_rom', 
            'GameBoy', 'BonkSettings', 'Bonk']
 
 # %% ../../nbs/play/11_gameboy.ipynb #11-gameboy-002
-import functools
 import hashlib
 import importlib.util
 import io
@@ -20,8 +19,8 @@ from gymnasium.spaces import Discrete
 from jaxtyping import Int16, UInt8
 
 from ..core.config import Config
-from ..core.errors import RomError, SilentSound, UsageError, unknown
-from .game import GameConfig, Machine, Tick
+from ..core.errors import RomError, unknown
+from .game import GameConfig, Machine, Tick, choose_actions
 from .profile import load_profile
 
 # %% ../../nbs/play/11_gameboy.ipynb #11-gameboy-005
@@ -112,17 +111,11 @@ class GameBoy(Machine):
             self.profile.check_rom(self.rom, what)
         self.sample_rate = 32_768 if config.sample_rate is None else config.sample_rate
         self.max_tick_samples = -(-self.sample_rate * FRAME // CLOCK) + 1
-        self._set_actions()
-        self._boy: Any = None
-
-    def _set_actions(self) -> None:
         known = dict(self.profile.actions) if self.profile else {}
-        names = self.config.actions or tuple(known) or DEFAULT_ACTIONS
-        self._buttons = [known[name] if name in known else buttons_of(name) for name in names]
-        if len(set(names)) < len(names):
-            raise UsageError(f"{self.name}: an action is there twice: {', '.join(names)}")
-        self.action_names, self.action_space = list(names), Discrete(len(names))
+        actions = choose_actions(known or {name: buttons_of(name) for name in DEFAULT_ACTIONS}, config.actions, buttons_of)
+        self._buttons, self.action_names, self.action_space = list(actions.values()), list(actions), Discrete(len(actions))
         self.null_action = self._buttons.index(()) if () in self._buttons else -1
+        self._boy: Any = None
 
     def start(self, seed: int) -> None:
         self.close()
