@@ -1,5 +1,6 @@
 """Profiles: every kind of probe, every remembering function, every trap of Pokemon Red, and one clear line per mistake"""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,16 @@ import yaml
 
 from metabonk.core.errors import RomError, UsageError
 from metabonk.play import profile as module
-from metabonk.play.profile import Probe, Profile, ProfileState, compile_profile, load_profile, profile_names, spans
+from metabonk.play.profile import (
+    Probe,
+    Profile,
+    ProfileState,
+    compile_profile,
+    load_profile,
+    profile_for,
+    profile_names,
+    spans,
+)
 
 BASE = """
 title: A game
@@ -115,6 +125,26 @@ def test_the_first_step_pays_nothing_and_later_ones_the_weights() -> None:
     assert state.terms(probes)["still"] == 0
     state.terms(probes)
     assert state.terms(probes)["still"] == -2 and state.milestones_reached == {"far": 2} and not state.ended
+
+
+@pytest.mark.parametrize(
+    ("expression", "kind"), [("x > 3", int), ("x / 2", float), ("was(v)", float), ("1.5 if x else 2", float), ("since(x)", int)]
+)
+def test_a_value_is_of_one_type_in_every_step(expression: str, kind: type) -> None:
+    content = {"title": "t", "values": {"v": "x / 4", "w": expression}}
+    state = compile_profile({**content, "probes": {"x": "0x0 u8"}}, "t", "t.yaml").start()
+    for x in (0, 2, 4, 5):
+        state.terms({"x": x})
+        assert type(state.values["w"]) is kind
+
+
+def test_a_copied_state_goes_its_own_way_with_the_same_profile() -> None:
+    state = make().start()
+    zero = dict.fromkeys(state.profile.table, 0)
+    state.terms(zero)
+    other = copy.deepcopy(state)
+    assert other.profile is state.profile
+    assert state.terms({**zero, "x": 5})["best"] == other.terms({**zero, "x": 5})["best"] == 50
 
 
 def test_two_episodes_share_nothing() -> None:
@@ -402,6 +432,13 @@ def test_red_only_the_right_cartridge(title: bytes, said: str) -> None:
     with pytest.raises(RomError, match=said):
         load_profile("pokemon_red").check_rom(bytes(rom), "mine.gb")
     load_profile("generic").check_rom(bytes(rom))
+
+
+def test_the_header_chooses_the_profile() -> None:
+    rom = bytearray(0x8000)
+    assert profile_for(bytes(rom)) == "generic"
+    rom[0x134:0x13F] = b"POKEMON RED"
+    assert profile_for(bytes(rom)) == "pokemon_red"
 
 
 def test_red_a_stub_is_no_rom() -> None:

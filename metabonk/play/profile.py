@@ -6,8 +6,8 @@
 __all__ = ['SPEC', 'KINDS', 'Number', 'Memory', 'Rows', 'REMEMBER', 'LOOK', 'NUMBERS', 'TABLES', 'OPERATORS', 'MACHINES',
            'SECTIONS', 'PROFILES', 'Probe', 'spans', 'compile_probes', 'was', 'gain', 'loss', 'changed', 'best', 'new',
            'since', 'row_changes', 'row_gain', 'row_loss', 'divide', 'Translator', 'Loader', 'read_yaml', 'check_names',
-           'check_actions', 'Profile', 'rom_title', 'ProfileState', 'load_profile', 'profile_names', 'compile_profile',
-           'compile_table']
+           'check_actions', 'Profile', 'rom_title', 'ProfileState', 'load_profile', 'profile_names', 'profile_for',
+           'compile_profile', 'compile_table']
 
 # %% ../../nbs/play/16_profile.ipynb #16-profile-002
 import ast
@@ -238,6 +238,7 @@ class Translator:
         self.lines: list[str] = []  # of the function, so far
         self.places = 0  # remembering calls, so far
         self.where = ""  # which line of the profile is being read
+        self.fractions: set[str] = set()  # values that need not be whole numbers
 
     def wrong(self, node: ast.AST | int, what: str) -> UsageError:
         "The error for one place of an expression"
@@ -317,8 +318,15 @@ class Translator:
         return f"(k_{table}, t_{table}_{name}[:n_{table}])"
 
     def define(self, name: str, text: Any, where: str) -> None:
-        "Add a line that sets a variable to the value of an expression"
-        self.lines.append(f"{name} = {self.number(self.parse(text, where))}")
+        "Add a line that sets a value, always a float or always an int: recordings keep one type in a column"
+        node = self.parse(text, where)
+        parts = list(ast.walk(node))
+        divided = any(isinstance(n, ast.Div) or (isinstance(n, ast.Constant) and isinstance(n.value, float)) for n in parts)
+        kind = "float" if divided or any(isinstance(n, ast.Name) and n.id in self.fractions for n in parts) else "int"
+        self.lines.append(f"x_{name} = {kind}({self.number(node)})")
+        self.names = {*self.names, name}
+        if kind == "float":
+            self.fractions.add(name)
 
     def term(self, text: Any, where: str) -> tuple[float, str]:
         "The weight of a reward term (the number before its first *, or 1) and the source of the rest"
@@ -389,7 +397,8 @@ def check_actions(path: str, machine: str, actions: Mapping[Any, Any]) -> dict[s
     "The buttons of each action"
     checked: dict[str, tuple[str, ...]] = {}
     for name, buttons in actions.items():
-        check_names(path, "action", [name])
+        if not (isinstance(name, str) and re.fullmatch(r"[a-z0-9][a-z0-9_+]*", name)):
+            raise UsageError(f"{path}: action {name!r}: a name is lower-case letters, digits, _ and +")
         if not isinstance(buttons, list):
             raise UsageError(f"{path}: action {name!r} must be a list of buttons, such as [right, b], not {buttons!r}")
         for button in buttons:
@@ -426,6 +435,10 @@ class Profile:
     def action_names(self) -> list[str]:  # in the order of the action space
         "Names of the actions"
         return list(self.actions)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Profile":  # itself: nothing in it changes
+        "A copied game shares its profile"
+        return self
 
     def start(self) -> "ProfileState":  # empty: its first step is the reset
         "What a new episode remembers"
@@ -528,6 +541,17 @@ def profile_names() -> list[str]:  # sorted
     return sorted(path.stem for path in PROFILES.glob("*.yaml"))
 
 
+def profile_for(
+    rom: bytes,  # content of a cartridge
+) -> str:  # the name of a profile
+    "The profile that comes along for this cartridge, by the title in its header; \"generic\" if there is none"
+    title = rom_title(rom)
+    for name in profile_names():
+        if read_yaml(PROFILES / f"{name}.yaml").get("rom", {}).get("title") == title:
+            return name
+    return "generic"
+
+
 def compile_profile(
     content: Mapping[str, Any],  # the sections of a file
     name: str,  # of the profile
@@ -565,9 +589,7 @@ def compile_profile(
     translator.lines = [*(f"x_{key} = p[{key!r}]" for key in named), *lines]
     for key, text in content.get("values", {}).items():
         check_names(path, "value", [key], taken)
-        translator.define(f"x_{key}", text, f"value {key!r}")
-        translator.lines.append(f"x_{key} = x_{key} + 0")  # True becomes 1
-        translator.names = {*translator.names, key}
+        translator.define(key, text, f"value {key!r}")
     check_names(path, "term", content.get("terms", {}))
     check_names(path, "milestone", content.get("milestones", {}))
     terms = {key: translator.term(text, f"term {key!r}") for key, text in content.get("terms", {}).items()}
