@@ -6,7 +6,7 @@
 __all__ = ['ASSETS', 'Link', 'text_of', 'cell_options', 'shows', 'trailing_comments', 'Parameter', 'parameters_of', 'inline_html',
            'type_html', 'parameters_table', 'Media', 'figure_html', 'table_html', 'output_markdown', 'link_names',
            'cell_markdown', 'notebook_markdown', 'pandoc_path', 'pandoc_html', 'Section', 'Outline', 'Rendered',
-           'render_notebook', 'asset', 'plotly_script', 'fonts_inside', 'self_contained_page', 'icon_address']
+           'render_notebook', 'asset', 'policy', 'plotly_script', 'fonts_inside', 'self_contained_page', 'icon_address']
 
 # %% ../../nbs/pipeline/93_render.ipynb #93-render-002
 import ast
@@ -508,6 +508,13 @@ def asset(
     return (ASSETS / name).read_text(encoding="utf-8")
 
 
+def policy(
+    kind: str,  # "report" or "site"
+) -> str:  # the content of a Content-Security-Policy
+    "What a page may load: nothing but itself and its own site"
+    return _policies[kind]
+
+
 def plotly_script() -> Path:  # a file of about five megabytes
     "The plotly library that came with the Python package"
     spec = importlib.util.find_spec("plotly")
@@ -549,7 +556,7 @@ def self_contained_page(
     values = {
         "title": html.escape(title, quote=False),
         "subtitle": inline_html(subtitle),
-        "policy": _policies["report"],
+        "policy": policy("report"),
         "icon": icon_address(),
         "style": fonts_inside(asset("fonts.css"), "<math" in body) + asset("page.css") + asset("report.css"),
         "contents": "\n".join(contents),
