@@ -1,0 +1,94 @@
+"""Same inputs, same numbers as the authors' own code of DreamerV3."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from metabonk.dream.distributions import TwoHot, categorical_kl, mixed_probabilities, symexp_bins
+from metabonk.dream.optimizer import LaProp
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, torch.Tensor]:
+    """Inputs and outputs by name."""
+    with np.load(Path(__file__).parent / "goldens/dreamer3.npz") as file:
+        return {name: torch.from_numpy(file[name]) for name in file.files}
+
+
+def test_two_hot_loss(golden):
+    loss = TwoHot(golden["twohot_logits"]).loss(golden["twohot_target"])
+    torch.testing.assert_close(loss, golden["twohot_loss"], atol=1e-5, rtol=1e-5)
+
+
+def test_two_hot_mean(golden):
+    mean = TwoHot(golden["twohot_pred_logits"]).mean
+    torch.testing.assert_close(mean, golden["twohot_pred"], atol=1e-5, rtol=1e-5)
+
+
+def test_two_hot_of_zero_logits_is_exactly_zero_and_a_plain_sum_is_not():
+    assert TwoHot(torch.zeros(4, 255)).mean.eq(0).all()
+    assert (torch.zeros(255).softmax(-1) * symexp_bins()).sum() != 0
+
+
+def test_two_hot_interpolated_between_logarithms_is_caught(golden):
+    "Negative control: weights measured in symlog space give another loss."
+    bins, target = torch.linspace(-20, 20, 255), golden["twohot_target"]
+    x = target.sign() * target.abs().log1p()
+    above = torch.searchsorted(bins, x, right=True).clamp(1, 254)
+    w = (bins[above] - x) / (bins[above] - bins[above - 1])
+    log_p = golden["twohot_logits"].log_softmax(-1)
+    wrong = -(w * log_p.gather(-1, above[:, None] - 1)[:, 0] + (1 - w) * log_p.gather(-1, above[:, None])[:, 0])
+    assert not torch.allclose(wrong, golden["twohot_loss"], atol=1e-3)
+
+
+def test_kl(golden):
+    p, q = (mixed_probabilities(golden[f"kl_{name}_logits"]) for name in ("post", "prior"))
+    torch.testing.assert_close(categorical_kl(p, q).sum(-1), golden["kl"], atol=1e-3, rtol=1e-5)
+
+
+def test_kl_without_the_uniform_share_is_caught(golden):
+    "Negative control: on raw logits the divergence is several percent off."
+    p, q = (golden[f"kl_{name}_logits"].softmax(-1) for name in ("post", "prior"))
+    assert ((categorical_kl(p, q).sum(-1) / golden["kl"] - 1).abs() > 0.03).all()
+
+
+@pytest.mark.parametrize("piece", [4, 65_536], ids=["in pieces", "at once"])
+def test_optimizer(golden, piece, monkeypatch):
+    monkeypatch.setattr(LaProp, "piece", piece)
+    parameter = torch.nn.Parameter(golden["opt_param"].clone())
+    optimizer = LaProp([parameter], lr=4e-5, warmup=0)
+    for grad in golden["opt_grads"]:
+        parameter.grad = grad.clone()
+        optimizer.step()
+    torch.testing.assert_close(parameter.detach() - golden["opt_param"], golden["opt_delta"], atol=1e-7, rtol=1e-4)
+
+
+def test_optimizer_on_tensors_that_are_not_contiguous(golden):
+    "The pass over whole tensors, as a GPU takes it, gives the same numbers."
+    parameter = torch.nn.Parameter(golden["opt_param"].t().contiguous().t())
+    optimizer = LaProp([parameter], lr=4e-5, warmup=0)
+    for grad in golden["opt_grads"]:
+        parameter.grad = grad.t().contiguous().t()
+        optimizer.step()
+    torch.testing.assert_close(parameter.detach() - golden["opt_param"], golden["opt_delta"], atol=1e-7, rtol=1e-4)
+
+
+def test_adam_is_caught(golden):
+    "Negative control: averaging before dividing is another optimizer."
+    parameter = torch.nn.Parameter(golden["opt_param"].clone())
+    optimizer = torch.optim.Adam([parameter], lr=4e-5, eps=1e-20)
+    for grad in golden["opt_grads"]:
+        parameter.grad = grad.clone()
+        optimizer.step()
+    assert not torch.allclose(parameter.detach() - golden["opt_param"], golden["opt_delta"], atol=1e-6)
+
+
+def test_optimizer_warms_up_and_skips_what_has_no_gradient():
+    moved, kept = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
+    optimizer = LaProp([moved, kept], lr=1.0, warmup=1000, clip=0.0)
+    moved.grad = torch.ones(3)
+    optimizer.step()
+    torch.testing.assert_close(moved.detach(), torch.full((3,), 1 - 1e-3))
+    assert kept.eq(1).all() and kept not in optimizer.state
