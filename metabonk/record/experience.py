@@ -121,7 +121,7 @@ def to_step(
     "What `reset` or `step` returned, as a row; `StoreError` if it does not fit the schema"
     image, audio = np.array(observation["image"]), np.array(observation["audio"])
     if image.shape != schema.image_shape or image.dtype != np.uint8:
-        raise StoreError(f"image is {image.dtype} {image.shape}, the recording holds uint8 {schema.image_shape}: a store has one size")
+        raise StoreError(f"image is {image.dtype} {image.shape}, the recording holds uint8 {schema.image_shape}")
     if audio.ndim != 2 or audio.shape[0] != schema.channels or audio.dtype != np.int16:
         raise StoreError(f"audio is {audio.dtype} {audio.shape}, the recording holds int16 ({schema.channels}, samples)")
     done = np.zeros(schema.action_shape, schema.action_dtype) if action is None else np.array(action, schema.action_dtype)
@@ -205,7 +205,7 @@ class Steps:
 
         return cls(
             image=np.stack([row.image for row in rows]) if rows else np.zeros((0, *schema.image_shape), np.uint8),
-            audio=np.concatenate([row.audio for row in rows], axis=1) if rows else np.zeros((schema.channels, 0), np.int16),
+            audio=np.concatenate([row.audio.T for row in rows]).T if rows else np.zeros((schema.channels, 0), np.int16),
             audio_length=np.array([row.audio.shape[1] for row in rows], np.int64),
             action=np.array([row.action for row in rows], schema.action_dtype).reshape(len(rows), *schema.action_shape),
             reward=numbers("reward", "float64"),

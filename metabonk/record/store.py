@@ -24,7 +24,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from ..core.errors import DamagedChunk, FolderError, StoreError, StoreVersion
+from ..core.errors import DamagedChunk, FolderError, StoreError, StoreVersion, unknown
 from ..core.files import disk_errors, file_hash, folder_lock, write_atomic
 from .experience import Schema, Step, Steps
 
@@ -58,9 +58,10 @@ def arrow_schema(
     schema: Schema,  # of the recording
 ) -> pa.Schema:  # names and types of the columns on disk
     "The columns of a chunk: those of a row, and where the row belongs"
-    columns: dict[str, pa.DataType] = {"image": _nested("uint8", schema.image_shape)}
+    height, width, colours = schema.image_shape
+    columns: dict[str, pa.DataType] = {"image": _nested("uint8", (colours, height, width))}
     if schema.channels:
-        columns[_sound] = pa.list_(pa.list_(pa.int16(), schema.channels))
+        columns[_sound] = pa.list_(pa.list_(pa.int16()), schema.channels)
     columns["action"] = _nested(schema.action_dtype, schema.action_shape)
     columns |= {name: pa.from_numpy_dtype(np.dtype(kind)) for name, kind in _plain.items()}
     columns |= {name: pa.int64() for name in ("stream", "episode", "step")}
@@ -78,10 +79,15 @@ def to_arrow(
 ) -> pa.RecordBatch:  # the same rows
     "Rows as Arrow holds them"
     rows = len(steps)
-    values: dict[str, pa.Array] = {"image": _fold(steps.image, schema.image_shape)}
+    planes = np.ascontiguousarray(steps.image.transpose(0, 3, 1, 2))  # (T, colours, height, width)
+    values: dict[str, pa.Array] = {"image": _fold(planes, planes.shape[1:])}
     if schema.channels:
-        offsets = pa.array(steps.bounds.astype(np.int32))
-        values[_sound] = pa.ListArray.from_arrays(offsets, _fold(steps.audio.T, (schema.channels,)))
+        bounds = steps.bounds
+        rows_of = [steps.audio[:, begin:end].reshape(-1) for begin, end in zip(bounds, bounds[1:], strict=False)]
+        lengths = np.repeat(steps.audio_length, schema.channels)  # row 0 left, row 0 right, row 1 left, ...
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+        flat = pa.array(np.concatenate(rows_of) if rows_of else np.zeros(0, np.int16))
+        values[_sound] = pa.FixedSizeListArray.from_arrays(pa.ListArray.from_arrays(offsets, flat), schema.channels)
     values["action"] = _fold(steps.action, schema.action_shape)
     values |= {name: pa.array(getattr(steps, name)) for name in _plain}
     for name, number in {"stream": stream, "episode": episode, "step": step}.items():
@@ -101,18 +107,26 @@ def from_arrow(
         return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
 
     if schema.channels:
-        sound = column(_sound)
-        length = np.diff(sound.offsets.to_numpy()).astype(np.int64)
-        audio = _unfold(sound.flatten(), (schema.channels,)).T
+        sound = column(_sound).flatten()  # row 0 left, row 0 right, row 1 left, ...
+        bounds = sound.offsets.to_numpy().astype(np.int64)
+        length = np.diff(bounds)[:: schema.channels]
+        flat = sound.values.to_numpy(zero_copy_only=False)
+        edges = np.concatenate([[0], np.cumsum(length)])
+        audio = np.empty((schema.channels, edges[-1]), np.int16)
+        for row, (begin, end) in enumerate(zip(edges, edges[1:], strict=False)):
+            first = bounds[row * schema.channels]
+            audio[:, begin:end] = flat[first : first + schema.channels * (end - begin)].reshape(schema.channels, -1)
     else:
         length, audio = np.zeros(table.num_rows, np.int64), np.zeros((0, 0), np.int16)
+    height, width, colours = schema.image_shape
+    planes = _unfold(column("image"), (colours, height, width))
     plain = {name: column(name).to_numpy(zero_copy_only=False) for name in _plain}
     named = {
         group: {name: column(f"{group}/{name}").to_numpy(zero_copy_only=False) for name in kinds}
         for group, kinds in (("probes", schema.probes), ("terms", schema.terms))
     }
     return Steps(
-        image=_unfold(column("image"), schema.image_shape),
+        image=np.ascontiguousarray(planes.transpose(0, 2, 3, 1)),
         audio=audio,
         audio_length=length,
         action=_unfold(column("action"), schema.action_shape),
@@ -122,7 +136,8 @@ def from_arrow(
     )
 
 # %% ../../nbs/record/21_store.ipynb #21-store-007
-_batch_steps = 64  # rows that are compressed together
+_codecs = ("zstd", "lz4")
+_batch_steps = 256  # rows that are compressed together
 _about_chunk = "metabonk.chunk"
 _magic = b"ARROW1\0\0"  # what an Arrow file begins with; its schema follows
 _episodes_per_stream = 1_000_000
@@ -155,9 +170,12 @@ class ChunkBuilder:
         schema: Schema,  # of the recording
         stream: int,  # whose rows these are; see `Writer.new_stream`
         chunk_steps: int = 1024,  # rows in a chunk
-        level: int = 3,  # 1 is LZ4's fast way, 2 to 12 search longer for smaller files that read as fast
+        codec: str = "zstd",  # or "lz4"
+        level: int = 5,  # how hard the codec tries
     ) -> None:
-        self.schema, self.stream, self.chunk_steps, self.level = schema, stream, chunk_steps, level
+        if codec not in _codecs:
+            raise unknown("codec", codec, _codecs)
+        self.schema, self.stream, self.chunk_steps, self.codec, self.level = schema, stream, chunk_steps, codec, level
         self.start = 0  # row of the stream that the chunk in progress begins with
         self.episode, self.step, self.open = -1, 0, False  # the episode in progress
         self.about: dict[str, Any] = {}
@@ -167,7 +185,7 @@ class ChunkBuilder:
 
     def _begin(self) -> None:
         columns = arrow_schema(self.schema)
-        options = pa.ipc.IpcWriteOptions(compression=pa.Codec("lz4", compression_level=self.level), use_threads=False)
+        options = pa.ipc.IpcWriteOptions(compression=pa.Codec(self.codec, compression_level=self.level), use_threads=False)
         self.sink = io.BytesIO()
         self.file = pa.ipc.new_file(self.sink, columns, options=options)
         self.chunk = Chunk(self.stream, self.start, 0, [len(_magic) + columns.serialize().size], [], [])
@@ -484,12 +502,13 @@ class Store:
     def writer(
         self,
         chunk_steps: int = 1024,  # rows in a chunk: what a sudden end can cost
-        level: int = 3,  # of LZ4; see `ChunkBuilder`
+        codec: str = "zstd",  # or "lz4"; see `ChunkBuilder`
+        level: int = 5,  # how hard the codec tries
     ) -> "Iterator[Writer]":
         "Append to the store, as its only writer; `FolderLocked` if there is one already"
         with folder_lock(self.path, "store"):
             self.refresh()
-            writer = Writer(self, chunk_steps, level)
+            writer = Writer(self, chunk_steps, codec, level)
             try:
                 yield writer
             finally:
@@ -516,8 +535,8 @@ def _line(chunk: Chunk) -> bytes:
 class Writer:
     "Appends to a store; made by `Store.writer`, used by one thread"
 
-    def __init__(self, store: Store, chunk_steps: int, level: int) -> None:
-        self.store, self.chunk_steps, self.level = store, chunk_steps, level
+    def __init__(self, store: Store, chunk_steps: int, codec: str, level: int) -> None:
+        self.store, self.chunk_steps, self.codec, self.level = store, chunk_steps, codec, level
         self.lanes: dict[int, ChunkBuilder] = {}
         self.pending: list[tuple[Chunk, bytes]] = []  # finished, not on the disk yet
         self.rows = 0  # written since the writer was made
@@ -556,7 +575,7 @@ class Writer:
     ) -> None:
         "One more row of one game; `DiskFull` if a chunk can't be written: free some space and `flush`"
         if stream not in self.lanes:
-            self.lanes[stream] = ChunkBuilder(self.store.schema, self.new_stream(), self.chunk_steps, self.level)
+            self.lanes[stream] = ChunkBuilder(self.store.schema, self.new_stream(), self.chunk_steps, self.codec, self.level)
         if done := self.lanes[stream].add(row, about):
             self.pending.append(done)
             self._publish()
