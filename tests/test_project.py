@@ -19,6 +19,7 @@ import pytest
 
 import metabonk
 from metabonk.pipeline.authoring import out_of_step
+from metabonk.pipeline.execute import execute
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
@@ -63,10 +64,7 @@ def test_stored_outputs_hold_no_errors_and_no_paths_of_a_computer(path):
 
 @pytest.mark.parametrize("path", LITERATE, ids=label)
 def test_literate_notebook_runs(path, tmp_path):
-    from metabonk.pipeline.runner import execute_notebooks
-
-    copy = shutil.copy(path, tmp_path)
-    execute_notebooks([copy], folder=path.parent)
+    execute(shutil.copy(path, tmp_path), folder=path.parent, timeout=300)
 
 
 @pytest.mark.parametrize("path", STAGES, ids=label)
