@@ -1,0 +1,464 @@
+"""Recording: one queue that drops nothing, whatever the disk, the game or the operating system does."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from metabonk.core.errors import DiskFull, FolderLocked, MetaBonkError, StoreError, UsageError
+from metabonk.play.game import make_game
+from metabonk.record import recorder as module
+from metabonk.record.experience import Schema, Step
+from metabonk.record.recorder import (
+    Recorder,
+    Recording,
+    RowQueue,
+    episode_seeds,
+    record,
+    record_command,
+    recording_schema,
+    share_out,
+)
+from metabonk.record.store import Chunk, ChunkBuilder, Store
+
+SCHEMA = Schema(game="toy", image_shape=(4, 4, 3), channels=1, sample_rate=60, clock_rate=60.0, action_count=3)
+
+
+def toy_row(t: int, first: bool | None = None) -> Step:
+    """Row `t`, in which every number is `t`."""
+    sound = np.full((1, 1 + t % 3), t, np.int16)
+    first = t == 0 if first is None else first
+    return Step(np.full((4, 4, 3), t % 256, np.uint8), sound, np.array(t % 3), 0.0, False, False, first, t, t)
+
+
+class Toy(gym.Env):
+    """A game whose numbers all say which step it is; it ends after `length` steps."""
+
+    name, channels, sample_rate, clock_rate, action_names, config = "toy", 1, 60, 60.0, ["a", "b", "c"], {}
+    action_space = gym.spaces.Discrete(3)
+    observation_space = gym.spaces.Dict(image=gym.spaces.Box(0, 255, (4, 4, 3), np.uint8))
+
+    def __init__(self, length: int = 10, fail_at: int | None = None) -> None:
+        self.length, self.fail_at, self.closed, self.total = length, fail_at, False, 0
+
+    def _out(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        sound = np.full((1, 1 + self.t % 3), self.t, np.int16)
+        self.samples += sound.shape[1]
+        clock = {"ticks": self.t, "samples": self.samples}
+        terms = {"game": float(self.t)}
+        return {"image": np.full((4, 4, 3), self.t % 256, np.uint8), "audio": sound}, {"clock": clock, "terms": terms}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self.t = self.samples = 0
+        self.seed = seed
+        return self._out()
+
+    def step(self, action: int) -> Any:
+        self.t, self.total = self.t + 1, self.total + 1
+        if self.total == self.fail_at:
+            raise RuntimeError("the game broke")
+        observation, info = self._out()
+        return observation, float(self.t), self.t == self.length, False, info
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Turns:
+    """A policy: 0, 1, 2, 0, ..."""
+
+    def reset(self, seed: int) -> None:
+        self.count = itertools.count()
+
+    def __call__(self, observation: Any, info: Any) -> int:
+        return next(self.count) % 3
+
+
+def check_toy(store: Store) -> int:
+    """Every episode is exactly what the toy does; returns the number of rows."""
+    for episode in store.episodes:
+        steps = store.read(episode)
+        t = np.arange(len(steps))
+        assert (steps.image[:, 0, 0, 0] == t % 256).all() and (steps.tick == t).all()
+        assert (steps.audio_length == 1 + t % 3).all() and (steps.audio[0] == np.repeat(t, 1 + t % 3)).all()
+        assert (steps.action[1:] == (t[1:] - 1) % 3).all() and steps.action[0] == 0
+        assert (steps.reward == t).all() and (steps.first == (t == 0)).all()
+    return sum(episode.rows for episode in store.episodes)
+
+
+# The queue
+
+
+def test_a_slow_writer_slows_the_game_and_drops_nothing() -> None:
+    """All rows arrive in order, and never more than the bound are under way."""
+    arrived: list[int] = []
+
+    class Slow(ChunkBuilder):
+        def add(self, row: Step, about: Any = None) -> Any:
+            time.sleep(0.002)
+            arrived.append(int(row.tick))
+            return super().add(row, about)
+
+    chunks: list[Chunk] = []
+    queue = RowQueue(lambda chunk, content: chunks.append(chunk), capacity=10)
+    builder = Slow(SCHEMA, 0, chunk_steps=16)
+    waiting = []
+    for t in range(200):
+        queue.put(builder, toy_row(t))
+        waiting.append(len(queue._rows))
+    queue.close()
+    assert arrived == list(range(200)) and sum(chunk.rows for chunk in chunks) == queue.saved == 200
+    assert max(waiting) <= queue.deepest <= 10
+    assert queue.deepest == 10  # the writer was slow enough for the bound to be felt
+
+
+@pytest.mark.parametrize(("capacity", "wake"), [(1, 1), (1, 32), (3, 2), (500, 500)])
+def test_any_bound_works(capacity: int, wake: int) -> None:
+    """No bound and no batch size leaves rows behind or waits for ever."""
+    chunks: list[Chunk] = []
+    queue = RowQueue(lambda chunk, content: chunks.append(chunk), capacity, wake)
+    builder = ChunkBuilder(SCHEMA, 0, chunk_steps=7)
+    for t in range(50):
+        queue.put(builder, toy_row(t))
+    queue.close()
+    assert [chunk.rows for chunk in chunks] == [7] * 7 + [1]
+
+
+def test_the_same_row_twice_is_one_row() -> None:
+    """A row that is offered again after an interruption is not doubled."""
+    chunks: list[Chunk] = []
+    queue, builder = RowQueue(lambda chunk, content: chunks.append(chunk)), ChunkBuilder(SCHEMA, 0)
+    for t in range(5):
+        row = toy_row(t)
+        queue.put(builder, row)
+        queue.put(builder, row)
+    queue.close()
+    assert [chunk.rows for chunk in chunks] == [5]
+
+
+def test_what_the_writer_meets_with_reaches_the_game_at_once() -> None:
+    """A full disk is `DiskFull` in `put`, also in one that waits, and says what is safe."""
+
+    def save(chunk: Chunk, content: bytes) -> None:
+        if chunk.start >= 20:
+            time.sleep(0.05)
+            raise DiskFull("no space left on the disk")
+
+    queue, builder = RowQueue(save, capacity=5), ChunkBuilder(SCHEMA, 0, chunk_steps=10)
+    with pytest.raises(DiskFull, match="20 rows of this recording are safe, the [0-9]+ after them are not"):
+        for t in range(1000):
+            queue.put(builder, toy_row(t))
+    with pytest.raises(DiskFull):
+        queue.close()
+
+
+def test_errors_that_are_nobodys_fault_keep_their_type() -> None:
+    """A defect in the writer is not dressed up."""
+
+    def save(chunk: Chunk, content: bytes) -> None:
+        raise ZeroDivisionError
+
+    queue, builder = RowQueue(save), ChunkBuilder(SCHEMA, 0)
+    queue.put(builder, toy_row(0))
+    with pytest.raises(ZeroDivisionError):
+        queue.close()
+
+
+def test_nothing_can_be_put_into_a_closed_queue() -> None:
+    """It says so."""
+    queue = RowQueue(lambda chunk, content: None)
+    queue.close()
+    with pytest.raises(StoreError, match="closed"):
+        queue.put(ChunkBuilder(SCHEMA, 0), toy_row(0))
+
+
+# The recorder
+
+
+def test_every_row_is_there(tmp_path: Path) -> None:
+    """T + 1 rows for T steps, the convention of the rows, the marks at the ends."""
+    summary = record(Toy(), tmp_path / "s", Turns(), steps=25, chunk_steps=8)
+    store = Store.open(tmp_path / "s")
+    assert check_toy(store) == 28
+    assert [episode.end for episode in store.episodes] == ["terminated", "terminated", "truncated"]
+    assert (summary.steps, summary.episodes, summary.total_steps) == (25, 3, 25)
+    assert [store.episodes[n].reward for n in range(3)] == [55.0, 55.0, 15.0]
+
+
+def test_whole_episodes(tmp_path: Path) -> None:
+    """`episodes=` plays each to its end."""
+    summary = record(Toy(7), tmp_path / "s", Turns(), episodes=3)
+    assert (summary.steps, summary.episodes) == (21, 3)
+    assert {episode.end for episode in Store.open(tmp_path / "s").episodes} == {"terminated"}
+
+
+def test_reset_in_the_middle_is_a_truncation(tmp_path: Path) -> None:
+    """An episode that was left is marked, at its last row."""
+    with Recorder(Toy(), tmp_path / "s") as game:
+        for _ in range(2):
+            game.reset()
+            for action in (0, 1, 2):
+                game.step(action)
+    store = Store.open(tmp_path / "s")
+    assert [episode.end for episode in store.episodes] == ["truncated", "truncated"]
+    assert store.read(store.episodes[0]).truncated.tolist() == [False, False, False, True]
+    assert store.episodes[0].about["policy"] == "person"
+
+
+def test_a_game_that_breaks_leaves_a_whole_store(tmp_path: Path) -> None:
+    """The exception comes out as it is; every row before it is stored."""
+    game = Toy(length=1000, fail_at=300)
+    with pytest.raises(RuntimeError, match="the game broke"):
+        record(game, tmp_path / "s", Turns(), steps=1000, chunk_steps=64)
+    store = Store.open(tmp_path / "s")
+    assert check_toy(store) == 300 and store.episodes[0].end == "truncated" and store.verify() == []
+    record(Toy(), tmp_path / "s", Turns(), steps=10)
+    assert len(Store.open(tmp_path / "s").episodes) == 2
+
+
+def test_one_of_several_games_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others stop at their next step, and what all of them recorded is there."""
+    made = iter([Toy(10), Toy(10, fail_at=77), Toy(10)])
+    monkeypatch.setattr(module, "make_game", lambda name, **settings: next(made))
+    with pytest.raises(RuntimeError, match="the game broke"):
+        record("toy", tmp_path / "s", Turns(), steps=10**9, games=3)
+    store = Store.open(tmp_path / "s")
+    check_toy(store)
+    assert sum(episode.rows - 1 for episode in store.episodes if episode.stream == 1) == 76
+
+
+def test_a_full_disk_stops_the_game(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`DiskFull` comes out of `record`; the store keeps what was written, opens, and can be appended to."""
+    real, calls = module.Writer.add_chunk, itertools.count()
+
+    def add_chunk(self: Any, content: bytes) -> None:
+        if next(calls) >= 2:
+            raise DiskFull("no space left on the disk while writing a chunk: free some, then run again")
+        real(self, content)
+
+    monkeypatch.setattr(module.Writer, "add_chunk", add_chunk)
+    game = Toy(100)
+    with pytest.raises(DiskFull, match="64 rows of this recording are safe"):
+        record(game, tmp_path / "s", Turns(), steps=100_000, chunk_steps=32)
+    assert game.total < 2_000
+    monkeypatch.undo()
+    store = Store.open(tmp_path / "s")
+    assert check_toy(store) == 64
+    record(Toy(), tmp_path / "s", Turns(), steps=10)
+    assert len(Store.open(tmp_path / "s")) == 64 + 11
+
+
+def test_a_really_full_disk(tmp_path: Path) -> None:
+    """A limit on file sizes stands for it where no small disk can be mounted: the operating system refuses the bytes."""
+    code = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+sys.path.insert(0, "tests")
+from test_recorder import Toy, Turns
+from metabonk.record.recorder import record
+resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000))
+record(Toy(100), sys.argv[1], Turns(), steps=100_000, chunk_steps=1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "s")], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "Error" in done.stderr.splitlines()[-1]
+    assert check_toy(Store.open(tmp_path / "s")) >= 0
+
+
+def test_two_writers(tmp_path: Path) -> None:
+    """The second one is told."""
+    with Recording(tmp_path / "s", SCHEMA), pytest.raises(FolderLocked):
+        Recording(tmp_path / "s", SCHEMA)
+    Recording(tmp_path / "s", SCHEMA).close()
+
+
+def test_another_game_does_not_fit_into_the_store(tmp_path: Path) -> None:
+    """What differs is named, and nothing is written."""
+    record(Toy(), tmp_path / "s", Turns(), steps=5)
+    other = Toy()
+    other.name = "other"
+    with pytest.raises(StoreError, match="game is 'toy', not 'other'"):
+        record(other, tmp_path / "s", Turns(), steps=5)
+
+
+@pytest.mark.parametrize("bad", [{}, {"steps": 0}, {"episodes": 0}, {"steps": 5, "games": 0}])
+def test_bad_numbers(tmp_path: Path, bad: dict[str, int]) -> None:
+    """Usage errors come before anything is written."""
+    with pytest.raises(UsageError):
+        record("bonk", tmp_path / "s", **bad)
+    assert not (tmp_path / "s").exists()
+
+
+def test_unknown_names(tmp_path: Path) -> None:
+    """The nearest game, policy and setting are named before anything is written."""
+    wrong = [({"game": "bonkk"}, "bonk"), ({"policy": "randon"}, "random"), ({"settings": {"tick": 4}}, "ticks_per_step")]
+    for names, told in wrong:
+        with pytest.raises(UsageError, match=told):
+            record(**{"game": "bonk", "store": tmp_path / "s", "steps": 5} | names)
+    assert not (tmp_path / "s").exists()
+
+
+def test_seeds_follow_from_one() -> None:
+    """They differ between episodes, streams and recordings, and fit 31 bits."""
+    seeds = [episode_seeds(seed, stream, n) for seed in range(3) for stream in range(5) for n in range(50)]
+    assert len({s for pair in seeds for s in pair}) == 2 * len(seeds)
+    assert max(max(pair) for pair in seeds) < 2**31
+
+
+def test_shares_add_up() -> None:
+    """Nothing is lost in the division."""
+    assert share_out(10, 3) == [4, 3, 3] and share_out(None, 2) == [None, None] and share_out(1, 2) == [1, 0]
+
+
+# Real games
+
+
+def test_threads_and_processes_record_the_same(tmp_path: Path) -> None:
+    """Bonk twice at once, each way: every array of every episode is equal."""
+    for parallel in ("threads", "processes"):
+        record("bonk", tmp_path / parallel, steps=60, games=2, seed=5, parallel=parallel, chunk_steps=16)
+    one, two = Store.open(tmp_path / "threads"), Store.open(tmp_path / "processes")
+    assert len(one.episodes) == len(two.episodes) == 2
+    for left, right in zip(one.episodes, two.episodes, strict=True):
+        assert left.about == right.about and left.rows == right.rows == 31
+        a, b = one.read(left), two.read(right)
+        assert (a.image == b.image).all() and (a.audio == b.audio).all() and (a.action == b.action).all()
+        assert all((a.probes[name] == b.probes[name]).all() for name in a.probes)
+
+
+def test_recorded_is_what_was_played(tmp_path: Path) -> None:
+    """Bonk, step by step against a second copy that is not recorded."""
+    settings = {"sticky_actions": 0.5, "max_steps": 40}
+    with Recorder(make_game("bonk", **settings), tmp_path / "s", seed=3) as game:
+        for _ in range(2):
+            game.reset()
+            for action in np.random.default_rng(0).integers(0, game.action_space.n, 40):
+                game.step(int(action))
+    store, other = Store.open(tmp_path / "s"), make_game("bonk", **settings)
+    for episode in store.episodes:
+        steps = store.read(episode)
+        observation, info = other.reset(seed=episode.about["seed"])
+        for t, row in enumerate(steps):
+            if t:
+                observation, reward, *_, info = other.step(int(row.action))
+                assert row.reward == reward and row.terms == info["terms"]
+            assert (row.image == observation["image"]).all() and (row.audio == observation["audio"]).all()
+            assert row.tick == info["clock"]["ticks"] and row.sample == info["clock"]["samples"]
+            assert row.probes == {**info["probes"], "executed": info["executed"]}
+        assert steps.truncated[-1] and (steps.probes["executed"] != steps.action).any()
+
+
+def test_a_person_records_through_step(tmp_path: Path) -> None:
+    """`Recorder.step` is all that a keyboard needs; any thread may call it."""
+    game = Recorder(make_game("bonk"), tmp_path / "s")
+    game.reset()
+    thread = threading.Thread(target=lambda: [game.step(4) for _ in range(5)])
+    thread.start()
+    thread.join()
+    game.close()
+    store = Store.open(tmp_path / "s")
+    assert store.episodes[0].rows == 6 and store.episodes[0].about["policy"] == "person"
+
+
+def test_the_command_line_function(tmp_path: Path) -> None:
+    """It returns a summary whose text tells the numbers."""
+    told = str(record_command("bonk", tmp_path / "s", steps=20, settings={"ticks_per_step": 2}))
+    assert "20 steps in 1 episodes of bonk" in told and str(tmp_path / "s") in told
+
+
+def test_silent_games_record_too(tmp_path: Path) -> None:
+    """No sound, no samples, everything else."""
+    record("gym:CartPole-v1", tmp_path / "s", steps=30, settings={"image_size": (32, 32)})
+    steps = Store.open(tmp_path / "s").read(0)
+    assert steps.audio.size == 0 and steps.image.any()
+
+
+# Interruptions
+
+PLAY = """
+import sys
+sys.path.insert(0, "tests")
+from test_recorder import Toy, Turns
+from metabonk.record.recorder import record
+print("ready", flush=True)
+record(Toy(50), sys.argv[1], Turns(), steps=10**9, chunk_steps=32)
+"""
+
+
+def start(folder: Path) -> "subprocess.Popen[str]":
+    """A process that records until it is stopped."""
+    there = len(list(folder.glob("data/*.arrow")))
+    command = [sys.executable, "-c", PLAY, str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    until = time.monotonic() + 60
+    while len(list(folder.glob("data/*.arrow"))) == there and time.monotonic() < until:
+        time.sleep(0.01)
+    return process
+
+
+def test_kill_at_any_moment(tmp_path: Path) -> None:
+    """`kill -9`, several times into one store: it opens, every chunk is sound, and it can be appended to."""
+    moments = np.random.default_rng().uniform(0, 0.3, 4)
+    rows = 0
+    for moment in moments:
+        process = start(tmp_path / "s")
+        time.sleep(moment)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        store = Store.open(tmp_path / "s")
+        assert store.verify() == [], f"killed after {moment} s"
+        now = check_toy(store)
+        assert now > rows and now == len(store)
+        assert all(episode.rows == 51 or episode.end == "" for episode in store.episodes)
+        rows = now
+    record(Toy(), tmp_path / "s", Turns(), steps=20)
+    assert check_toy(Store.open(tmp_path / "s")) == rows + 22
+
+
+def test_ctrl_c_keeps_every_row(tmp_path: Path) -> None:
+    """The step in progress is finished, everything is stored, and the process ends by KeyboardInterrupt."""
+    process = start(tmp_path / "s")
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert "KeyboardInterrupt" in told and process.returncode != 0
+    store = Store.open(tmp_path / "s")
+    assert check_toy(store) == len(store) and store.verify() == []
+    assert store.episodes[len(store.episodes) - 1].end in ("truncated", "terminated")
+
+
+def test_a_process_that_dies_takes_nothing_of_the_others_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of two recording processes is killed: the other finishes, and the error says what is there."""
+    real = module.multiprocessing.connection.wait
+    killed: list[int] = []
+
+    def wait(pipes: Any, timeout: float) -> Any:
+        names = {p.name: p for p in module.multiprocessing.active_children()}
+        if not killed and "metabonk-0" in names and list((tmp_path / "s/data").glob("000000-*.arrow")):
+            killed.append(names["metabonk-0"].pid)
+            os.kill(killed[0], signal.SIGKILL)
+        return real(pipes, timeout)
+
+    monkeypatch.setattr(module.multiprocessing.connection, "wait", wait)
+    with pytest.raises(MetaBonkError, match="metabonk-0 .exit status -9. died"):
+        record("bonk", tmp_path / "s", steps=400, games=2, parallel="processes", chunk_steps=16, settings={"ticks_per_step": 1})
+    store = Store.open(tmp_path / "s")
+    steps = {n: sum(e.rows for e in store.episodes if e.stream == n) for n in (0, 1)}
+    assert killed and store.verify() == [] and 16 <= steps[0] < 200 and steps[1] == 200 + 1
+
+
+def test_schema_of_a_sticky_game() -> None:
+    """The executed action is a probe where it may differ from the chosen one, and only there."""
+    for sticky, there in ((0.25, True), (0.0, False)):
+        game = make_game("bonk", sticky_actions=sticky)
+        _, info = game.reset(seed=0)
+        assert ("executed" in recording_schema(game, info).probes) is there
