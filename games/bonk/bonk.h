@@ -81,6 +81,7 @@ void panel_open(void);
 void panel_close(void);
 void number(char *to, u16 value, u8 digits);
 void title_picture(void);
+void title_blink(u8 on);
 
 /* sound.c: music on channels 2 and 3, effects on channels 1 and 4 */
 void sound_start(void);

@@ -29,6 +29,7 @@ static void title(void) {
   g_phase = PHASE_TITLE;
   while (!set_go && !(keys_new & KEY_START)) {
     if (++time == 20) music_play(TUNE_TITLE);
+    if (!((u8)time & 31) || time == 1) title_blink(!(time & 32));
     hop = (u8)time & 31;
     hop = hop < 16 ? hop : 31 - hop;
     sprites_clear();

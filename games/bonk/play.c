@@ -99,6 +99,12 @@ static i16 bounced(i16 v) {
   return v < 0 ? (i16)a : -(i16)a;
 }
 
+/* Only one corner of the hero touches: a small push to the other side leads him past it. */
+static i16 past_corner(i16 v, u8 first) {
+  if (size(v) > 0x80) return v;
+  return first ? v + 0x28 : v - 0x28;
+}
+
 /* Move a body with a box of 12 x 12 by its velocity, one axis after the other; it bounces off what is solid. */
 static void move(void) {
   u8 edge, a, b;
@@ -110,9 +116,12 @@ static void move(void) {
     edge = (u8)(to >> 8) + (bvx > 0 ? 5 : -6);
     a = (u8)(by >> 8) - 6;
     b = a + 11;
-    if (solid(edge, a) | solid(edge, b)) {
+    a = solid(edge, a);
+    b = solid(edge, b);
+    if (a | b) {
       bumped = 1;
       impact = size(bvx);
+      if (is_hero && a != b) bvy = past_corner(bvy, a);
       to = (u16)(bvx > 0 ? (edge & 0xF0) - 6 : (edge | 0x0F) + 7) << 8;
       bvx = bounced(bvx);
     }
@@ -123,9 +132,12 @@ static void move(void) {
     edge = (u8)(to >> 8) + (bvy > 0 ? 5 : -6);
     a = (u8)(bx >> 8) - 6;
     b = a + 11;
-    if (solid(a, edge) | solid(b, edge)) {
+    a = solid(a, edge);
+    b = solid(b, edge);
+    if (a | b) {
       bumped = 1;
       if (size(bvy) > impact) impact = size(bvy);
+      if (is_hero && a != b) bvx = past_corner(bvx, a);
       to = (u16)(bvy > 0 ? (edge & 0xF0) - 6 : (edge | 0x0F) + 7) << 8;
       bvy = bounced(bvy);
     }
@@ -134,7 +146,7 @@ static void move(void) {
 }
 
 /* --- score, hurts, heals ------------------------------------------------------------------------------------------ */
-static u8 hud_stale, spark_x, spark_y, spark_time, face_left, dash_time, moving_on;
+static u8 hud_stale, spark_x, spark_y, spark_time, face_left, dash_time;
 static u8 sign_wait, dialog_time;
 
 static void score(u8 points) {
@@ -377,6 +389,7 @@ static void read_sign(void) {
   u8 i;
   for (i = g_screen; i; --i) from += 80;
   for (i = 0; i < 4; ++i, from += 20) panel_text(i, from);
+  if (g_charger_phase) charger_pause(); /* who reads is left in peace */
   g_dialog = g_screen + 1;
   ++g_dialogs;
   dialog_time = 0;
@@ -690,8 +703,15 @@ static void dialog(void) {
 }
 
 static void pause(void) {
+  u8 hum = g_hum, charger = g_charger_phase;
   g_phase = PHASE_PAUSE;
-  do frame(); while (!(keys_new & KEY_START));
+  g_hum = g_charger_phase = 0; /* lasting sounds wait too */
+  do {
+    effects_step();
+    frame();
+  } while (!(keys_new & KEY_START));
+  g_hum = hum;
+  g_charger_phase = charger;
   g_phase = PHASE_PLAY;
 }
 
@@ -753,6 +773,8 @@ void play(void) {
   for (i = 0; i < 5; ++i) line[4 + i] = "SCORE"[i];
   number(line + 11, g_score, 5);
   panel_text(1, line);
+  for (i = 0; i < 20; ++i) line[i] = ' ';
+  panel_text(2, line);
   panel_text(3, "    PRESS  START    ");
   panel_open();
   do {

@@ -54,15 +54,15 @@ static void copy(void) __naked {
 
 /* The interrupt. Sound first: its registers change at the same moment of every frame. */
 void vblank(void) {
-  u8 budget = 44;
+  u8 budget = 52; /* two rows of tiles: what fits into the blank beside the rest */
   music_write();
   if (ready) {
     effects_write();
     __asm__("call 0xFF80");
     while (job_first != job_last) {
       Job *job = &jobs[job_first];
-      if (job->count > budget) break;
-      budget -= job->count;
+      if (job->count + 6 > budget) break;
+      budget -= job->count + 6;
       copy_to = job->to;
       copy_from = job->from;
       copy_count = job->count;
@@ -308,12 +308,16 @@ void title_picture(void) {
   for (y = 0; y < 5; ++y)
     for (x = 0; x < 19; ++x)
       if (letters[y][x] == '#') at[(2 + y) * 32 + x] = T_BLOCK;
-  text(at + 32 * 12 + 4, "PRESS START", 11);
-  text(at + 32 * 14 + 1, "A: DASH   B: BRAKE", 18);
+  text(at + 32 * 15 + 1, "A: DASH   B: BRAKE", 18);
   for (x = 0; x < 20; ++x) {
     at[32 * 10 + x] = T_WALL + (x & 1);
     at[32 * 11 + x] = T_WALL + 2 + (x & 1);
   }
+}
+
+void title_blink(u8 on) {
+  text(row_tiles, on ? "PRESS START " : "            ", 12);
+  queue(0x9800 + 32 * 13 + 4, row_tiles, 12);
 }
 
 /* Screen off, everything copied, screen on. */
