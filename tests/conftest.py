@@ -6,7 +6,7 @@ from pathlib import Path
 from jaxtyping import install_import_hook
 
 # Before anything of ours is imported: beartype holds each call against its annotations, jaxtyping its shapes.
-_hook = install_import_hook("metabonk", "beartype.beartype")
+_hook = install_import_hook("metabonk", "checked.typechecker")
 
 import pytest  # noqa: E402
 

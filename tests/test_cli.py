@@ -38,7 +38,7 @@ def test_games_lists_bonk():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["run", "metabonc"], "did you mean 'metabonk'"),
+        (["run", "metabonc"], "did you mean pipelines/metabonk.yaml"),
         (["run", "metabonk", "--game", "bonkk"], "did you mean 'bonk'"),
         (["run", "metabonk", "--preset", "tinny"], "did you mean 'tiny'"),
         (["run", "metabonk", "--set", "record.step=3"], "did you mean"),

@@ -145,7 +145,7 @@ def settings() -> dict[str, str]:
 
 def requirement_name(requirement: str) -> str:
     """`torch>=2.6` -> `torch`."""
-    return re.split(r"[<>=\[;]", requirement)[0].lower()
+    return re.split(r"[<>=\[;]", requirement)[0].lower().replace("_", "-")
 
 
 def test_every_requirement_has_an_exact_version():
@@ -157,8 +157,8 @@ def test_every_requirement_has_an_exact_version():
 
 # How a requirement is used where its name is not what one imports.
 IMPORT_NAMES = {
-    "ale-py": "ale_py", "pyyaml": "yaml", "pypandoc_binary": "pypandoc", "ipykernel": "ipykernel", "jupyterlab": None,
-    "execnb": None, "ghapi": None, "numpy": "numpy",
+    "ale-py": "ale_py", "pyyaml": "yaml", "pypandoc-binary": "pypandoc", "jupyterlab": None, "fastcore": None,
+    "execnb": None, "ghapi": None,
 }  # fmt: skip
 
 
