@@ -179,7 +179,7 @@ class ChunkBuilder:
         self.start = 0  # row of the stream that the chunk in progress begins with
         self.episode, self.step, self.open = -1, 0, False  # the episode in progress
         self.about: dict[str, Any] = {}
-        self.rows: list[Step] = []
+        self.rows: list[Step] = []  # of the batch in progress
         self.keys: list[tuple[int, int]] = []  # episode and step of each row
         self._begin()
 
@@ -665,7 +665,8 @@ A row with `first` began an episode; no action led to it. `episode` and `step` s
 |---|---|
 {columns}
 
-Sound: {schema.channels} channels at {schema.sample_rate} Hz, as long as the step was. `tick` counts {schema.clock_rate:g} a second.
+Pictures are stored as (colours, height, width), sound as (channels, samples), as long as the step was:
+{schema.channels} channels at {schema.sample_rate} Hz. `tick` counts {schema.clock_rate:g} a second.
 
 ```python
 from datasets import load_dataset
