@@ -17,14 +17,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from .. import __version__
 from .errors import FolderError
 from .files import disk_errors, file_hash, folder_lock, write_atomic
 
 # %% ../../nbs/core/06_run.ipynb #06-run-006
-_libraries = ("numpy", "torch", "lightning", "gymnasium", "pyboy", "ale-py", "librosa", "datasets", "papermill", "nbdev")
+_libraries = (
+    "numpy", "torch", "lightning", "gymnasium", "pyboy", "ale-py", "librosa", "datasets", "papermill", "nbdev"
+)
 
 
 def environment() -> dict[str, Any]:  # plain values, ready for JSON
@@ -105,7 +107,7 @@ class Run:
         cls,
         folder: str | Path,  # the run folder
         create: bool = True,  # make it if it is not there
-    ) -> Self:  # the run
+    ) -> "Run":  # the run
         "Open a run folder, or make a new one where nothing is; `FolderError` if something else is there"
         run = cls(folder)
         with disk_errors(run.folder):

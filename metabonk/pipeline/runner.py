@@ -220,7 +220,9 @@ class Execution:
                 record["kernel"] = {"pid": pid, "began": psutil.Process(pid).create_time()}
             self.save("running")
 
-        given = dict(self.values[name]) | ({"run": str(self.run.folder)} if "run" in stage.parameters else {})
+        given = dict(self.values[name])
+        if "run_folder" in stage.parameters:
+            given["run_folder"] = str(self.run.folder)
         began = time.monotonic()
         status = "interrupted"
         try:

@@ -11,13 +11,14 @@ import ast
 import importlib.util
 import io
 import json
+import os
 import re
 import tokenize
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import yaml
 
@@ -202,7 +203,7 @@ class Pipeline:
     def read(
         cls,
         path: str | Path,  # a YAML file
-    ) -> Self:  # the pipeline
+    ) -> "Pipeline":  # the pipeline
         "Read a pipeline file and the parameters of its notebooks; `UsageError` names what is wrong in it"
         path = Path(path)
         try:
@@ -214,7 +215,7 @@ class Pipeline:
             line = f", line {mark.line + 1}" if mark else ""
             raise UsageError(f"{path}{line} is not YAML: {getattr(error, 'problem', None) or error}") from None
         top = _mapping(content, str(path), _pipeline_keys)
-        folder = path.parent / top.get("notebooks", "../nbs/stages")
+        folder = Path(os.path.normpath(path.parent / top.get("notebooks", "../nbs/stages")))
         stages: list[Stage] = []
         for entry in top.get("stages", []):
             entry = {"notebook": entry} if isinstance(entry, str) else entry
@@ -269,18 +270,18 @@ class Pipeline:
             if "." in name:
                 owner, parameter = name.split(".", 1)
                 near[self.stage(owner).name][parameter] = value
-        everywhere = {name for stage in self.stages for name in stage.parameters} - {"run"}
+        everywhere = {name for stage in self.stages for name in stage.parameters} - {"run_folder"}
         for name in [*self.shared, *wide]:
             self._known("parameter", name, everywhere)
         resolved = {}
         for stage in self.stages:
             for name in [*stage.given, *near[stage.name]]:
-                self._known(f"parameter of stage {stage.name}", name, set(stage.parameters) - {"run"})
+                self._known(f"parameter of stage {stage.name}", name, set(stage.parameters) - {"run_folder"})
             layers = {**self.shared, **stage.given, **wide, **near[stage.name]}
             chosen = {
                 name: read_value(layers.get(name, declared.default), declared, f"{stage.name}.{name}")
                 for name, declared in stage.parameters.items()
-                if name != "run"
+                if name != "run_folder"
             }
             for name, check in (checks or {}).items():
                 if name in chosen:
@@ -290,7 +291,7 @@ class Pipeline:
 
     @staticmethod
     def _known(kind: str, name: str, known: set[str]) -> None:
-        if name == "run":
+        if name in ("run", "run_folder"):
             raise UsageError("the run folder is not set as a parameter: use --run FOLDER")
         if name not in known:
             raise unknown(kind, name, known)
