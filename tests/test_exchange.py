@@ -1,0 +1,247 @@
+"""Recordings go out and come back exactly; films are lossy but in time."""
+
+import json
+import subprocess
+from pathlib import Path
+from shutil import which
+
+import av
+import numpy as np
+import pytest
+
+from metabonk.core.errors import FolderError, StoreError, UsageError
+from metabonk.record.exchange import (
+    export_media,
+    export_minari,
+    from_dataset,
+    import_minari,
+    picture_times,
+    read_wav,
+    to_dataset,
+    write_media,
+    write_wav,
+)
+from metabonk.record.experience import Schema, Step
+from metabonk.record.store import Store, to_arrow
+
+RATE, CLOCK, TICKS = 43_900, 4_194_304, 4 * 70_224
+
+
+def make_store(path: Path, channels: int = 2, box: bool = False, episodes: int = 3, open_end: bool = True) -> Store:
+    """Random episodes with every type of column, ragged sound, and a last episode without an end."""
+    rng = np.random.default_rng(0)
+    action = {"action_dtype": "float32", "action_shape": (2,)} if box else {"action_count": 5}
+    schema = Schema(
+        game="toy", image_shape=(6, 5, 3), channels=channels, sample_rate=RATE * bool(channels), clock_rate=float(CLOCK),
+        probes={"x": "int64", "alive": "bool", "speed": "float64"}, terms={"coin": "float64", "hurt": "float64"}, **action,
+    )  # fmt: skip
+    store = Store.create(path, schema)
+    with store.writer(chunk_steps=16) as writer:
+        for number in range(episodes):
+            sample, length = 0, 10 + 7 * number
+            for t in range(length):
+                heard = int(rng.integers(0, 40)) * bool(channels)
+                sample += heard
+                last = t == length - 1 and not (open_end and number == episodes - 1)
+                values = rng.normal(size=2).astype(np.float32) if box else np.array(rng.integers(5))
+                row = Step(
+                    rng.integers(0, 256, (6, 5, 3)).astype(np.uint8),
+                    rng.integers(-32_768, 32_768, (channels, heard)).astype(np.int16),
+                    values * (t > 0) if box else np.array(values * (t > 0)), float(rng.normal()) if t else 0.0,
+                    last and number % 2 == 0, last and number % 2 == 1, t == 0, (t + 1) * TICKS, sample,
+                    {"x": int(rng.integers(-(2**60), 2**60)), "alive": bool(rng.integers(2)), "speed": float(rng.normal())},
+                    {"coin": float(rng.normal()), "hurt": float("nan") if t == 3 else -0.0},
+                )  # fmt: skip
+                writer.add(row, number % 2, {"seed": 2**40 + number, "policy": "toy", "settings": {"a": [1, None]}})
+    return Store.open(path)
+
+
+def same(left: Store, right: Store) -> None:
+    """Both hold the same episodes: values, types, ends, what is told of them."""
+    assert left.schema.to_dict() == right.schema.to_dict()
+    assert len(left.episodes) == len(right.episodes) and len(left) == len(right)
+    for one, other in zip(left.episodes, right.episodes, strict=True):
+        assert one.about == other.about and one.end == other.end and np.isclose(one.reward, other.reward)
+        a, b = to_arrow(left.schema, left.read(one)), to_arrow(right.schema, right.read(other))
+        assert a.schema == b.schema
+        for name in a.schema.names:
+            assert a.column(name).equals(b.column(name)) or name == "terms/hurt", name  # which holds a NaN
+        x, y = left.read(one), right.read(other)
+        assert np.array_equal(x.terms["hurt"], y.terms["hurt"], equal_nan=True)
+        assert np.array_equal(np.signbit(x.terms["hurt"]), np.signbit(y.terms["hurt"]))
+        assert (x.image == y.image).all() and (x.audio == y.audio).all() and x.audio.dtype == np.int16
+
+
+KINDS = [{}, {"channels": 1}, {"channels": 0}, {"box": True}, {"open_end": False}]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_datasets_round_trip(tmp_path: Path, kind: dict[str, int]) -> None:
+    """Store to `datasets` to disk and back to a store."""
+    import datasets
+
+    store = make_store(tmp_path / "s", **kind)
+    to_dataset(store, cache=tmp_path / "cache").save_to_disk(str(tmp_path / "saved"))
+    same(store, from_dataset(datasets.load_from_disk(str(tmp_path / "saved")), tmp_path / "back"))
+
+
+def test_datasets_of_some_episodes(tmp_path: Path) -> None:
+    """Chosen episodes only, with what is known of them."""
+    store = make_store(tmp_path / "s", episodes=5)
+    wanted = [store.episodes[n].number for n in (1, 3)]
+    back = from_dataset(to_dataset(store, wanted, cache=tmp_path / "cache"), tmp_path / "back")
+    assert [episode.about["seed"] for episode in back.episodes] == [store.episodes[n].about["seed"] for n in (1, 3)]
+    assert [episode.rows for episode in back.episodes] == [store.episodes[n].rows for n in (1, 3)]
+    with pytest.raises(StoreError, match="no episode 77"):
+        to_dataset(store, [77], cache=tmp_path / "cache")
+
+
+def test_datasets_without_a_schema(tmp_path: Path) -> None:
+    """A dataset that does not tell its schema needs it; one that is no recording is refused."""
+    import datasets
+
+    store = make_store(tmp_path / "s")
+    rows = to_dataset(store, cache=tmp_path / "cache")
+    rows.info.description = ""
+    with pytest.raises(UsageError, match="schema="):
+        from_dataset(rows, tmp_path / "back")
+    told = {episode.number: episode.about for episode in store.episodes}
+    same(store, from_dataset(rows, tmp_path / "back", store.schema, told))
+    with pytest.raises(StoreError, match="no column image"):
+        from_dataset(datasets.Dataset.from_dict({"x": [1]}), tmp_path / "other", store.schema)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_minari_round_trip(tmp_path: Path, kind: dict[str, int]) -> None:
+    """Store to Minari and back."""
+    store = make_store(tmp_path / "s", **kind)
+    export_minari(store, tmp_path / "m")
+    same(store, import_minari(tmp_path / "m", tmp_path / "back"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_minari_itself_reads_it(tmp_path: Path, kind: dict[str, int]) -> None:
+    """The library opens the folder, and its episodes are ours under its convention."""
+    minari = pytest.importorskip("minari")
+    store = make_store(tmp_path / "s", **kind)
+    dataset = minari.MinariDataset(export_minari(store, tmp_path / "m"))
+    assert dataset.total_episodes == 3 and dataset.total_steps == len(store) - 3
+    for number, (theirs, episode) in enumerate(zip(dataset.iterate_episodes(), store.episodes, strict=True)):
+        steps = store.read(episode)
+        assert theirs.id == number and len(theirs) == len(steps) - 1
+        assert (theirs.observations["image"] == steps.image).all() and theirs.observations["image"].dtype == np.uint8
+        assert (theirs.actions == steps.action[1:]).all() and theirs.actions.dtype == steps.action.dtype
+        assert (theirs.rewards == steps.reward[1:]).all()
+        assert (theirs.terminations == steps.terminated[1:]).all()
+        assert theirs.truncations[-1] == (episode.end != "terminated") and not theirs.truncations[:-1].any()
+        assert (theirs.infos["tick"] == steps.tick).all() and (theirs.infos["probes/x"] == steps.probes["x"]).all()
+        if store.schema.channels:
+            sound, length = theirs.observations["audio"], theirs.observations["audio_length"]
+            assert sound.dtype == np.int16 and (length == steps.audio_length).all()
+            assert (np.concatenate([row[:, :n] for row, n in zip(sound, length, strict=True)], axis=1) == steps.audio).all()
+    assert dataset.action_space.contains(theirs.actions[0]) and "image" in dataset.observation_space.spaces
+
+
+def test_minari_bad_folders(tmp_path: Path) -> None:
+    """A folder in use, one that is not there, somebody else's dataset, a damaged file."""
+    store = make_store(tmp_path / "s")
+    folder = export_minari(store, tmp_path / "m")
+    with pytest.raises(FolderError, match="not empty"):
+        export_minari(store, folder)
+    with pytest.raises(FolderError, match="no Minari dataset"):
+        import_minari(tmp_path / "nowhere", tmp_path / "back")
+    part = folder / "1" / "part-0.arrow"
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(StoreError, match="damaged"):
+        import_minari(folder, tmp_path / "back")
+    (folder / "metadata.json").write_text(json.dumps({"total_episodes": 1}))
+    with pytest.raises(StoreError, match="not written by export_minari"):
+        import_minari(folder, tmp_path / "back2")
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("rate", [8_000, 32_768, 43_900, 47_782])
+def test_wav_is_exact(tmp_path: Path, channels: int, rate: int) -> None:
+    """Every sample, every rate."""
+    sound = np.random.default_rng(0).integers(-32_768, 32_768, (channels, 5_000)).astype(np.int16)
+    sound[:, :2] = -32_768, 32_767
+    back, found = read_wav(write_wav(tmp_path / "x.wav", sound, rate))
+    assert found == rate and back.dtype == np.int16 and (back == sound).all()
+
+
+def test_media_of_a_store(tmp_path: Path) -> None:
+    """A film for each episode with a picture a row, and a wav with its very samples; a silent game has films only."""
+    for channels, kinds in ((2, {".mp4", ".wav"}), (0, {".mp4"})):
+        store = make_store(tmp_path / f"s{channels}", channels=channels)
+        files = export_media(store, tmp_path / f"out{channels}")
+        assert {path.suffix for path in files} == kinds and len(files) == 3 * len(kinds)
+        for episode in store.episodes:
+            name = tmp_path / f"out{channels}" / f"{episode.number:012d}"
+            with av.open(str(name.with_suffix(".mp4"))) as film:
+                assert sum(1 for _ in film.decode(video=0)) == episode.rows
+            if channels:
+                assert (read_wav(name.with_suffix(".wav"))[0] == store.read(episode).audio).all()
+    with pytest.raises(UsageError, match="silent"):
+        write_wav(tmp_path / "no.wav", np.zeros((0, 0), np.int16), 0)
+    chosen = export_media(store, tmp_path / "one", [store.episodes[1].number])
+    assert len(chosen) == 1
+
+
+def flash_film(path: Path, kind: str, count: int = 120, jitter: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """A film in which some steps flash and sound; returns when each step ended, and which steps do."""
+    rng = np.random.default_rng(0)
+    ticks = np.cumsum(rng.integers(TICKS // 2, 2 * TICKS, count)) if jitter else np.arange(1, count + 1) * TICKS
+    ends = ticks / CLOCK
+    lengths = np.diff(np.round(ends * RATE).astype(int), prepend=0)
+    flash = np.arange(count) % 15 == 7
+    tone = [12_000 * on * np.sin(np.arange(n) * 2 * np.pi * 1_000 / RATE) for on, n in zip(flash, lengths, strict=True)]
+    sound = np.stack([np.concatenate(tone)] * 2).astype(np.int16)
+    images = [np.full((63, 65, 3), (40, 220, 90) if on else (200, 30, 60), np.uint8) for on in flash]
+    with path.open("wb") as file:
+        write_media(file, iter(images), picture_times(ends), sound, RATE, kind=kind, scale=1)
+    return ends, flash
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("mp4", 1e-4), ("webm", 6e-4)])
+@pytest.mark.parametrize("jitter", [False, True])
+def test_films_are_in_time(tmp_path: Path, kind: str, tolerance: float, jitter: bool) -> None:
+    """Pictures carry the clock's times, tones start with their steps, colours are right, whatever the steps' lengths."""
+    ends, flash = flash_film(tmp_path / "x", kind, jitter=jitter)
+    with av.open(str(tmp_path / "x")) as film:
+        frames = [(frame.time, frame.to_ndarray(format="rgb24")[30, 30].astype(int)) for frame in film.decode(video=0)]
+    times = np.array([time for time, _ in frames])
+    assert len(times) == len(ends) and times[0] == 0 and np.allclose(times[1:], ends[1:], atol=tolerance)
+    assert [colour[1] > 128 for _, colour in frames] == flash.tolist()
+    with av.open(str(tmp_path / "x")) as film:
+        pieces = [(frame.time, frame.to_ndarray()) for frame in film.decode(audio=0)]
+    heard = np.concatenate([piece for _, piece in pieces], axis=1)
+    start = pieces[0][0]
+    begins = np.concatenate([[0], ends])[:-1][flash]
+    for begin, end in zip(begins, ends[flash], strict=True):
+        inside = np.abs(heard[0, round((begin + 0.005 - start) * 48_000) : round((end - 0.005 - start) * 48_000)])
+        before = np.abs(heard[0, round((begin - 0.02 - start) * 48_000) : round((begin - 0.004 - start) * 48_000)])
+        assert inside.max() > 0.2 and before.max() < 0.05
+    assert abs(heard.shape[1] / 48_000 - ends[-1]) < 0.05
+
+
+def test_pictures_with_one_time_stay_apart() -> None:
+    """Stamps increase strictly, and only where they must be moved are they moved."""
+    assert picture_times(np.array([0.5, 1.0, 1.0, 1.0, 2.0])).tolist() == [0, 90_000, 90_001, 90_002, 180_000]
+    assert picture_times(np.array([])).tolist() == []
+
+
+@pytest.mark.skipif(which("ffprobe") is None, reason="ffprobe is not installed")
+def test_ffprobe_agrees(tmp_path: Path) -> None:
+    """Another program sees H.264 and AAC, the number of pictures, and streams of one length."""
+    ends, _ = flash_film(tmp_path / "x.mp4", "mp4")
+    command = ["ffprobe", "-v", "error", "-count_frames", "-show_streams", "-of", "json", str(tmp_path / "x.mp4")]
+    video, audio = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)["streams"]
+    assert (video["codec_name"], audio["codec_name"]) == ("h264", "aac")
+    assert int(video["nb_read_frames"]) == len(ends) and (video["width"], video["height"]) == (66, 64)
+    assert abs(float(video["duration"]) - float(audio["duration"])) < 0.15 and float(video["start_time"]) == 0
+
+
+def test_a_film_takes_one_or_two_channels(tmp_path: Path) -> None:
+    """Five channels are refused by name."""
+    with pytest.raises(UsageError, match="one or two channels"):
+        write_media(tmp_path / "x.mp4", [np.zeros((8, 8, 3), np.uint8)], picture_times(np.ones(1)), np.ones((5, 9), np.int16), 9)
