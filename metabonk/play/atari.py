@@ -67,7 +67,7 @@ class Atari(Machine):
 
     def _load(self, seed: int) -> None:
         ale = self._ale
-        ale.setInt("random_seed", seed)
+        ale.setInt("random_seed", seed % 2**31)
         ale.setBool("sound_obs", self.sample_rate > 0)
         ale.setFloat("repeat_action_probability", 0.0)
         ale.setInt("frame_skip", 1)

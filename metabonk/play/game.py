@@ -25,6 +25,11 @@ from jaxtyping import Int16, UInt8
 from ..core.config import Config
 from ..core.errors import MetaBonkError, MissingLibrary, UsageError, unknown
 
+try:
+    from scipy.sparse._sparsetools import csr_matvecs  # what scipy's own product calls in the end
+except ImportError:
+    csr_matvecs = None
+
 # %% ../../nbs/play/10_game.ipynb #10-game-007
 class Sound(gym.Space[np.ndarray]):
     "The space of int16 sounds of shape (channels, samples), with 0 to `max_samples` samples"
@@ -90,7 +95,7 @@ class Sound(gym.Space[np.ndarray]):
 class Tick(NamedTuple):
     "What happened in one tick of a machine"
 
-    sound: np.ndarray | None  # the machine's own format, copied; `Machine.sound` joins several
+    sound: Any  # None if there is none; the machine's own format, copied; `Machine.sound` joins several
     reward: float  # the machine's own reward; 0 where it has none
     terminated: bool  # the game is over
     truncated: bool  # the machine stopped for a reason outside the game
@@ -128,6 +133,22 @@ class Machine(abc.ABC):
     ) -> Tick:  # what happened
         "Run for one tick"
 
+    def run(
+        self,
+        action: Any,  # what to do meanwhile
+        ticks: int,  # for how long; the picture is wanted after the last one
+    ) -> tuple[list[Any], float, bool, bool]:  # sounds of the ticks, reward, terminated, truncated
+        "Run for some ticks, or until the episode ends"
+        sounds, reward, terminated, truncated = [], 0.0, False, False
+        for left in range(ticks - 1, -1, -1):
+            sound, gain, terminated, truncated = self.tick(action, left == 0)
+            if sound is not None:
+                sounds.append(sound)
+            reward += gain
+            if terminated or truncated:
+                break
+        return sounds, reward, terminated, truncated
+
     @abc.abstractmethod
     def picture(self) -> UInt8[np.ndarray, "height width channels"]:  # 1, 3 or 4 channels; may be a view that changes
         "The picture as it is now"
@@ -139,7 +160,7 @@ class Machine(abc.ABC):
     @abc.abstractmethod
     def sound(
         self,
-        pieces: list[np.ndarray],  # the sounds of the ticks, in the machine's format
+        pieces: list[Any],  # the sounds of the ticks, in the machine's format
     ) -> Int16[np.ndarray, "channels samples"]:  # joined, every value exactly kept
         "Join the sounds of several ticks"
 
@@ -197,10 +218,10 @@ class Shrink:
             raise UsageError(f"image_size {self.target} and the machine's {source} have too little in common: try sizes "
                              f"that share factors with {source[0]} and {source[1]}")
         self.kind = np.uint16 if 256 * self.total < 2**16 else np.uint32
+        self._total, self._half = self.kind(self.total), self.kind(self.total // 2)
         self.rows = scipy.sparse.csr_matrix(rows.astype(self.kind))
-        rgb = {1: np.ones((3, 1)), 3: np.eye(3), 4: np.eye(3, 4)}
-        self.columns = {n: scipy.sparse.csr_matrix(np.kron(columns, m).astype(self.kind)) for n, m in rgb.items()}
-        self.grey = scipy.sparse.csr_matrix(columns.astype(self.kind))
+        self.columns = scipy.sparse.csr_matrix(columns.astype(self.kind))
+        self.rgb_columns = scipy.sparse.csr_matrix(np.kron(columns, np.eye(3)).astype(self.kind))
 
     def __call__(
         self,
@@ -213,14 +234,37 @@ class Shrink:
             for channel in range(3):
                 image[..., channel] = picture[..., min(channel, channels - 1)]
             return image
-        across = self.rows @ picture.astype(self.kind).reshape(height, width * channels)  # (rows, width * channels)
-        down = np.ascontiguousarray(across.T)  # (width * channels, rows)
-        sums = self.columns[channels] @ down  # (columns * 3, rows)
-        sums += self.kind(self.total // 2)
-        image = (sums // self.kind(self.total)).astype(np.uint8)
-        return np.ascontiguousarray(image.T).reshape(*self.target, 3)
+        across = _times(self.rows, picture.astype(self.kind).reshape(height, width * channels))  # (rows, width * channels)
+        if channels == 3:
+            sums = _times(self.rgb_columns, np.ascontiguousarray(across.T))  # (columns * 3, rows)
+            return np.ascontiguousarray(self._mean(sums).T).reshape(*self.target, 3)
+        whole = _WHOLE[across.itemsize * channels]  # one number a pixel: what turns quickly
+        down = np.ascontiguousarray(across.view(whole).T).view(self.kind)  # (width, rows * channels)
+        small = self._mean(_times(self.columns, down)).reshape(*self.target[::-1], channels)
+        image = np.empty((*self.target, 3), np.uint8)
+        for channel in range(3):
+            image[..., channel] = small[..., min(channel, channels - 1)].T
+        return image
 
-# %% ../../nbs/play/10_game.ipynb #10-game-022
+    def _mean(self, sums: np.ndarray) -> np.ndarray:
+        sums += self._half
+        sums //= self._total
+        return sums.astype(np.uint8)
+
+
+def _times(matrix: scipy.sparse.csr_matrix, dense: np.ndarray) -> np.ndarray:
+    "`matrix @ dense`, without the microseconds that scipy spends on finding out how"
+    if csr_matvecs is None or not dense.flags.c_contiguous:
+        return matrix @ dense
+    (rows, inner), columns = matrix.shape, dense.shape[1]
+    product = np.zeros((rows, columns), dense.dtype)
+    csr_matvecs(rows, inner, columns, matrix.indptr, matrix.indices, matrix.data, dense.ravel(), product.ravel())
+    return product
+
+
+_WHOLE: dict[int, type] = {2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}  # bytes -> a type of that size
+
+# %% ../../nbs/play/10_game.ipynb #10-game-024
 @dataclass(frozen=True)
 class GameConfig(Config):
     "How a game is played: the same fields for every machine"
@@ -251,7 +295,7 @@ class GameConfig(Config):
             if is_wrong:
                 raise UsageError(f"{message}: {self}")
 
-# %% ../../nbs/play/10_game.ipynb #10-game-025
+# %% ../../nbs/play/10_game.ipynb #10-game-027
 class OutOfSync(MetaBonkError):
     "Sound and machine clock disagree: a sample was lost, doubled or moved"
 
@@ -324,8 +368,7 @@ class Game(gym.Env[dict[str, np.ndarray], Any]):
         self._samples = self._steps = 0
         self._over, self._last = None, self.machine.null_action
         self._profile_state = self.profile.start() if self.profile else None
-        pieces = self._run(self.machine.null_action).pieces if self.sample_rate else []
-        audio = self._hear(pieces)
+        audio = self._hear(self.machine.run(self.machine.null_action, self.config.ticks_per_step)[0] if self.sample_rate else [])
         probes, terms, _ = self._judge(0.0)
         return self._see(audio), self._info(probes, terms, self.machine.null_action)
 
@@ -340,7 +383,7 @@ class Game(gym.Env[dict[str, np.ndarray], Any]):
         if self.config.sticky_actions and self._sticky.random() < self.config.sticky_actions:
             action = self._last
         self._last = action
-        pieces, reward, terminated, truncated = self._run(action)
+        pieces, reward, terminated, truncated = self.machine.run(action, self.config.ticks_per_step)
         audio = self._hear(pieces)
         self._steps += 1
         probes, terms, ended = self._judge(reward)
@@ -388,19 +431,7 @@ class Game(gym.Env[dict[str, np.ndarray], Any]):
             raise UsageError(f"{self.name}: action {action!r} is not in {self.action_space}")
         return action
 
-    def _run(self, action: Any) -> "_Ticks":
-        pieces, reward, terminated, truncated = [], 0.0, False, False
-        last = self.config.ticks_per_step - 1
-        for number in range(last + 1):
-            sound, gain, terminated, truncated = self.machine.tick(action, number == last)
-            if sound is not None:
-                pieces.append(sound)
-            reward += gain
-            if terminated or truncated:
-                break
-        return _Ticks(pieces, reward, terminated, truncated)
-
-    def _hear(self, pieces: list[np.ndarray]) -> Int16[np.ndarray, "channels samples"]:
+    def _hear(self, pieces: list[Any]) -> Int16[np.ndarray, "channels samples"]:
         if not self.sample_rate:
             return np.zeros((self.channels, 0), np.int16)
         audio = self.machine.sound(pieces)
@@ -416,20 +447,13 @@ class Game(gym.Env[dict[str, np.ndarray], Any]):
         if self._profile_state is None:
             return probes, {"game": reward}, False
         seen, terms = self._profile_state.step(self.machine.read)
-        return {**probes, **seen}, terms, self._profile_state.ended
+        return {**probes, **seen} if probes else seen, terms, self._profile_state.ended
 
     def _info(self, probes: dict[str, Any], terms: dict[str, float], action: Any) -> dict[str, Any]:
         clock = {"ticks": self.machine.clock(), "samples": self._samples}
         return {"clock": clock, "probes": probes, "terms": terms, "executed": action, "seed": self._seed}
 
-
-class _Ticks(NamedTuple):
-    pieces: list[np.ndarray]
-    reward: float
-    terminated: bool
-    truncated: bool
-
-# %% ../../nbs/play/10_game.ipynb #10-game-026
+# %% ../../nbs/play/10_game.ipynb #10-game-028
 def choose_actions(
     known: dict[str, Any],  # every action that the machine has by default, in order
     wanted: tuple[str, ...] | None,  # names that the configuration asks for; None: all of `known`
@@ -441,7 +465,7 @@ def choose_actions(
         raise UsageError(f"an action is there twice: {', '.join(names)}")
     return {name: known[name] if name in known else make(name) for name in names}
 
-# %% ../../nbs/play/10_game.ipynb #10-game-037
+# %% ../../nbs/play/10_game.ipynb #10-game-039
 @dataclass(frozen=True)
 class Entry:
     "One line of the table of machines"
@@ -518,7 +542,7 @@ def games() -> list[dict[str, str]]:  # one row a machine: game, about, status
         rows.append({"game": entry.example, "about": entry.about, "status": status})
     return rows
 
-# %% ../../nbs/play/10_game.ipynb #10-game-041
+# %% ../../nbs/play/10_game.ipynb #10-game-043
 def _make(game: str, **config: Any) -> Game:
     return make_game(game, **config)
 

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['CLOCK', 'FRAME', 'BUTTONS', 'DEFAULT_ACTIONS', 'LEVEL', 'read_rom', 'tiny_rom', 'buttons_of', 'GameBoySettings',
-           'GameBoy', 'BonkSettings', 'Bonk']
+           'GameBoy', 'Bonk']
 
 # %% ../../nbs/play/11_gameboy.ipynb #11-gameboy-002
 import hashlib
-import importlib.util
 import io
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,8 +20,13 @@ from jaxtyping import Int16, UInt8
 
 from ..core.config import Config
 from ..core.errors import RomError, unknown
+from . import bonk
 from .game import GameConfig, Machine, Tick, choose_actions
 from .profile import load_profile
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # where its window library lies is of no interest: no window is opened
+    import pyboy
 
 # %% ../../nbs/play/11_gameboy.ipynb #11-gameboy-005
 CLOCK = 4_194_304  # cycles a second
@@ -64,6 +69,7 @@ def tiny_rom(
 BUTTONS = ("up", "down", "left", "right", "a", "b", "start", "select")
 DEFAULT_ACTIONS = ("noop", "up", "down", "left", "right", "a", "b")
 LEVEL = 512  # int16 units of one step of the console's volume
+_1, _9, _HIGH = np.uint16(1), np.uint16(9), np.uint16(0xFF00)
 
 
 def buttons_of(
@@ -109,6 +115,7 @@ class GameBoy(Machine):
         self.profile = load_profile(config.profile or self.default_profile, config.weights) if config.profile != "none" else None
         if self.profile:
             self.profile.check_rom(self.rom, what)
+        self._color = bool(self.rom[0x143] & 0x80) if settings.color is None else settings.color
         self.sample_rate = 32_768 if config.sample_rate is None else config.sample_rate
         self.max_tick_samples = -(-self.sample_rate * FRAME // CLOCK) + 1
         known = dict(self.profile.actions) if self.profile else {}
@@ -119,9 +126,7 @@ class GameBoy(Machine):
 
     def start(self, seed: int) -> None:
         self.close()
-        from pyboy import PyBoy
-
-        self._boy = PyBoy(
+        self._boy = pyboy.PyBoy(
             io.BytesIO(self.rom), window="null", sound_emulated=self.sample_rate > 0,
             sound_sample_rate=self.sample_rate or None, cgb=self.settings.color, log_level="ERROR"
         )  # fmt: skip
@@ -140,8 +145,13 @@ class GameBoy(Machine):
                 return
 
     def tick(self, action: Any, render: bool) -> Tick:
-        buttons = self._buttons[action] if action >= 0 else ()
+        sounds, *rest = self.run(action, 1, render)
+        return Tick(sounds[0] if sounds else None, *rest)
+
+    def run(self, action: Any, ticks: int, render: bool = True) -> tuple[list[Any], float, bool, bool]:
+        "Hold the buttons for some ticks: one by one, for a tick of several keeps the last one's sound only"
         boy = self._boy
+        buttons = self._buttons[action] if action >= 0 else ()
         if buttons != self._held:
             for button in self._held:
                 if button not in buttons:
@@ -150,19 +160,32 @@ class GameBoy(Machine):
                 if button not in self._held:
                     boy.button_press(button)
             self._held = buttons
-        sounds = self.sample_rate > 0
-        boy.tick(1, render, sounds)
-        return Tick(boy.sound.ndarray.copy() if sounds else None, 0.0, False, False)
+        if not self.sample_rate:
+            boy.tick(ticks, render, False)
+            return [], 0.0, False, False
+        tick, sound, pieces = boy.tick, boy.sound, []
+        for _ in range(ticks - 1):
+            tick(1, False, True)
+            pieces.append(bytes(sound.raw_buffer[: sound.raw_buffer_head]))
+        tick(1, render, True)
+        pieces.append(bytes(sound.raw_buffer[: sound.raw_buffer_head]))
+        return pieces, 0.0, False, False
 
     def picture(self) -> UInt8[np.ndarray, "height width channels"]:
-        return self._boy.screen.ndarray
+        pixels = self._boy.screen.ndarray  # (144, 160, 4), the four shades of grey in every channel unless in color
+        return pixels if self._color else pixels.view(np.uint32).astype(np.uint8)
 
     def clock(self) -> int:
         return self._boy._cycles() - self._zero
 
     def sound(self, pieces: list[np.ndarray]) -> Int16[np.ndarray, "channels samples"]:
-        levels = np.concatenate(pieces).T  # (2, samples) int8
-        return np.multiply(levels, LEVEL, dtype=np.int16, order="C")
+        pairs = np.frombuffer(b"".join(pieces), "<u2")  # left in the low byte, right in the high one; both below 128
+        sound = np.empty((2, len(pairs)), np.uint16)
+        left, right = sound
+        np.left_shift(pairs, _9, out=left)  # times 512; the right level falls off the top
+        np.bitwise_and(pairs, _HIGH, out=right)
+        np.left_shift(right, _1, out=right)
+        return sound.view(np.int16)
 
     def read(self, address: int, length: int) -> bytes:
         return bytes(self._boy.memory[address : address + length])
@@ -184,25 +207,10 @@ class GameBoy(Machine):
             self._boy = None
 
 # %% ../../nbs/play/11_gameboy.ipynb #11-gameboy-013
-@dataclass(frozen=True)
-class BonkSettings(Config):
-    "The block of settings in Bonk's memory"
-
-    music: int = 1  # 0 off, 1 the screen's tune, 2 random notes
-    decoys: int = 0  # false dings: every 16 frames one sounds with probability N / 256
-    darkness: int = 1  # 0 every screen is lit, 1 as the map says, 2 every screen is dark
-    chargers: int = 1  # 0 none, 1 as the map says, 2 in every screen
-    charger_gap: int = 8  # mean pause between two chargers, in units of 16 frames
-    start_screen: int = 4  # first screen, 0 to 8
-    opponents: int = 1  # 0 no opponents, 1 as the map says
-    hp: int = 6  # hit points at the start
-    effects: int = 1  # 0 silences all effects
-
-
 class Bonk(GameBoy):
     "Our own game, started with its settings"
 
-    settings_class = BonkSettings
+    settings_class: ClassVar[type[Config]] = bonk.BonkSettings
     default_profile = "bonk"
 
     def __init__(
@@ -211,19 +219,14 @@ class Bonk(GameBoy):
         config: GameConfig,  # how it is played
         settings: Any,  # `BonkSettings`
     ):
-        rom = Path(__file__).parent / "roms" / "bonk.gb"
-        has = importlib.util.find_spec("yaml") and (rom.parent.parent / "profiles" / "bonk.yaml").exists()
-        super().__init__(str(rom), config if has else config.change(profile="none"), GameBoySettings())
-        self.name, self.bonk = "bonk", settings
+        super().__init__(str(bonk.ROM), config, GameBoySettings())
+        self.name, self._settings = "bonk", settings
+        self._over = bonk.symbols()["game_over"].address
 
     def _boot(self, seed: int) -> None:
-        boy = self._boy
-        while boy.memory[0xC020] != 1:
-            boy.tick(1, False, False)
-        b = self.bonk
-        values = [b.music, b.decoys, b.darkness, b.chargers, b.charger_gap, b.start_screen, b.opponents, b.hp]
-        for address, value in enumerate([*values, seed & 255, seed >> 8 & 255, b.effects], 0xC001):
-            boy.memory[address] = value
-        boy.memory[0xC000] = 1
-        while boy.memory[0xC020] != 2:
-            boy.tick(1, False, False)
+        for ticks in bonk.start(self._boy.memory, self._settings, seed):
+            self._boy.tick(ticks, False, False)
+
+    def run(self, action: Any, ticks: int, render: bool = True) -> tuple[list[Any], float, bool, bool]:
+        pieces, reward, terminated, truncated = super().run(action, ticks, render)
+        return pieces, reward, terminated or self.profile is None and self._boy.memory[self._over] > 0, truncated
