@@ -82,6 +82,14 @@ class Schema(Config):
             **action,
         )
 
+    @classmethod
+    def from_dict(
+        cls,
+        values: dict[str, Any],  # field names and values, as `to_dict` gives them or as JSON holds them
+    ) -> Self:  # the schema
+        "The schema with these values"
+        return super().from_dict({name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
     def differences(
         self,
         other: "Schema",  # what it is compared with
@@ -119,7 +127,8 @@ def to_step(
     truncated: bool = False,  # what `step` gave
 ) -> Step:  # the row; it owns its arrays
     "What `reset` or `step` returned, as a row; `StoreError` if it does not fit the schema"
-    image, audio = np.array(observation["image"]), np.array(observation["audio"])
+    image = np.array(observation["image"])
+    audio = np.array(observation["audio"]) if schema.channels else np.zeros((0, 0), np.int16)
     if image.shape != schema.image_shape or image.dtype != np.uint8:
         raise StoreError(f"image is {image.dtype} {image.shape}, the recording holds uint8 {schema.image_shape}")
     if audio.ndim != 2 or audio.shape[0] != schema.channels or audio.dtype != np.int16:
