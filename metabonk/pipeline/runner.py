@@ -172,15 +172,16 @@ class Execution:
             stages = [stage.name for stage in self.pipeline.stages]
             self.manifest |= {"title": self.pipeline.title, "pipeline": str(self.pipeline.path.resolve()),
                               "order": stages, "environment": environment(), "started": now(), "ended": None}
+            self.manifest["pending"] = list(todo)
         if self._refresh() or todo:
             self.save("running" if todo else self.manifest["status"])
         for step in self.steps:
             if step.reasons:
                 display.start(step.stage.name)
+                self.manifest["pending"].remove(step.stage.name)
                 self.one(step, display)
             display.end(step.stage.name, "done" if step.reasons else "done before")
-        if todo or self.manifest["status"] != "done":
-            self.manifest["ended"] = now()
+        if todo:
             self.save("done")
         return todo
 
@@ -244,7 +245,7 @@ class Execution:
             record |= {"status": status, "ended": now(), "seconds": round(time.monotonic() - began, 3)}
             with contextlib.suppress(MetaBonkError) if status != "done" else contextlib.nullcontext():
                 self.manifest["ended"] = record["ended"]
-                self.save("running" if status == "done" else status)
+                self.save("running" if status == "done" else status)  # more stages may follow
 
 # %% ../../nbs/pipeline/93_runner.ipynb #93-runner-015
 def run_pipeline(
