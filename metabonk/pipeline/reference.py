@@ -10,6 +10,7 @@ __all__ = ['Function', 'Symbol', 'function_parameters', 'function_returns', 'cla
 import ast
 import html
 import inspect
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -36,13 +37,15 @@ class Symbol:
         return " ".join(self.doc.split("\n\n")[0].split())
 
     @property
-    def signature(self) -> str:  # "name(a, b=1)"
-        "The name with its parameters, without annotations"
-        if self.kind not in {"function", "method", "class"}:
-            return self.name
+    def arguments(self) -> str:  # "(a, b=1)"
+        "The parameters without annotations, or the value of a constant"
+        if self.kind == "constant" and self.value:
+            return f" = {self.value}"
+        if self.kind in {"property", "constant"} or (self.kind == "class" and not self.parameters):
+            return ""
         inside = [p.name if p.default is None else f"{p.name}={p.default}" for p in self.parameters]
-        whole = f"{self.name}({', '.join(inside)})"
-        return whole if len(whole) <= 76 else f"{self.name}({', '.join(p.name for p in self.parameters)})"
+        whole = f"({', '.join(inside)})"
+        return whole if len(self.name + whole) <= 64 else f"({', '.join(p.name for p in self.parameters)})"
 
 # %% ../../nbs/pipeline/94_reference.ipynb #94-reference-006
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -173,23 +176,22 @@ def symbol_markdown(
     level: int = 3,  # of the heading
 ) -> str:  # Pandoc's Markdown
     "One symbol: heading, signature, docstring, table of parameters, members"
-    name = symbol.name.replace("_", "\\_")
-    shown = symbol.signature if not symbol.value else f"{symbol.name} = {symbol.value}"
-    bases = [base for base in symbol.bases if base not in {"object", "Exception"}]
-    family = f' <span class="bases">is a {", ".join(type_html(base, link) for base in bases)}</span>' if bases else ""
-    table = parameters_table(symbol.parameters, link)
-    returned = ""
-    if symbol.returns:
-        meaning = inline_html(symbol.returns.comment, link)
-        returned = f'<p class="returns"><span>returns</span> {type_html(symbol.returns.type, link)} {meaning}</p>'
+    bases = [type_html(base, link) for base in symbol.bases if base not in {"object", "Exception"}]
+    family = f'<span class="bases">is a {", ".join(bases)}</span> ' if bases else ""
     where = f'<a class="source" href="{html.escape(source_address(symbol.line))}">source</a>'
+    facts = [f'<div class="table">{table}</div>'] if (table := parameters_table(symbol.parameters, link)) else []
+    if symbol.returns and (symbol.returns.comment or symbol.returns.type != "Iterator[None]"):
+        meaning = inline_html(symbol.returns.comment, link)
+        facts.append(f'<p class="returns"><span>returns</span> {type_html(symbol.returns.type, link)} {meaning}</p>')
+    name, arguments = (re.sub(r"([^\w\s])|_", r"\\\g<0>", text) for text in (symbol.name, symbol.arguments))
+    heading = name + (f"[{arguments}]{{.arguments}}" if arguments else "")
     parts = [
-        f"{'#' * level} {name} {{#{symbol.name} .api .{symbol.kind}}}",
-        f'```{{=html}}\n<p class="signature"><code>{html.escape(shown, quote=False)}</code>{family}{where}</p>\n```',
+        f"{'#' * level} {heading} {{#{symbol.name} .api .{symbol.kind}}}",
+        f'```{{=html}}\n<p class="where">{family}{where}</p>\n```',
         link_names(symbol.doc, link),
     ]
-    if table or returned:
-        parts.append(f'```{{=html}}\n{f"""<div class="table">{table}</div>""" if table else ""}{returned}\n```')
+    if facts:
+        parts.append("```{=html}\n" + "".join(facts) + "\n```")
     if symbol.members:
         count = f"{len(symbol.members)} member{'s' if len(symbol.members) > 1 else ''}"
         names = ", ".join(f"<code>{member.name.split('.')[-1]}</code>" for member in symbol.members)

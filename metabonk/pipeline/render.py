@@ -106,17 +106,18 @@ def parameters_of(
 
 # %% ../../nbs/pipeline/93_render.ipynb #93-render-015
 def inline_html(
-    text: str,  # a comment or a summary: plain text with `code` in back-ticks
+    text: str,  # a comment or a summary: one line with `code`, *stress* and **strong** words
     link: Link | None = None,  # gives the address of a symbol
 ) -> str:  # HTML
-    "Text with code spans, as HTML; the names that `link` knows are linked"
+    "One line of Markdown as HTML; the names that `link` knows are linked"
 
     def code(match: re.Match[str]) -> str:
         address = link(match[1]) if link else None
         inner = f"<code>{match[1]}</code>"
         return f'<a href="{html.escape(address)}">{inner}</a>' if address else inner
 
-    return re.sub(r"`([^`]+)`", code, html.escape(text, quote=False))
+    marked = re.sub(r"`([^`]+)`", code, html.escape(text, quote=False))
+    return re.sub(r"\*([^*\s][^*]*)\*", r"<em>\1</em>", re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", marked))
 
 
 def type_html(
@@ -141,14 +142,17 @@ def parameters_table(
     "Parameters as a table: name, type, default, meaning"
     if not parameters:
         return ""
+    optional = any(p.default is not None for p in parameters)
     rows = []
     for p in parameters:
         default = "" if p.default is None else f"<code>{html.escape(p.default, quote=False)}</code>"
         rows.append(
             f'<tr><th scope="row"><code>{html.escape(p.name)}</code></th><td>{type_html(p.type, link)}</td>'
-            f'<td class="default">{default}</td><td class="meaning">{inline_html(p.comment, link)}</td></tr>'
+            + (f'<td class="default">{default}</td>' if optional else "")
+            + f'<td class="meaning">{inline_html(p.comment, link)}</td></tr>'
         )
-    head = "".join(f'<th scope="col">{name}</th>' for name in (first, "type", "default", "meaning"))
+    names = [first, "type", *(["default"] if optional else []), "meaning"]
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
     return f'<table class="parameters"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
 
 # %% ../../nbs/pipeline/93_render.ipynb #93-render-018
@@ -218,7 +222,7 @@ def _raw(markup: str) -> str:
 
 def _pre(text: str, kind: str = "output") -> str:
     "Text as it was printed; long lines of prose wrap, tables of numbers scroll"
-    lines = [line.rsplit("\r", 1)[-1] for line in _ansi.sub("", text).rstrip().splitlines()]
+    lines = [line.rsplit("\r", 1)[-1] for line in _ansi.sub("", text).rstrip().split("\n")]
     wrap = " wrap" if len(lines) < 4 or any(len(line) > 160 for line in lines) else ""
     text = "\n".join(lines)
     return f'<pre class="{kind}{wrap}" tabindex="0">{html.escape(text, quote=False)}</pre>' if text else ""
@@ -293,29 +297,29 @@ def output_markdown(
 
 # %% ../../nbs/pipeline/93_render.ipynb #93-render-027
 _code_span = re.compile(r"(?<![`\[\\])`([A-Za-z_][\w.]*)(\(\))?`(?![`\]])")
-_notebook = re.compile(r"\]\(([^)\s:]+\.ipynb)(#[^)\s]*)?\)")
+_file_link = re.compile(r"(?<!!)(\[[^\]]*\]\()([^)\s:#]+)(#[^)\s]*)?\)")
 
 
 def link_names(
     markdown: str,  # the text of a Markdown cell
-    link: Link,  # gives the address of a symbol or of a notebook
+    link: Link,  # gives the address of a symbol or of a file
 ) -> str:  # the text with links
-    "Link the names in back-ticks, and the notebooks, that have a page"
+    "Link the names in back-ticks, and the files, that have a page"
 
     def symbol(match: re.Match[str]) -> str:
         address = link(match[1])
         return f"[{match[0]}]({address})" if address else match[0]
 
-    def notebook(match: re.Match[str]) -> str:
-        address = link(match[1])
-        return f"]({address}{match[2] or ''})" if address else match[0]
+    def file(match: re.Match[str]) -> str:
+        address = link(match[2])
+        return f"{match[1]}{address}{match[3] or ''})" if address else match[0]
 
     lines, fenced = [], False
     for line in markdown.splitlines():
         if re.match(r"\s*(```|~~~)", line):
             fenced = not fenced
         if not fenced:
-            line = _notebook.sub(notebook, line)
+            line = _file_link.sub(file, line)
             if not line.startswith(("#", "    ")):
                 line = _code_span.sub(symbol, line)
         lines.append(line)
