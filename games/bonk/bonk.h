@@ -89,7 +89,7 @@ void sound_silence(void);
 void music_play(u8 tune);
 void music_write(void);     /* first thing in the vertical blank: registers of channels 2 and 3 */
 void music_step(void);      /* last thing in the vertical blank: what the next one writes */
-void effects_write(void);
+void effects_write(void);   /* with the first line of a picture: registers of channels 1 and 4 */
 void effects_step(void);    /* once a frame, after the game's own work */
 void effect(u8 id);
 void noise(u8 id, u8 speed);

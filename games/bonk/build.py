@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -247,8 +248,9 @@ def build_rom() -> bytes:
             shutil.copy(HERE / name, work / name)
         for source in ("crt0", "memory"):
             run("sdasgb", "-plosgff", "-o", f"{source}.rel", f"{source}.s", cwd=work)
-        for source in (*SOURCES, "tables"):
-            run("sdcc", "-msm83", "--opt-code-speed", "--max-allocs-per-node", "3000", "-c", f"{source}.c", cwd=work)
+        compiler = ("sdcc", "-msm83", "--opt-code-speed", "--max-allocs-per-node", "3000", "-c")
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda source: run(*compiler, f"{source}.c", cwd=work), (*SOURCES, "tables")))
         parts = [f"{s}.rel" for s in ("crt0", "memory", *SOURCES, "tables")]
         run("sdcc", "-msm83", "--no-std-crt0", "--code-loc", "0x200", "--data-loc", "0xC300", *parts, "-o", "bonk.ihx",
             cwd=work)

@@ -11,7 +11,7 @@ enum {
   WARNING = 30,       /* frames between a charger's first beep and the charger */
   CHARGE = 10,        /* pixels a frame */
   CHARGER_HURTS = 2,
-  COIN_WAIT = 240,    /* frames until a coin comes back */
+  COIN_WAIT = 120,    /* frames until a coin comes back */
   SAFE = 50           /* frames without further hurt */
 };
 
@@ -34,8 +34,8 @@ static u8 random_event(void) {
 
 static void seed_all(void) {
   u8 i;
-  world_random = set_seed ^ 0x5EED;
-  event_random = (set_seed << 3) ^ (set_seed >> 13) ^ 0xB04C;
+  world_random = set_seed * 0x9E35 ^ 0x5EED; /* odd factors: near seeds give games that are not alike */
+  event_random = set_seed * 0x6255 ^ 0xB04C;
   if (!world_random) world_random = 0xACE1;
   if (!event_random) event_random = 0x1DEA;
   for (i = 0; i < 8; ++i) {
@@ -312,7 +312,7 @@ static void enter(void) {
   if (!g_dark) {
     if (g_visited >> g_screen & 1) {
       g_coin_mask = coins_left[g_screen];
-      away = (g_frame - left_at[g_screen]) >> 8; /* coins that came back meanwhile */
+      away = (g_frame - left_at[g_screen]) >> 7; /* coins that came back meanwhile */
     } else away = 8;
     for (i = 0, bit = 1; i < count; ++i, bit <<= 1) {
       if (!(g_coin_mask & bit) && away) {

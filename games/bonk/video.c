@@ -6,10 +6,11 @@
 #define OAM ((u8 *)0xC200)
 #define JOBS 16
 
-typedef struct {
+typedef struct { /* 8 bytes, so that finding one in the list is a shift */
   u16 to;
   const u8 *from;
-  u8 count;
+  u8 pairs, cost;
+  u8 spare[2];
 } Job;
 
 u8 shake, panel, keys, keys_new;
@@ -21,24 +22,27 @@ static u8 bgp, obp0;
 static u8 row_tiles[40], hud[40];
 static char text_rows[100];
 
-u16 copy_to;
-const u8 *copy_from;
-u8 copy_count;
+Job *job_now;
 
-/* copy_count (even) bytes from copy_from to copy_to: 16 cycles for two bytes */
+/* The copy that job_now asks for: 16 cycles for two bytes */
 static void copy(void) __naked {
   __asm
-    ld hl, #_copy_from
-    ld a, (hl+)
-    ld e, a
-    ld d, (hl)
-    ld a, (_copy_count)
-    srl a
-    ld b, a
-    ld hl, #_copy_to
+    ld hl, #_job_now
     ld a, (hl+)
     ld h, (hl)
     ld l, a
+    ld a, (hl+)
+    ld c, a
+    ld a, (hl+)
+    ld b, a
+    ld a, (hl+)
+    ld e, a
+    ld a, (hl+)
+    ld d, a
+    ld a, (hl)
+    ld h, b
+    ld l, c
+    ld b, a
   00001$:
     ld a, (de)
     inc de
@@ -52,20 +56,16 @@ static void copy(void) __naked {
   __endasm;
 }
 
-/* The interrupt. Sound first: its registers change at the same moment of every frame. */
+/* The interrupt. Music first: its registers change at the same moment of every frame. */
 void vblank(void) {
   u8 budget = 52; /* two rows of tiles: what fits into the blank beside the rest */
   music_write();
   if (ready) {
-    effects_write();
     __asm__("call 0xFF80");
     while (job_first != job_last) {
-      Job *job = &jobs[job_first];
-      if (job->count + 6 > budget) break;
-      budget -= job->count + 6;
-      copy_to = job->to;
-      copy_from = job->from;
-      copy_count = job->count;
+      job_now = &jobs[job_first];
+      if (job_now->cost > budget) break;
+      budget -= job_now->cost;
       copy();
       job_first = (job_first + 1) & (JOBS - 1);
     }
@@ -124,6 +124,8 @@ void frame(void) {
   blank = 0;
   ready = 1;
   wait();
+  while (LY > 143); /* the blank ends: the new picture begins, and with it its effects, its input and its work */
+  effects_write();
   read_keys();
 }
 
@@ -137,7 +139,8 @@ void queue(u16 to, const u8 *from, u8 count) {
   while (next == job_first) frame();
   job->to = to;
   job->from = from;
-  job->count = count;
+  job->pairs = count >> 1;
+  job->cost = count + 6;
   job_last = next;
 }
 
