@@ -44,7 +44,8 @@ def words(page: str) -> str:
 def test_the_report_of_a_finished_run(toy):
     text = words((toy.folder / "finished/report.html").read_text())
     for said in ("Toy <run>", "Finished", "record done", "look done", "game 'bonk' record, look", "steps 2 record",
-                 "Python", "& all is well"):
+                 "Python", "& all is well",
+                 "parameter value default meaning game 'bonk' which game"):
         assert said in text, said
     assert "failed" not in text
 
@@ -54,6 +55,7 @@ def test_the_report_of_a_failed_run_begins_with_the_error(toy):
     assert "Stage look failed in cell 4 ValueError: <b>no</b> sound" in text
     assert text.index("Stage look failed") < text.index("record done")
     assert "look failed" in text and "Cell that was not run" in text and "broken True look" in text
+    assert "broken True False for this test" in text, "a value stands beside the default that it replaces"
 
 
 def test_stages_that_were_not_reached_are_not_told_of(toy):

@@ -17,7 +17,7 @@ OPEN = "from metabonk.core.run import Run\nrun = Run.open(run_folder)\n"
 
 
 def cell(source: str, kind: str = "code", *tags: str) -> dict[str, Any]:
-    extra = {"outputs": [], "execution_count": None} if kind == "code" else {}
+    extra: dict[str, Any] = {"outputs": [], "execution_count": None} if kind == "code" else {}
     return {"cell_type": kind, "source": source, "metadata": {"tags": list(tags)} if tags else {}, **extra}
 
 
