@@ -54,7 +54,7 @@ def read_wav(
 _codecs = {"mp4": ("libx264", "aac"), "webm": ("libvpx-vp9", "libopus")}
 _video_options = {
     "mp4": {"crf": "18", "preset": "veryfast"},
-    "webm": {"crf": "30", "b": "0", "deadline": "realtime", "cpu-used": "8"},
+    "webm": {"crf": "34", "b": "0", "deadline": "realtime", "cpu-used": "8"},
 }
 _film_rate = 48_000
 
@@ -111,7 +111,7 @@ def write_media(
             if layout is None:
                 raise UsageError(f"a film takes one or two channels of sound, not {sound.shape[0]}")
             audio = film.add_stream(audio_codec, rate=_film_rate, layout=layout)
-            audio.codec_context.bit_rate = 128_000 if kind == "mp4" else 64_000
+            audio.codec_context.bit_rate = 128_000 if kind == "mp4" else 40_000
             wave = soxr.resample(sound.T.astype(np.float32) / 32_768, sample_rate, _film_rate).T  # (channels, samples)
 
         def add_sound(until: int) -> None:
