@@ -111,7 +111,8 @@ def test_reading_a_part_agrees_with_slicing_the_whole(store: Store, rows: list[S
     for start, stop in [(0, 20), (0, 0), (5, 5), (19, 20), (-3, None), (4, 100), (30, 40)]:
         part, sliced = store.read(1, start, stop), whole[start:stop]
         assert isinstance(sliced, Steps)
-        assert (part.image == sliced.image).all() and (part.audio == sliced.audio).all() and len(part) == len(rows[20:40][start:stop])
+        assert (part.image == sliced.image).all() and (part.audio == sliced.audio).all()
+        assert len(part) == len(rows[20:40][start:stop])
 
 
 @settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])

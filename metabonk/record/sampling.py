@@ -22,15 +22,16 @@ from .cache import Cache
 from .experience import Batch
 from .store import Store
 
-# %% ../../nbs/record/23_sampling.ipynb #23-sampling-004
+# %% ../../nbs/record/23_sampling.ipynb #23-sampling-007
 def held_out(
     episode: Int[np.ndarray, " episodes"],  # numbers of episodes
     fraction: float,  # how many to hold out, 0 to 1
 ) -> np.ndarray:  # bool: which of them
     "A choice of episodes that stays the same when others are added"
-    mixed = (episode.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (episode.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)  # the SplitMix64 generator
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed ^= mixed >> np.uint64(31)
-    mixed *= np.uint64(0xBF58476D1CE4E5B9)
     return (mixed >> np.uint64(11)).astype(np.float64) / 2.0**53 < fraction
 
 
@@ -100,7 +101,7 @@ def _runs(together: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarra
     run = np.concatenate([[0], np.cumsum(~together)]) if len(rows) else np.zeros(0, np.int64)
     return run, np.bincount(run, rows).astype(np.int64)
 
-# %% ../../nbs/record/23_sampling.ipynb #23-sampling-006
+# %% ../../nbs/record/23_sampling.ipynb #23-sampling-015
 @dataclass(frozen=True)
 class SequenceConfig(Config):
     "Which sequences to draw"
@@ -148,7 +149,7 @@ def draw(
     newest = total - 1 - np.minimum(age.astype(np.int64), total - 1)
     return np.where(chance < config.recent, newest, numbers)
 
-# %% ../../nbs/record/23_sampling.ipynb #23-sampling-008
+# %% ../../nbs/record/23_sampling.ipynb #23-sampling-022
 class _Batches(Dataset[Batch]):
     def __init__(self, sequences: Sequences, config: SequenceConfig) -> None:
         self.sequences, self.config = sequences, config
@@ -200,7 +201,7 @@ class SequenceLoader:
             raise StoreError(f"can't go on: {state['sequences']} sequences were drawn from, now there are {len(self.sequences)}")
         self.position = int(state["position"])
 
-# %% ../../nbs/record/23_sampling.ipynb #23-sampling-009
+# %% ../../nbs/record/23_sampling.ipynb #23-sampling-028
 class ExperienceData(L.LightningDataModule):
     "A store as Lightning's trainer takes it"
 

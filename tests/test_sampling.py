@@ -1,0 +1,361 @@
+"""Sequences from the training cache: never across an end, never twice different"""
+
+import itertools
+import shutil
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from metabonk.core.errors import DamagedChunk, DiskFull, FolderLocked, StoreError, StoreVersion, UsageError
+from metabonk.record.cache import Cache
+from metabonk.record.experience import Batch, Schema, Step, Steps
+from metabonk.record.sampling import ExperienceData, SequenceConfig, SequenceLoader, Sequences, draw, held_out
+from metabonk.record.store import Store, Writer
+
+SCHEMA = Schema(
+    game="test",
+    image_shape=(4, 4, 3),
+    channels=2,
+    sample_rate=1000,
+    clock_rate=60.0,
+    action_count=5,
+    probes={"x": "int64", "alive": "bool"},
+    terms={"game": "float64"},
+)
+
+
+def play(lengths: list[int], seed: int = 0) -> list[Step]:
+    rng, rows = np.random.default_rng(seed), []
+    for length in lengths:
+        for t in range(length):
+            audio = rng.integers(-(2**15), 2**15, (2, int(rng.integers(0, 7))), np.int16)
+            probes = {"x": int(rng.integers(2**60)), "alive": bool(t % 2)}
+            image, reward = rng.integers(0, 256, (4, 4, 3), np.uint8), float(rng.normal())
+            done = t == length - 1
+            rows.append(Step(image, audio, np.array(t % 5), reward, done, False, t == 0, t, t, probes, {"game": reward}))
+    return rows
+
+
+def record(path: Path, streams: list[list[Step]], chunk_steps: int) -> Store:
+    store = Store.create(path, SCHEMA, exist_ok=True)
+    with store.writer(chunk_steps) as writer:
+        add(writer, streams)
+    return store
+
+
+def add(writer: Writer, streams: list[list[Step]]) -> None:
+    for side_by_side in itertools.zip_longest(*streams):
+        for number, row in enumerate(side_by_side):
+            if row is not None:
+                writer.add(row, number)
+
+
+def assert_is(batch: Batch, b: int, rows: list[Step]) -> None:
+    """Sequence `b` of the batch holds exactly these rows"""
+    steps = Steps.stack(SCHEMA, rows)
+    for name in ("image", "action", "terminated", "truncated", "first", "tick", "sample", "audio_length"):
+        mine = getattr(batch, name)[b]
+        assert (mine == getattr(steps, name)).all() and mine.dtype == getattr(steps, name).dtype, name
+    assert (batch.probes["x"][b] == steps.probes["x"]).all() and batch.probes["alive"].dtype == bool
+    assert (batch.reward[b] == steps.reward.astype(np.float32)).all() and batch.reward.dtype == np.float32
+    size = steps.audio.shape[1]
+    assert (batch.audio[b, :, :size] == steps.audio).all() and not batch.audio[b, :, size:].any()
+    cut, length = batch.step_audio()
+    for t, row in enumerate(rows):
+        assert (cut[b, t, :, : length[b, t]] == row.audio).all() and not cut[b, t, :, length[b, t] :].any()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return record(tmp_path / "store", [play([30, 41, 25], 1), play([50, 20], 2)], chunk_steps=16)
+
+
+@pytest.fixture
+def cache(store: Store) -> Cache:
+    return Cache.build(store)
+
+
+# --- which sequences there are
+
+
+@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    streams=st.lists(st.lists(st.integers(1, 25), min_size=1, max_size=4), min_size=1, max_size=3),
+    later=st.lists(st.integers(1, 25), max_size=2),
+    chunk=st.integers(1, 30),
+    length=st.integers(1, 12),
+    cross=st.booleans(),
+)
+def test_exactly_the_sequences_that_exist(
+    tmp_path: Path, streams: list[list[int]], later: list[int], chunk: int, length: int, cross: bool
+) -> None:
+    for folder in ("any", "any.cache"):
+        shutil.rmtree(tmp_path / folder, ignore_errors=True)
+    games = [play(lengths, seed) for seed, lengths in enumerate(streams)]
+    store = record(tmp_path / "any", games, chunk)
+    Cache.build(store)
+    if later:
+        games.append(play(later, 99))
+        record(tmp_path / "any", games[-1:], chunk)
+    cache = Cache.build(store.refresh())
+    wanted = []
+    for game in games:
+        for start in range(len(game) - length + 1):
+            rows = game[start : start + length]
+            if cross or not any(row.first for row in rows[1:]):
+                wanted.append(rows)
+    if not wanted:
+        with pytest.raises(StoreError, match="follow one another"):
+            Sequences(cache, length, cross)
+        return
+    sequences = Sequences(cache, length, cross)
+    assert len(sequences) == len(wanted)
+    batch = cache.gather(sequences.places(np.arange(len(sequences))))
+    found = sorted((batch.reward[b].tobytes(), b) for b in range(len(batch)))
+    expected = sorted((np.array([row.reward for row in rows], np.float32).tobytes(), i) for i, rows in enumerate(wanted))
+    for (mine, b), (theirs, i) in zip(found, expected, strict=True):
+        assert mine == theirs
+        if b % 7 == 0:
+            assert_is(batch, b, wanted[i])
+        assert cross or len(set(batch.episode[b])) == 1
+
+
+def test_a_game_that_went_on_after_the_cache_was_made(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "store", SCHEMA)
+    games = [play([60], 1), play([60], 2)]
+    with store.writer(chunk_steps=10) as writer:
+        add(writer, [game[:30] for game in games])
+        assert len(Cache.build(store.refresh())) == 60
+        add(writer, [game[30:] for game in games])
+    cache = Cache.build(store)
+    sequences = Sequences(cache, 20)
+    places = sequences.places(np.arange(len(sequences)))
+    assert len(places) == 2 * 41 and {len(runs) for runs in places} == {1, 2}
+    batch = cache.gather(places)
+    for b in range(len(batch)):
+        start = int(batch.step[b, 0])
+        assert_is(batch, b, games[int(batch.episode[b, 0]) // 1_000_000][start : start + 20])
+
+
+def test_newest_last(store: Store, cache: Cache) -> None:
+    record(store.path, [play([40], 3)], 16)
+    longer = Cache.build(store.refresh())
+    sequences = Sequences(longer, 8)
+    newest = longer.gather(sequences.places(np.arange(len(sequences) - 33, len(sequences))))
+    assert set(newest.episode.flatten()) == {2_000_000}
+    assert (np.diff(newest.step[:, 0]) == 1).all()
+
+
+def test_around_a_damaged_chunk(tmp_path: Path) -> None:
+    rows = play([48], 1)
+    store = record(tmp_path / "store", [rows], 16)
+    path = store.path / store.chunks[1].file
+    path.write_bytes(path.read_bytes()[:3000])
+    (error,) = store.verify()
+    assert isinstance(error, DamagedChunk)
+    cache = Cache.build(store)
+    sequences = Sequences(cache, 10)
+    batch = cache.gather(sequences.places(np.arange(len(sequences))))
+    assert sorted(batch.step[:, 0]) == [*range(7), *range(32, 39)]
+    with pytest.raises(StoreError, match="16 at most"):
+        Sequences(cache, 17, cross_episodes=True)
+
+
+# --- how they are drawn
+
+
+def test_uniform_and_recent_first() -> None:
+    uniform = draw(50, SequenceConfig(batch_size=50_000), 0)
+    assert uniform.min() == 0 and uniform.max() == 49
+    assert np.abs(np.bincount(uniform, minlength=50) / 1000 - 1).max() < 0.2
+    recent = draw(50, SequenceConfig(batch_size=200_000, recent=1.0, half_life=10.0), 0)
+    counts = np.bincount(recent, minlength=50)
+    assert np.abs(counts[10:][::10] / counts[:-10][::10] - 2).max() < 0.3  # ten places younger, twice as likely
+    assert draw(1, SequenceConfig(recent=1.0, half_life=0.001), 5).tolist() == [0] * 16
+    assert draw(10**9, SequenceConfig(recent=1.0, half_life=10.0), 5).min() > 10**9 - 1000
+
+
+def test_batches_depend_on_seed_and_number_alone() -> None:
+    config = SequenceConfig(seed=3)
+    drawn = [draw(1000, config, number).tolist() for number in range(20)]
+    assert drawn == [draw(1000, config, number).tolist() for number in range(20)]
+    assert len({tuple(batch) for batch in drawn}) == 20
+    assert draw(1000, config.change(seed=4), 0).tolist() != drawn[0]
+    # known numbers: a change of the generator would silently change every experiment
+    assert drawn[0][:4] == GOLDEN
+
+
+GOLDEN = [862, 934, 270, 79]
+
+
+def test_held_out_episodes_stay_held_out() -> None:
+    numbers = np.arange(20_000)
+    out = held_out(numbers, 0.1)
+    assert abs(out.mean() - 0.1) < 0.01
+    assert (held_out(numbers[:50], 0.1) == out[:50]).all()
+    assert not held_out(numbers, 0.0).any() and held_out(numbers, 1.0).all()
+    assert (held_out(numbers, 0.2) >= out).all()
+
+
+def fingerprints(loader: SequenceLoader | list[Batch]) -> list[tuple[float, ...]]:
+    return [tuple(batch.reward.flatten().tolist()) + (float(batch.audio.long().sum()),) for batch in loader]
+
+
+def test_the_same_batches_from_any_number_of_workers(cache: Cache) -> None:
+    sequences, config = Sequences(cache, 10), SequenceConfig(length=10, batch_size=5, batches_per_epoch=7)
+    alone = fingerprints(SequenceLoader(sequences, config))
+    assert len(alone) == 7
+    for workers in (1, 2):
+        assert fingerprints(SequenceLoader(sequences, config.change(workers=workers))) == alone
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_within_an_epoch(cache: Cache, workers: int) -> None:
+    sequences = Sequences(cache, 10)
+    config = SequenceConfig(length=10, batch_size=5, batches_per_epoch=6, workers=workers)
+    whole = SequenceLoader(sequences, config)
+    undisturbed = fingerprints(whole) + fingerprints(whole)
+    assert undisturbed[:6] != undisturbed[6:]
+    stopped = SequenceLoader(sequences, config)
+    seen = fingerprints(list(itertools.islice(stopped, 4)))
+    state = stopped.state_dict()
+    again = SequenceLoader(sequences, config)
+    again.load_state_dict(state)
+    assert seen + fingerprints(again) + fingerprints(again) == undisturbed
+    other = SequenceLoader(Sequences(cache, 9), config)
+    with pytest.raises(StoreError, match="can't go on"):
+        other.load_state_dict(state)
+
+
+def test_processes_that_train_together_share_the_batches(cache: Cache) -> None:
+    sequences, config = Sequences(cache, 10), SequenceConfig(length=10, batch_size=5, batches_per_epoch=3)
+    both = [fingerprints(SequenceLoader(sequences, config, rank, 2)) for rank in (0, 1)]
+    alone = fingerprints(SequenceLoader(sequences, config.change(batches_per_epoch=6)))
+    assert [batch for pair in zip(*both, strict=True) for batch in pair] == alone
+
+
+# --- with Lightning
+
+
+class Watcher(L.LightningModule):
+    def __init__(self, fail_at: int = -1) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.seen: list[float] = []
+        self.validated: list[float] = []
+        self.fail_at = fail_at
+
+    def training_step(self, batch: Batch, index: int) -> torch.Tensor:
+        assert isinstance(batch, Batch) and batch.image.dtype == torch.uint8
+        if len(self.seen) == self.fail_at:
+            raise KeyError("a crash")
+        self.seen.append(float(batch.reward.sum()))
+        return self.layer(batch.reward.mean().reshape(1)).sum()
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        self.validated.append(float(batch.reward.sum()))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.0)
+
+
+def trainer(folder: Path, **options) -> L.Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet["enable_checkpointing"] = "callbacks" in options
+    return L.Trainer(default_root_dir=folder, accelerator="cpu", devices=1, num_sanity_val_steps=0, **quiet, **options)
+
+
+def test_lightning_resumes_exactly(tmp_path: Path, store: Store) -> None:
+    config = SequenceConfig(length=8, batch_size=4, batches_per_epoch=5, validation=0.4, validation_batches=2)
+    whole = Watcher()
+    trainer(tmp_path, max_epochs=3).fit(whole, datamodule=ExperienceData(store.path, config))
+    assert len(whole.seen) == 15 and len(set(whole.seen)) > 12
+    assert whole.validated[:2] == whole.validated[2:4] == whole.validated[4:]
+
+    first = Watcher(fail_at=9)  # two batches into the second epoch a checkpoint is made, two batches later it breaks off
+    saver = ModelCheckpoint(tmp_path, filename="stopped", every_n_train_steps=7)
+    with pytest.raises(KeyError):
+        trainer(tmp_path, max_epochs=3, callbacks=[saver]).fit(first, datamodule=ExperienceData(store.path, config))
+    second, data = Watcher(), ExperienceData(store.path, config)
+    trainer(tmp_path, max_epochs=3).fit(second, datamodule=data, ckpt_path=tmp_path / "stopped.ckpt", weights_only=False)
+    assert first.seen[:7] + second.seen == whole.seen
+
+
+# --- the cache itself
+
+
+def test_made_once_and_extended(store: Store, cache: Cache) -> None:
+    before = {file.name: file.stat().st_mtime_ns for file in cache.path.glob("*.*")}
+    assert Cache.build(store).chunks == cache.chunks
+    assert {file.name: file.stat().st_mtime_ns for file in cache.path.glob("*.*")} == before
+    record(store.path, [play([12], 5)], 16)
+    assert len(Cache.build(store.refresh())) == len(cache) + 12
+
+
+def test_a_build_that_was_interrupted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Cache.build(store, store.path.with_name("whole"))
+    read, calls = Store.read_chunk, itertools.count()
+
+    def fail(self, *args, **kwargs):
+        if next(calls) == 5:
+            raise KeyboardInterrupt
+        return read(self, *args, **kwargs)
+
+    monkeypatch.setattr(Store, "read_chunk", fail)
+    with pytest.raises(KeyboardInterrupt):
+        Cache.build(store)
+    monkeypatch.undo()
+    cache = Cache.build(store)
+    assert (cache.pieces == whole.pieces).all() and (cache.image == whole.image).all()
+    assert (cache.table == whole.table).all() and all((a == b).all() for a, b in zip(cache.sound, whole.sound, strict=True))
+
+
+def test_a_full_disk(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    import metabonk.record.cache as module
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module._Files, "append", full)
+    with pytest.raises(DiskFull):
+        Cache.build(store)
+    monkeypatch.undo()
+    assert len(Cache.build(store)) == len(store)
+
+
+def test_wrong_paths_versions_and_stores(tmp_path: Path, store: Store, cache: Cache) -> None:
+    with pytest.raises(StoreError, match="not a training cache"):
+        Cache(tmp_path / "nowhere")
+    with pytest.raises(StoreError, match="empty"):
+        Cache.build(Store.create(tmp_path / "empty", SCHEMA))
+    other = record(tmp_path / "other", [play([30], 9), play([20], 8)], 16)
+    with pytest.raises(StoreError, match="another store"):
+        Cache.build(other, cache.path)
+    (cache.path / "sound1.bin").write_bytes(b"")
+    with pytest.raises(StoreError, match="damaged"):
+        Cache(cache.path)
+    about = (cache.path / "cache.json").read_text()
+    (cache.path / "cache.json").write_text(about.replace('"version": 1', '"version": 7'))
+    with pytest.raises(StoreVersion, match="7"):
+        Cache(cache.path)
+
+
+def test_two_builders(store: Store) -> None:
+    from metabonk.core.files import folder_lock
+
+    with folder_lock(store.path.with_name("store.cache"), "cache"), pytest.raises(FolderLocked):
+        Cache.build(store)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"length": 0}, {"recent": 1.5}, {"half_life": 0.0}, {"batch_size": 0}, {"lenght": 3}, {"workers": -1}], ids=str
+)
+def test_configurations_that_make_no_sense(wrong: dict) -> None:
+    with pytest.raises(UsageError):
+        SequenceConfig.from_dict(wrong)
