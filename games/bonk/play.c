@@ -288,7 +288,7 @@ static void place(Actor *actor, u8 slot) {
   else {
     actor->hp = g_screen ? 5 : 7;
     actor->x = PX(80);
-    actor->timer = 60;
+    actor->timer = 60 + (r & 31);
   }
 }
 
@@ -496,7 +496,7 @@ static void boss_moves(Actor *actor) {
   } else { /* out of breath */
     actor->vx = slowed(actor->vx, 3);
     actor->vy = slowed(actor->vy, 3);
-    if (!actor->timer) actor->timer = king ? 190 : 220;
+    if (!actor->timer) actor->timer = (king ? 170 : 200) + ((u8)random_world() & 31);
   }
   actor->x += actor->vx;
   actor->y += actor->vy;
@@ -602,6 +602,11 @@ static void opponents(void) {
       boss_moves(actor);
       reach = 19;
     } else {
+      if (actor->kind == KIND_BLOB && !(g_frame & 31)) { /* turns around now and then */
+        u8 r = (u8)(random_world() >> 3) & 7;
+        if (r == 0) actor->vx = -actor->vx;
+        if (r == 1) actor->vy = -actor->vy;
+      }
       if (actor->kind == KIND_HUNTER && !actor->flash) {
         actor->vx = towards(actor->vx, actor->x >> 8, g_x, 5, 0xC0);
         actor->vy = towards(actor->vy, actor->y >> 8, g_y, 5, 0xC0);
@@ -724,10 +729,11 @@ void play(void) {
   sound_silence();
   g_max_hp = g_hp = set_hp;
   g_screen = set_start;
-  g_x = 80;
-  g_y = 64;
-  hero_x = PX(80);
-  hero_y = PX(64);
+  i = (u8)(random_world() >> 4);
+  g_x = 72 + (i & 15); /* somewhere in the middle */
+  g_y = 56 + (i >> 4);
+  hero_x = PX(g_x);
+  hero_y = PX(g_y);
   sprites_clear();
   panel_close();
   draw_hud();
