@@ -40,7 +40,7 @@ class Silent(Machine):
     def clock(self) -> int:
         return self._now
 
-    def sound(self, pieces: list[np.ndarray]) -> Int16[np.ndarray, "channels samples"]:
+    def sound(self, pieces: list[Any]) -> Int16[np.ndarray, "channels samples"]:
         return np.zeros((1, 0), np.int16)
 
 # %% ../../nbs/play/14_gymnasium.ipynb #14-gymnasium-007
@@ -100,7 +100,7 @@ class AnyGym(Silent):
             raise UsageError(f"{self.name} changed its picture from {self.image_shape} to {image.shape[:2]}: it can't be used")
         return image
 
-    def probes(self) -> dict[str, float]:
+    def probes(self) -> dict[str, int | float]:
         state = self._observation
         if isinstance(state, (int, np.integer)):
             return {"state_0": int(state)}

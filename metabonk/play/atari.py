@@ -100,13 +100,13 @@ class Atari(Machine):
     def clock(self) -> int:
         return self._ale.getEpisodeFrameNumber() - self._zero
 
-    def sound(self, pieces: list[np.ndarray]) -> Int16[np.ndarray, "channels samples"]:
+    def sound(self, pieces: list[Any]) -> Int16[np.ndarray, "channels samples"]:
         levels = np.concatenate(pieces)
         if not levels.any():
             raise SilentSound(f"{self.name} delivers no sound: the emulator was started with sound_obs off")
         return ((levels.astype(np.int16) - 128) * 256)[None]
 
-    def probes(self) -> dict[str, float]:
+    def probes(self) -> dict[str, int | float]:
         return {"lives": self._ale.lives()}
 
     def read(self, address: int, length: int) -> bytes:

@@ -180,12 +180,12 @@ class Doom(Machine):
     def clock(self) -> int:
         return self._tics
 
-    def sound(self, pieces: list[np.ndarray]) -> Int16[np.ndarray, "channels samples"]:
+    def sound(self, pieces: list[Any]) -> Int16[np.ndarray, "channels samples"]:
         if not pieces:
             return np.zeros((2, 0), np.int16)
         return np.ascontiguousarray(np.concatenate(pieces).T)  # (2, samples)
 
-    def probes(self) -> dict[str, float]:
+    def probes(self) -> dict[str, int | float]:
         names, values = self._game.get_available_game_variables(), self._state.game_variables
         return {} if values is None else {n.name.lower(): float(v) for n, v in zip(names, values, strict=True)}
 

@@ -164,7 +164,7 @@ class Machine(abc.ABC):
     ) -> Int16[np.ndarray, "channels samples"]:  # joined, every value exactly kept
         "Join the sounds of several ticks"
 
-    def probes(self) -> dict[str, float]:  # name and value
+    def probes(self) -> dict[str, int | float]:  # name and value
         "What the machine itself can tell of the game"
         return {}
 
@@ -226,7 +226,7 @@ class Shrink:
     def __call__(
         self,
         picture: UInt8[np.ndarray, "height width channels"],  # grey, RGB or RGBA
-    ) -> UInt8[np.ndarray, "height width 3"]:  # a new array
+    ) -> UInt8[np.ndarray, "rows columns 3"]:  # a new array
         "The picture in its new size"
         (height, width), channels = self.source, picture.shape[2]
         if self.source == self.target:

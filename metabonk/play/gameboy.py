@@ -19,7 +19,7 @@ from gymnasium.spaces import Discrete
 from jaxtyping import Int16, UInt8
 
 from ..core.config import Config
-from ..core.errors import RomError, unknown
+from ..core.errors import RomError, SilentSound, unknown
 from . import bonk
 from .game import GameConfig, Machine, Tick, choose_actions
 from .profile import load_profile
@@ -29,10 +29,6 @@ with warnings.catch_warnings():
     import pyboy
 
 # %% ../../nbs/play/11_gameboy.ipynb #11-gameboy-005
-CLOCK = 4_194_304  # cycles a second
-FRAME = 70_224  # cycles of one picture
-
-
 def read_rom(
     path: str | Path,  # a .gb or .gbc file
 ) -> bytes:  # its content
@@ -65,7 +61,9 @@ def tiny_rom(
     rom[0x14D] = -sum(rom[0x134:0x14D]) - 25 & 0xFF
     return bytes(rom)
 
-# %% ../../nbs/play/11_gameboy.ipynb #11-gameboy-011
+# %% ../../nbs/play/11_gameboy.ipynb #11-gameboy-016
+CLOCK = 4_194_304  # cycles a second
+FRAME = 70_224  # cycles of one picture
 BUTTONS = ("up", "down", "left", "right", "a", "b", "start", "select")
 DEFAULT_ACTIONS = ("noop", "up", "down", "left", "right", "a", "b")
 LEVEL = 512  # int16 units of one step of the console's volume
@@ -135,7 +133,10 @@ class GameBoy(Machine):
         self._boot(seed)
         self._zero = self._boy._cycles()
         if self.sample_rate:
-            _ = self._boy.sound.ndarray
+            try:
+                _ = self._boy.sound.raw_ndarray.shape
+            except pyboy.utils.PyBoyFeatureDisabledError:
+                raise SilentSound(f"{self.name} delivers no sound: PyBoy was started with sound_emulated off") from None
 
     def _boot(self, seed: int) -> None:
         "Run until the cartridge's own program has taken over"
@@ -178,7 +179,7 @@ class GameBoy(Machine):
     def clock(self) -> int:
         return self._boy._cycles() - self._zero
 
-    def sound(self, pieces: list[np.ndarray]) -> Int16[np.ndarray, "channels samples"]:
+    def sound(self, pieces: list[Any]) -> Int16[np.ndarray, "channels samples"]:
         pairs = np.frombuffer(b"".join(pieces), "<u2")  # left in the low byte, right in the high one; both below 128
         sound = np.empty((2, len(pairs)), np.uint16)
         left, right = sound
@@ -192,21 +193,24 @@ class GameBoy(Machine):
 
     def save_state(self) -> bytes:
         file = io.BytesIO()
+        file.write(f"{'+'.join(self._held)} {self._zero}\n".encode())  # buttons that are down, and time zero
         self._boy.save_state(file)
         return file.getvalue()
 
     def load_state(self, state: bytes) -> None:
-        for again in (True, False):
-            self._boy.load_state(io.BytesIO(state))
-            if again:
-                self._boy.tick(1, True, self.sample_rate > 0)
+        head, _, rest = state.partition(b"\n")
+        held, zero = head.decode().split(" ")
+        self._boy.load_state(io.BytesIO(rest))
+        self._boy.tick(1, True, self.sample_rate > 0)  # the first picture after loading may be wrong: let it pass
+        self._boy.load_state(io.BytesIO(rest))
+        self._held, self._zero = tuple(held.split("+")) if held else (), int(zero)
 
     def close(self) -> None:
         if getattr(self, "_boy", None) is not None:
             self._boy.stop(save=False)
             self._boy = None
 
-# %% ../../nbs/play/11_gameboy.ipynb #11-gameboy-013
+# %% ../../nbs/play/11_gameboy.ipynb #11-gameboy-018
 class Bonk(GameBoy):
     "Our own game, started with its settings"
 
