@@ -219,7 +219,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture()
-def lab(tmp_path: Path) -> Iterator[str]:
+def lab(tmp_path: Path, root: Path) -> Iterator[str]:
     "The address of a JupyterLab that serves a notebook with one cell"
     kernel = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)], metadata=kernel), tmp_path / "player.ipynb")
@@ -228,6 +228,7 @@ def lab(tmp_path: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folders = {f"JUPYTER_{name}_DIR": str(tmp_path / name) for name in ("CONFIG", "DATA", "RUNTIME")}
+    folders["PYTHONPATH"] = str(root)
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
     command += ["--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path}", "--ServerApp.open_browser=False"]
     command += ["--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
@@ -260,7 +261,8 @@ def test_playing_in_jupyterlab(browser: Any, lab: str, tmp_path: Path) -> None:
     wait(lambda b: "Idle" in b.find_element(By.CSS_SELECTOR, "#jp-main-statusbar").text)  # the kernel is connected
     wait(lambda b: b.find_element(By.CSS_SELECTOR, ".jp-Notebook .jp-CodeCell .jp-InputPrompt").click() is None)
     ActionChains(browser).key_down(Keys.SHIFT).send_keys(Keys.ENTER).key_up(Keys.SHIFT).perform()
-    screen = wait(lambda b: b.find_element(By.CSS_SELECTOR, ".metabonk-screen"))
+    wait(lambda b: b.find_element(By.CSS_SELECTOR, ".metabonk-screen, .jp-OutputArea-output[data-mime-type*='error']"))
+    screen = browser.find_element(By.CSS_SELECTOR, ".metabonk-screen")
     cells = len(browser.find_elements(By.CSS_SELECTOR, ".jp-Cell"))
 
     def status() -> str:
