@@ -105,7 +105,7 @@ def test_a_cell_that_does_not_listen_is_killed(toy):
     deaf = "import os, time\nopen('pid', 'w').write(str(os.getpid()))\nwhile True:\n    try:\n        time.sleep(9)\n"
     source = toy.notebook("deaf", "", deaf + "    except KeyboardInterrupt:\n        pass")
     with pytest.raises(CellStopped) as stopped:
-        execute(source, toy.folder / "deaf.ipynb", timeout=1, grace=0.5, folder=toy.folder)
+        execute(source, toy.folder / "deaf.ipynb", timeout=1.0, grace=0.5, folder=toy.folder)
     assert (stopped.value.kind, stopped.value.cell) == ("timeout", 2)
     assert not psutil.pid_exists(int((toy.folder / "pid").read_text()))
 

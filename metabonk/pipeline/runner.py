@@ -38,15 +38,22 @@ class Display:
         self.bars = shown and sys.stderr.isatty()
         self.lines = shown and not self.bars
         self.width = max([len(name) for name in names], default=0)
-        self.outer = tqdm(total=len(names), unit="stage", desc="stages", disable=not self.bars, dynamic_ncols=True)
+        self.outer = self._bar("stages", len(names), leave=True)
         self.inner: Any = None
+
+    def _bar(self, name: str, total: int, leave: bool) -> Any:
+        "A bar without a rate: stages and cells differ too much for one"
+        look = "{desc} {bar} {n_fmt}/{total_fmt}  {elapsed}{postfix}"
+        width = max(self.width, len("stages"))
+        return tqdm(desc=f"{name:{width}}", total=total, bar_format=look, leave=leave, disable=not self.bars,
+                    dynamic_ncols=True)
 
     def start(
         self,
         name: str,  # the stage that begins
     ) -> None:
         "A new inner bar"
-        self.inner = tqdm(total=0, unit="cell", desc=name, leave=False, disable=not self.bars, dynamic_ncols=True)
+        self.inner = self._bar(name, 1, leave=False)
         self.began = time.monotonic()
 
     def cells(
@@ -56,7 +63,7 @@ class Display:
         heading: str,  # above the present cell
     ) -> None:
         "Show how far the stage is; called after every cell and every second"
-        self.inner.total, self.inner.n = total, done
+        self.inner.total, self.inner.n = total or 1, done
         self.inner.set_postfix_str(heading, refresh=False)
         self.inner.refresh()
 
@@ -278,6 +285,8 @@ def run_pipeline(
             with contextlib.suppress(Exception):  # the stage's error is the one to tell
                 _write_report(opened)
             raise
+        except KeyboardInterrupt:
+            raise StageInterrupted("interrupted between two stages: run the same command again, it goes on") from None
         finally:
             display.close()
         if ran or not report.exists():
@@ -293,7 +302,7 @@ def _write_report(run: Run) -> None:
 # %% ../../nbs/pipeline/93_runner.ipynb #93-runner-026
 def execute_notebooks(
     paths: Sequence[str | Path] | None = None,  # notebooks; all that are pages of the site if not given
-    timeout: float | None = 300,  # seconds that a cell may take
+    timeout: float | None = 300.0,  # seconds that a cell may take
     progress: bool = True,  # bars on a terminal, lines elsewhere; False for silence
 ) -> None:
     "Run notebooks from top to bottom and keep their outputs; one that fails stays as it was"

@@ -182,7 +182,7 @@ def _mapping(value: Any, where: str, keys: Mapping[str, Any]) -> dict[str, Any]:
     return {key: check_value(value[key], keys[key], f"{key} of {where}") for key in value}
 
 
-_seconds = int | float | None
+_seconds = float | None
 _stage_keys = {"name": str, "notebook": str, "needs": list[str], "parameters": dict[str, Any],
                "timeout": _seconds, "time_limit": _seconds, "resume": bool}
 _pipeline_keys = {"title": str, "run": str, "notebooks": str, "parameters": dict[str, Any],
