@@ -141,7 +141,7 @@ def test_bad_settings_are_refused():
 
 def test_another_cartridge_is_refused():
     memory = bytearray(0x10000)
-    with pytest.raises(RomError, match="is this ROM"):
+    with pytest.raises(RomError, match="phase is not 1.*bonk.gb"):
         for _ in start(memory, BonkSettings()):
             pass
 
@@ -308,7 +308,7 @@ def test_charger_hurts_who_stays_and_misses_who_hears(console):
 
 # --- the dark -----------------------------------------------------------------------------------------------------------
 def test_hidden_coin_is_invisible_and_hums_louder_when_near(console):
-    machine, other = (console(seed, darkness=2, start_screen=8, **QUIET) for seed in (6, 7))
+    machine, other = (console(seed, darkness=2, start_screen=8, **QUIET) for seed in (3, 5))
     for cart in (machine, other):
         cart.tick(count=60)
     assert (machine.coin_x, machine.coin_y) != (other.coin_x, other.coin_y)

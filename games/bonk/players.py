@@ -208,11 +208,20 @@ class Collector:
         return action
 
     def dodge(self, view: View) -> str | None:
+        """Out of the charger's row, to the nearest free cell above or below it."""
         if abs(view.y + 6 * view.vy - view.row_y) >= 18:
             return None
-        up, down = (24 < y < 104 and view.free(view.x, y) for y in (view.row_y - 16, view.row_y + 16))
-        way = "up" if (view.y + 10 * view.vy <= view.row_y and up) or not down else "down"
-        return way if view.dash_wait else f"{way}_a"
+        here, row = cell(view.x, view.y), view.row_y // 16
+        ways = []
+        for there in (r * 10 + c for r in (row - 1, row + 1) if 1 <= r <= 6 for c in range(1, 9)):
+            if view.cells[there] == FLOOR and (cells := path(view.cells, here, there)):
+                x, y = centre(there)
+                ways.append((len(cells), abs(x - view.x - 9 * view.vx) + abs(y - view.y - 9 * view.vy), x, y))
+        if not ways:
+            return None
+        *_, x, y = min(ways)
+        way = walk(view, x, y)
+        return f"{way}_a" if way in ("up", "down") and not view.dash_wait else way
 
     def fight(self, view: View) -> str | None:
         for _, x, y, blinks in view.opponents:

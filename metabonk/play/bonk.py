@@ -15,7 +15,7 @@ import metabonk
 from ..core.config import Config
 from ..core.errors import RomError, UsageError
 
-# %% ../../nbs/play/18_bonk.ipynb #18-bonk-004
+# %% ../../nbs/play/18_bonk.ipynb #18-bonk-014
 ROM = Path(metabonk.__file__).parent / "play" / "roms" / "bonk.gb"
 
 
@@ -57,7 +57,7 @@ def symbols(
             found[name] = Symbol(int(place.split(":")[1], 16), kind, meaning)
     return found
 
-# %% ../../nbs/play/18_bonk.ipynb #18-bonk-007
+# %% ../../nbs/play/18_bonk.ipynb #18-bonk-017
 @dataclass(frozen=True)
 class BonkSettings(Config):
     "The block of settings in Bonk's memory"
@@ -89,7 +89,7 @@ class BonkSettings(Config):
         before = (self.music, self.decoys, self.darkness, self.chargers, self.charger_gap, self.start_screen)
         return bytes((*before, self.opponents, self.hp, seed & 255, seed >> 8 & 255, self.effects))
 
-# %% ../../nbs/play/18_bonk.ipynb #18-bonk-010
+# %% ../../nbs/play/18_bonk.ipynb #18-bonk-020
 def start(
     memory: Any,  # the machine's memory: read and written by address, as PyBoy's is
     settings: BonkSettings,  # of this episode
@@ -103,7 +103,7 @@ def start(
         ticks = 0
         while memory[at["phase"].address] != phase:
             if ticks == patience:
-                raise RomError(f"after {ticks} ticks Bonk's phase is not {phase}: is this ROM the one of {ROM}?")
+                raise RomError(f"after {ticks} ticks Bonk's phase is not {phase}: start it from {ROM.name}, just switched on")
             yield 1
             ticks += 1
         for address, value in enumerate(block, at["set_music"].address):
