@@ -76,7 +76,8 @@ def formats(cache: Cache, folder: Path) -> dict[str, Callable[[list[list[tuple[i
     blocks = []
     for a in range(0, rows, T):
         b = min(a + T, rows)
-        parts = [image[a:b].tobytes(), table[a:b].tobytes(), *(channel[edges[a] : edges[b]].tobytes() for channel in sound)]
+        channels = [channel[edges[a] : edges[b]].tobytes() for channel in sound]
+        parts = [image[a:b].tobytes(), table[a:b].tobytes(), *channels]
         blocks.append((codec.compress(b"".join(parts), asbytes=True), [len(part) for part in parts]))
     with open(folder / "blocks", "wb") as file:
         file.write(b"".join(block for block, _ in blocks))
@@ -112,8 +113,6 @@ def formats(cache: Cache, folder: Path) -> dict[str, Callable[[list[list[tuple[i
     dataset = Dataset.from_dict({"block": [block for block, _ in blocks]}, features=features)
     dataset.save_to_disk(str(folder / "dataset"))
     dataset = Dataset.load_from_disk(str(folder / "dataset"))
-    store_rows = len(offsets)
-    assert store_rows
     return {
         "raw memmap": raw,
         "training cache": cache.gather,

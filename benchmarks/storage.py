@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from metabonk.play.game import make_game
 from metabonk.record.experience import Schema, Step, Steps, to_step
-from metabonk.record.store import ChunkBuilder, Store, describe_chunk, to_arrow
+from metabonk.record.store import ChunkBuilder, Store, arrow_schema, describe_chunk, to_arrow
 
 CODECS = [("zstd", 5), ("zstd", 3), ("zstd", 9), ("lz4", 1), ("lz4", 3), ("lz4", 9)]
 
@@ -46,7 +46,7 @@ def play(steps: int, sample_rate: int) -> tuple[Schema, list[Step], float]:
 def part(schema: Schema, rows: list[Step], columns: list[str], codec: str, level: int) -> float:
     """Bytes a step of some columns alone."""
     sink = pa.BufferOutputStream()
-    batches = [to_arrow(schema, Steps.stack(schema, rows[i : i + 256])).select(columns) for i in range(0, len(rows), 256)]
+    batches = [to_arrow(schema, Steps.stack(schema, rows[i : i + 512])).select(columns) for i in range(0, len(rows), 512)]
     options = pa.ipc.IpcWriteOptions(compression=pa.Codec(codec, level))
     with pa.ipc.new_file(sink, batches[0].schema, options=options) as file:
         for batch in batches:
@@ -74,9 +74,9 @@ def main() -> None:
     for rate in options.rates:
         schema, rows, game_step = play(options.steps, rate)
         raw = sum(row.image.nbytes + row.audio.nbytes for row in rows) / len(rows)
-        print(f"\n{len(rows)} steps at {rate} Hz, raw {raw:,.0f} bytes a step in picture and sound; game step {game_step * 1e6:.0f} us")
+        print(f"\n{len(rows)} steps at {rate} Hz, raw {raw:,.0f} bytes in picture and sound; game step {game_step * 1e6:.0f} us")
         print(f"{'codec':8} {'bytes/step':>10} {'picture':>8} {'sound':>8} {'rest':>8} {'write':>9} {'read':>9}")
-        others = [name for name in to_arrow(schema, Steps.stack(schema, rows[:1])).schema.names if name not in ("image", "audio")]
+        others = [name for name in arrow_schema(schema).names if name not in ("image", "audio")]
         for codec, level in CODECS:
             with tempfile.TemporaryDirectory() as folder:
                 store = Store.create(Path(folder) / "store", schema)

@@ -130,8 +130,8 @@ def test_any_episodes_in_any_chunks(tmp_path: Path, lengths: list[int], chunk: i
 def test_a_batch_longer_than_one_record_batch(tmp_path: Path) -> None:
     rows = list(play(1, 599))
     store = record(tmp_path / "store", rows, chunk_steps=1000)
-    assert len(store.chunks) == 1 and len(store.chunks[0].crc) == 3
-    assert same(store.read(0), rows) and same(store.read(0, 250, 520), rows[250:520])
+    assert len(store.chunks) == 1 and len(store.chunks[0].crc) == 2
+    assert same(store.read(0), rows) and same(store.read(0, 500, 520), rows[500:520])
 
 
 def test_streams_are_kept_apart(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def from_arrow(
 
 # %% ../../nbs/record/21_store.ipynb #21-store-010
 _codecs = ("zstd", "lz4")
-_batch_steps = 256  # rows that are compressed together
+_batch_steps = 512  # rows that are compressed together
 _about_chunk = "metabonk.chunk"
 _magic = b"ARROW1\0\0"  # what an Arrow file begins with; its schema follows
 _episodes_per_stream = 1_000_000
