@@ -48,7 +48,8 @@ def ways(names, seconds: float, rounds: int) -> None:
                     rates[kind].append(rate(games, actions, seconds))
             one = np.array(rates["one"])
             ratios = {kind: float(np.median(np.array(rates[kind]) / one)) for kind in kinds}
-            print(f"{name:24s} {np.median(one):12.0f} {ratios['serial']:9.2f} {ratios['threads']:9.2f} {ratios['processes']:11.2f}")
+            shown = f"{ratios['serial']:9.2f} {ratios['threads']:9.2f} {ratios['processes']:11.2f}"
+            print(f"{name:24s} {np.median(one):12.0f} {shown}")
 
 
 def step(blocks: int) -> None:

@@ -50,7 +50,8 @@ class Atari(Machine):
         self.name, self.settings = f"atari:{what}", settings
         self.sample_rate = 30_720 if config.sample_rate is None else 0
         ALEInterface.setLoggerMode(LoggerMode.Error)
-        self._rom, self._ale = roms.get_rom_path(what), ALEInterface()
+        self._rom: Any = roms.get_rom_path(what)
+        self._ale = ALEInterface()
         self._load(0)
         ale = self._ale
         available = ale.getLegalActionSet() if settings.full_actions else ale.getMinimalActionSet()

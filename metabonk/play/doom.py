@@ -90,7 +90,8 @@ def hearing_test(
             game.make_action(fire, 1)
             if game.is_episode_finished():
                 game.new_episode()
-            if np.abs(game.get_state().audio_buffer).max() > 100:
+            state: Any = game.get_state()
+            if np.abs(state.audio_buffer).max() > 100:
                 return True
     finally:
         game.close()

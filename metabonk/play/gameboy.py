@@ -146,8 +146,8 @@ class GameBoy(Machine):
                 return
 
     def tick(self, action: Any, render: bool) -> Tick:
-        sounds, *rest = self.run(action, 1, render)
-        return Tick(sounds[0] if sounds else None, *rest)
+        sounds, reward, terminated, truncated = self.run(action, 1, render)
+        return Tick(sounds[0] if sounds else None, reward, terminated, truncated)
 
     def run(self, action: Any, ticks: int, render: bool = True) -> tuple[list[Any], float, bool, bool]:
         "Hold the buttons for some ticks: one by one, for a tick of several keeps the last one's sound only"

@@ -42,8 +42,10 @@ def take(
     kept = Take([observation["image"]], [observation["audio"]], [info["clock"]], [0.0])
     for action in actions:
         observation, reward, terminated, truncated, info = game.step(action)
-        for column, value in zip(kept, (observation["image"], observation["audio"], info["clock"], reward), strict=True):
-            column.append(value)
+        kept.images.append(observation["image"])
+        kept.audio.append(observation["audio"])
+        kept.clocks.append(info["clock"])
+        kept.rewards.append(float(reward))
         if terminated or truncated:
             break
     return kept
@@ -94,13 +96,15 @@ def raw_atari(
     ale.setInt("random_seed", seed % 2**31)
     ale.setBool("sound_obs", True)
     ale.setFloat("repeat_action_probability", 0.0)
-    ale.loadROM(roms.get_rom_path(game.name.split(":")[1]))
+    rom: Any = roms.get_rom_path(game.name.split(":")[1])
+    ale.loadROM(rom)
+    sticks: Any = Action
     for _ in range(np.random.default_rng(seed).integers(game.config.settings.get("noops", 30) + 1)):
         ale.act(Action.NOOP)
     stream = []
     for name in ["noop"] + [game.action_names[action] for action in actions]:
         for _ in range(game.config.ticks_per_step):
-            ale.act(Action[name.upper()])
+            ale.act(sticks[name.upper()])
             stream.append(np.array(ale.getAudio()))
     return ((np.concatenate(stream).astype(np.int32) - 128) * 256).astype(np.int16)[None]
 

@@ -218,7 +218,7 @@ class GameVector(VectorEnv[Any, Any, Any]):
         self.render_mode = "rgb_array"
         self.single_observation_space = about["observation_space"]
         self.single_action_space = about["action_space"]
-        spaces = self.single_observation_space.spaces
+        spaces = about["observation_space"].spaces
         self.observation_space = gym.spaces.Dict(
             image=batch_space(spaces["image"], count), audio=gym.spaces.Tuple([spaces["audio"]] * count)
         )
