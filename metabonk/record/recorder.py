@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RowQueue', 'Recording', 'episode_seeds', 'Recorder', 'with_executed', 'recording_schema', 'play_on', 'Share',
-           'RemoteRecording', 'play_share', 'find_policy', 'share_out', 'Summary', 'record', 'record_command']
+           'RemoteRecording', 'play_share', 'died', 'interruptible', 'find_policy', 'share_out', 'Summary', 'record',
+           'counts', 'record_command']
 
 # %% ../../nbs/record/24_recorder.ipynb #24-recorder-002
 import contextlib
@@ -413,7 +414,7 @@ def _in_processes(
                 except (EOFError, OSError):
                     process = pipes.pop(pipe)
                     process.join()
-                    errors.append(_died(f"process {process.name} (exit status {process.exitcode})"))
+                    errors.append(died(f"process {process.name} (exit status {process.exitcode})"))
                     continue
                 if kind == "chunk":
                     recording.writer.add_chunk(value)
@@ -435,7 +436,9 @@ def _in_processes(
         raise errors[0]
 
 
-def _died(who: str) -> MetaBonkError:
+def died(
+    who: str,  # process or worker
+) -> MetaBonkError:  # to be raised when the others are done
     "What to say of a player that is gone"
     return MetaBonkError(
         f"{who} died while it was recording: the chunks that it had finished are in the store, "
@@ -463,7 +466,7 @@ def _in_threads(players: Sequence[Callable[[Callable[[], bool]], None]], asked: 
 
 # %% ../../nbs/record/24_recorder.ipynb #24-recorder-024
 @contextlib.contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
+def interruptible() -> Iterator[Callable[[], bool]]:  # whether to stop
     "Inside, the first Ctrl-C only makes the given function true; it is raised on leaving"
     presses: list[int] = []
 
@@ -558,9 +561,9 @@ def record(
         _, info = first.reset(seed=seed)
         schema = recording_schema(first, info)
         recording = Recording(store, schema, chunk_steps=chunk_steps)
-        before = _counts(recording.store)
+        before = counts(recording.store)
         bar = stack.enter_context(progress(range(steps or 0), total=steps, description="record", unit="step"))
-        asked = stack.enter_context(_interruptible())
+        asked = stack.enter_context(interruptible())
         with recording:
             if games > 1 and parallel == "processes":
                 told = dict(about or {})
@@ -581,14 +584,16 @@ def record(
                     _in_threads(players, asked)
                 else:
                     players[0](asked)
-    after = _counts(recording.store)
+    after = counts(recording.store)
     took = time.perf_counter() - started
     size = recording.store.nbytes / max(1, after[0])
     return Summary(name, str(recording.store.path), after[0] - before[0], after[1] - before[1], *after, size, took)
 
 
-def _counts(store: Store) -> tuple[int, int]:
-    "Steps and episodes in a store"
+def counts(
+    store: Store,  # where
+) -> tuple[int, int]:  # steps (first rows are none) and episodes
+    "How much a store holds"
     return len(store) - len(store.episodes), len(store.episodes)
 
 
