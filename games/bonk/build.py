@@ -202,7 +202,8 @@ def tables() -> tuple[str, str]:
         ("u8", "tune_loud", [int(t["loud"], 16) for t in tunes]),
         ("u8", "tune_length", [len(t["lead"]) for t in tunes]),
     ]
-    offsets, notes = [], []
+    offsets: list[int] = []
+    notes: list[int] = []
     for tune in tunes:
         offsets.append(len(notes))
         notes += [v for pair in zip(tune["lead"], tune["bass"], strict=True) for v in pair]

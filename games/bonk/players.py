@@ -43,7 +43,7 @@ class Console:
     def __getattr__(self, name: str) -> int:
         if name not in AT:
             raise AttributeError(name)
-        return SYMBOLS[name].read(self.boy.memory)
+        return int(SYMBOLS[name].read(self.boy.memory))
 
     def tick(self, buttons: str = "", count: int = 1) -> None:
         """Hold the buttons of an action's name (such as `left_a`) for some frames."""
