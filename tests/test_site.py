@@ -10,6 +10,8 @@ import shutil
 import stat
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from metabonk.core.errors import FolderError, MetaBonkError, UsageError
 from metabonk.pipeline.links import check_site, references
 from metabonk.pipeline.reference import all_symbols, module_symbols
 from metabonk.pipeline.render import Media, output_markdown, pandoc_html, render_notebook, self_contained_page
-from metabonk.pipeline.site import build_site, page_address, read_book
+from metabonk.pipeline.site import PartHandler, build_site, page_address, read_book, serve_site
 
 pytestmark = pytest.mark.xdist_group("site")
 node = nbformat.v4
@@ -261,6 +263,19 @@ def test_unknown_builder_and_missing_checkout(book, tmp_path):
         build_site(root=tmp_path / "empty")
 
 
+def test_a_port_that_is_taken_is_told_in_one_line(site, served):
+    with pytest.raises(UsageError, match="choose another"):
+        serve_site(site, int(served.rsplit(":", 1)[1].strip("/")))
+
+
+def test_parts_of_files_are_served(served):
+    request = urllib.request.Request(served + "assets/site.css", headers={"Range": "bytes=3-6"})
+    with urllib.request.urlopen(request) as answer:
+        assert answer.status == 206 and answer.headers["Content-Range"].startswith("bytes 3-6/") and len(answer.read()) == 4
+    with pytest.raises(urllib.error.HTTPError, match="416"):
+        urllib.request.urlopen(urllib.request.Request(served + "assets/site.css", headers={"Range": "bytes=99999999-"}))
+
+
 # ---------------------------------------------------------------- every kind of output
 
 
@@ -342,11 +357,8 @@ def test_module_symbols_keep_each_comment_with_its_parameter():
 # ---------------------------------------------------------------- in a browser
 
 
-class Handler(http.server.SimpleHTTPRequestHandler):
+class Handler(PartHandler):
     """Serves a site as its host would: a lost address gets 404.html."""
-
-    def log_message(self, *_):
-        pass
 
     def send_error(self, code, *rest, **more):
         lost = Path(self.directory) / "404.html"
@@ -647,6 +659,15 @@ def test_sounds_and_videos_load(browser, site, served):
         browser.open(served + address)
         durations = browser.driver.execute_async_script(MEDIA)
         assert durations and all(duration is None or duration > 0 for duration in durations), address
+
+
+@pytest.mark.browser
+def test_a_film_can_be_moved_through_and_its_line_follows(browser, served):
+    browser.open(served)
+    browser.wait("return document.querySelector('.listen video').readyState >= 1")
+    browser.run("const film = document.querySelector('.listen video'); film.currentTime = film.duration / 2")
+    place = "return parseFloat(document.querySelector('.listen u').style.left)"
+    assert 40 < browser.wait(place) < 60
 
 
 @pytest.mark.browser

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['Chapter', 'Book', 'read_book', 'page_address', 'Page', 'read_page', 'Linker', 'page_markdown', 'plain', 'own_anchors',
            'add_anchors', 'search_entries', 'build_with_pandoc', 'stage_for_quarto', 'build_with_quarto', 'build_site',
-           'serve_site']
+           'PartHandler', 'serve_site']
 
 # %% ../../nbs/pipeline/95_site.ipynb #95-site-002
 import functools
 import hashlib
 import html
 import http.server
+import io
 import json
 import os
 import posixpath
@@ -559,13 +560,49 @@ def build_site(
     return target
 
 
+class PartHandler(http.server.SimpleHTTPRequestHandler):
+    "Serves files, and parts of files: without these a browser can't move inside a video"
+
+    def send_head(self) -> Any:  # an open file, or nothing more to send
+        "Answer a request for one part with that part"
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        path = Path(self.translate_path(self.path))
+        if not match or not path.is_file():
+            return super().send_head()
+        size = path.stat().st_size
+        first, last = int(match[1]), min(int(match[2] or size), size - 1)
+        if first > last:
+            self.send_error(416)
+            return None
+        self.send_response(206)
+        self.send_header("Content-Type", self.guess_type(path))
+        self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
+        self.send_header("Content-Length", str(last - first + 1))
+        self.end_headers()
+        with open(path, "rb") as file:
+            file.seek(first)
+            return io.BytesIO(file.read(last - first + 1))
+
+    def end_headers(self) -> None:
+        "Say that parts can be asked for"
+        self.send_header("Accept-Ranges", "bytes")
+        super().end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        "Say nothing about each request"
+
+
 def serve_site(
     folder: str | Path,  # a site
     port: int = 8000,  # 0 for any that is free
 ) -> None:
     "Serve a site to this computer alone, until Ctrl-C"
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
+    handler = functools.partial(PartHandler, directory=str(folder))
+    try:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
+    except OSError as error:
+        raise UsageError(f"can't listen on port {port} ({error.strerror}): choose another with --port") from None
+    with server:
         print(f"http://127.0.0.1:{server.server_address[1]}/  (Ctrl-C ends it)")
         try:
             server.serve_forever()
