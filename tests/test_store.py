@@ -168,6 +168,37 @@ def test_a_chunk_made_elsewhere(tmp_path: Path, rows: list[Step]) -> None:
     assert same(store.read(2), rows[40:])
 
 
+def test_what_is_told_about_an_episode(tmp_path: Path, rows: list[Step]) -> None:
+    store = Store.create(tmp_path / "store", SCHEMA)
+    with store.writer() as writer:
+        writer.add(rows[0], about={"seed": np.int64(3), "settings": {"speed": np.array([1, 2])}, "policy": "random"})
+        with pytest.raises(StoreError, match="object"):
+            writer.add(rows[0], about={"seed": object()})
+    assert store.episodes[0].about == {"seed": 3, "settings": {"speed": [1, 2]}, "policy": "random"}
+
+
+def test_a_chunk_never_takes_the_place_of_another(store: Store, rows: list[Step]) -> None:
+    builder = ChunkBuilder(SCHEMA, 0)
+    for row in rows[:5]:
+        builder.add(row)
+    done = builder.finish()
+    assert done is not None
+    with store.writer() as writer, pytest.raises(StoreError, match="already"):
+        writer.add_chunk(done[1])
+    assert not store.verify() and same(store.read(0), rows[:20])
+
+
+def test_chunks_with_other_batches(tmp_path: Path, rows: list[Step], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metabonk.record.store._batch_steps", 7)
+    builder = ChunkBuilder(SCHEMA, 0, chunk_steps=60)
+    (done,) = [found for row in rows if (found := builder.add(row))]
+    monkeypatch.undo()
+    store = Store.create(tmp_path / "store", SCHEMA)
+    with store.writer() as writer:
+        writer.add_chunk(done[1])
+    assert len(done[0].crc) == 9 and same(store.read(1, 3, 18), rows[23:38])
+
+
 def test_what_does_not_fit_is_refused(tmp_path: Path, rows: list[Step]) -> None:
     observation = {"image": rows[0].image, "audio": rows[0].audio}
     info = {"clock": {"ticks": 0, "samples": 0}, "probes": rows[0].probes, "terms": rows[0].terms}

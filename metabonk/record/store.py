@@ -161,11 +161,21 @@ class Chunk:
     episodes: list[dict[str, Any]]  # what it holds of which episode
     bytes: int = 0  # size of the file
     sha256: str = ""  # fingerprint of the file
+    batch: int = _batch_steps  # rows in each of its batches but the last
 
     @property
     def file(self) -> str:  # relative to the store's folder
         "The name of its file"
         return f"data/{self.stream:06d}-{self.start:09d}.arrow"
+
+
+def _as_json(about: Mapping[str, Any]) -> dict[str, Any]:
+    def plain(value: Any) -> Any:
+        if isinstance(value, (np.generic, np.ndarray)):
+            return value.tolist()
+        raise StoreError(f"what is told about an episode must be numbers, texts, lists and dictionaries, not {value!r}")
+
+    return json.loads(json.dumps(about, default=plain))
 
 
 class ChunkBuilder:
@@ -186,7 +196,8 @@ class ChunkBuilder:
         self.episode, self.step, self.open = -1, 0, False  # the episode in progress
         self.about: dict[str, Any] = {}
         height, width, colours = schema.image_shape
-        self.planes = np.empty((_batch_steps, colours, height, width), np.uint8)  # of the batch in progress
+        self.batch = _batch_steps
+        self.planes = np.empty((self.batch, colours, height, width), np.uint8)  # of the batch in progress
         self.sound = np.empty(0, np.int16)  # its sound, row 0 left, row 0 right, row 1 left, ...
         self.used = 0  # how much of it
         self.values: list[tuple[Any, ...]] = []  # its other columns, row by row
@@ -199,7 +210,7 @@ class ChunkBuilder:
         options = pa.ipc.IpcWriteOptions(compression=pa.Codec(self.codec, compression_level=self.level), use_threads=False)
         self.sink = io.BytesIO()
         self.file = pa.ipc.new_file(self.sink, columns, options=options)
-        self.chunk = Chunk(self.stream, self.start, 0, [len(_magic) + columns.serialize().size], [], [])
+        self.chunk = Chunk(self.stream, self.start, 0, [len(_magic) + columns.serialize().size], [], [], batch=self.batch)
 
     def __len__(self) -> int:
         return self.chunk.rows + len(self.values)
@@ -219,7 +230,7 @@ class ChunkBuilder:
         number = self.stream * _episodes_per_stream + self.episode
         if row.first or not self.chunk.episodes:
             if row.first:
-                self.about = dict(about or {})
+                self.about = _as_json(about or {})
             self.chunk.episodes.append(
                 {"episode": number, "step": self.step, "rows": 0, "return": 0.0, "end": "", "about": self.about}
             )
@@ -229,7 +240,7 @@ class ChunkBuilder:
         if row.terminated or row.truncated:
             entry["end"], self.open = "terminated" if row.terminated else "truncated", False
         self._lay(row, number)
-        if len(self.values) == _batch_steps or len(self) == self.chunk_steps:
+        if len(self.values) == self.batch or len(self) == self.chunk_steps:
             self._write()
         return self.finish() if len(self) >= self.chunk_steps else None
 
@@ -239,7 +250,9 @@ class ChunkBuilder:
         plane.reshape(len(plane), -1)[...] = row.image.reshape(-1, len(plane)).T
         channels, samples = row.audio.shape
         if len(self.sound) < (end := self.used + row.audio.size):
-            self.sound = np.concatenate([self.sound[: self.used], np.empty(2 * row.audio.size * _batch_steps, np.int16)])
+            larger = np.empty(2 * end, np.int16)
+            larger[: self.used] = self.sound[: self.used]
+            self.sound = larger
         self.sound[self.used : end].reshape(channels, samples)[...] = row.audio
         self.used = end
         plain = row.reward, row.terminated, row.truncated, row.first, row.tick, row.sample
@@ -511,7 +524,7 @@ class Store:
         "Rows of one chunk; `DamagedChunk` if their bytes are not those that were written"
         path, stop = self.path / chunk.file, chunk.rows if stop is None else min(stop, chunk.rows)
         start = min(start, stop)
-        first, last = start // _batch_steps, -(-stop // _batch_steps)
+        first, last = start // chunk.batch, -(-stop // chunk.batch)
         columns = arrow_schema(self.schema)
         batches = []
         try:
@@ -529,7 +542,7 @@ class Store:
                 raise DamagedChunk(f"{path} is damaged between bytes {begin} and {end}: restore the file from a copy")
             batches.append(pa.ipc.read_record_batch(pa.py_buffer(content[begin:end]), columns))
         table = pa.Table.from_batches(batches, columns)
-        return table.slice(start - first * _batch_steps, stop - start)
+        return table.slice(start - first * chunk.batch, stop - start)
 
     def read(
         self,
@@ -680,6 +693,9 @@ class Writer:
         while self.pending:
             chunk, content = self.pending[0]
             path = self.store.path / chunk.file
+            if path.exists() and file_hash(path) != chunk.sha256:
+                self.pending.pop(0)
+                raise StoreError(f"{path} is there already with other rows: take stream numbers from `Writer.new_stream`")
             if not path.exists():
                 _place(path, content)
             self._append(_entry(chunk))
