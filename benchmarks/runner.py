@@ -31,10 +31,10 @@ def notebook(path: Path, *sources: str) -> None:
 
 def project(folder: Path) -> Path:
     "A pipeline whose first stage writes many files and whose others write one"
-    parameters = 'run_folder: str = "runs/demo"  # where'
+    parameters = 'run: str = "runs/demo"  # the run folder'
     for number in range(STAGES):
         count = FILES if number == 0 else 1
-        code = (f"from metabonk.core.run import Run\nfolder = Run.open(run_folder).stage_folder('s{number}')\n"
+        code = (f"from metabonk.core.run import Run\nfolder = Run.open(run).stage_folder('s{number}')\n"
                 f"for i in range({count}):\n    (folder / str(i)).write_bytes(bytes(10_000))")
         notebook(folder / f"s{number}.ipynb", parameters, code)
     file = folder / "bench.yaml"

@@ -72,7 +72,7 @@ def test_unknown_pipeline_names_the_nearest(tmp_path, monkeypatch):
         ({"size": 1.5}, "a.size must be int, not 1.5"),
         ({"size": True}, "a.size must be int, not True"),
         ({"run": "elsewhere"}, "use --run"),
-        ({"b.run_folder": "elsewhere"}, "use --run"),
+        ({"b.run": "elsewhere"}, "use --run"),
     ],
 )
 def test_bad_parameters(unrun, overrides, words):
@@ -263,7 +263,7 @@ def test_the_manifest_explains_the_run(toy):
 def test_a_stage_that_resumes_finds_its_folder(tmp_path):
     toy = Toy(tmp_path)
     code = """from metabonk.core.run import Run
-folder = Run.open(run_folder).stage_folder("grow")
+folder = Run.open(run).stage_folder("grow")
 count = len(list(folder.iterdir()))
 (folder / f"{count}.txt").touch()
 assert count == target, "not there yet"

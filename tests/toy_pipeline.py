@@ -12,8 +12,8 @@ from typing import Any
 from metabonk.core.errors import MetaBonkError
 from metabonk.pipeline.runner import Outcome, run_pipeline
 
-RUN = 'run_folder: str = "runs/demo"  # where\n'
-OPEN = "from metabonk.core.run import Run\nrun = Run.open(run_folder)\n"
+RUN = 'run: str = "runs/demo"  # the run folder\n'
+OPEN = "from metabonk.core.run import Run\nrun = Run.open(run)\n"
 
 
 def cell(source: str, kind: str = "code", *tags: str) -> dict[str, Any]:

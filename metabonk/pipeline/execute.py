@@ -259,7 +259,8 @@ class Engine(NBClientEngine):
         try:
             with tempfile.TemporaryDirectory(prefix="metabonk-") as sockets, guard.on_duty():
                 client = _Client(saver, guard, progress, started, sockets, kernel_name=kernel_name,
-                                 timeout=None, iopub_timeout=60, startup_timeout=120)
+                                 timeout=None, iopub_timeout=60, startup_timeout=120,
+                                 extra_arguments=["--InteractiveShell.automagic=False"])  # `run: str` is no %run
                 try:
                     client.execute(env=kernel_environment(), cwd=folder, stdout=log, stderr=log)
                 except (RuntimeError, TimeoutError) as error:

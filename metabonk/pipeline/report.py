@@ -17,7 +17,7 @@ import nbformat
 
 from ..core.files import write_atomic
 from ..core.run import Run
-from .render import render_notebook, self_contained_page
+from .render import inline_html, render_notebook, self_contained_page
 from .stages import read_parameters, tagged
 
 # %% ../../nbs/pipeline/94_report.ipynb #94-report-006
@@ -112,7 +112,7 @@ def parameter_table(
         if name in values:
             value, default = (html.escape(repr(x)) for x in (values[name], declared.default))
             other = code(default) if value != default else ""
-            rows.append((code(name), code(value), other, html.escape(declared.help)))
+            rows.append((code(name), code(value), other, inline_html(declared.help)))
     return _table(("parameter", "value", "default", "meaning"), rows) if rows else ""
 
 

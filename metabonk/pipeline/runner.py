@@ -229,8 +229,8 @@ class Execution:
             self.save("running")
 
         given = dict(self.values[name])
-        if "run_folder" in stage.parameters:
-            given["run_folder"] = str(self.run.folder)
+        if "run" in stage.parameters:
+            given["run"] = str(self.run.folder)
         began = time.monotonic()
         status = "interrupted"
         try:

@@ -270,18 +270,18 @@ class Pipeline:
             if "." in name:
                 owner, parameter = name.split(".", 1)
                 near[self.stage(owner).name][parameter] = value
-        everywhere = {name for stage in self.stages for name in stage.parameters} - {"run_folder"}
+        everywhere = {name for stage in self.stages for name in stage.parameters} - {"run"}
         for name in [*self.shared, *wide]:
             self._known("parameter", name, everywhere)
         resolved = {}
         for stage in self.stages:
             for name in [*stage.given, *near[stage.name]]:
-                self._known(f"parameter of stage {stage.name}", name, set(stage.parameters) - {"run_folder"})
+                self._known(f"parameter of stage {stage.name}", name, set(stage.parameters) - {"run"})
             layers = {**self.shared, **stage.given, **wide, **near[stage.name]}
             chosen = {
                 name: read_value(layers.get(name, declared.default), declared, f"{stage.name}.{name}")
                 for name, declared in stage.parameters.items()
-                if name != "run_folder"
+                if name != "run"
             }
             for name, check in (checks or {}).items():
                 if name in chosen:
@@ -291,7 +291,7 @@ class Pipeline:
 
     @staticmethod
     def _known(kind: str, name: str, known: set[str]) -> None:
-        if name in ("run", "run_folder"):
+        if name == "run":
             raise UsageError("the run folder is not set as a parameter: use --run FOLDER")
         if name not in known:
             raise unknown(kind, name, known)
