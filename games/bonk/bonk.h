@@ -68,7 +68,6 @@ typedef struct {
 extern u8 shake, panel, keys, keys_new;
 void video_start(void);
 void frame(void);           /* end of a frame's work: wait for the vertical blank, read the buttons */
-void frames(u8 count);
 void queue(u16 to, const u8 *from, u8 count);
 void sprite(u8 x, u8 y, u8 tile, u8 attributes);
 void boss_sprite(u8 x, u8 y, u8 tile, u8 attributes);
@@ -84,7 +83,6 @@ void title_picture(void);
 void title_blink(u8 on);
 
 /* sound.c: music on channels 2 and 3, effects on channels 1 and 4 */
-void sound_start(void);
 void sound_silence(void);
 void music_play(u8 tune);
 void music_write(void);     /* first thing in the vertical blank: registers of channels 2 and 3 */

@@ -44,7 +44,7 @@ static void title(void) {
 
 void main(void) {
   IE = 0;
-  sound_start();
+  sound_silence();
   defaults();
   video_start();
   sprites_clear();

@@ -255,7 +255,7 @@ static void coins(void) {
 }
 
 /* --- screens ------------------------------------------------------------------------------------------------------ */
-static u8 charger_wait_set;
+static u8 chargers_here;
 static u16 charger_wait;
 
 static void charger_pause(void) {
@@ -326,7 +326,7 @@ static void enter(void) {
   g_visited |= 1 << g_screen;
   for (i = 0; i < 4; ++i) place(ACTORS + i, i);
   g_boss_hp = ACTORS[0].kind == KIND_BOSS ? ACTORS[0].hp : 0;
-  charger_wait_set = set_chargers == ALL || (set_chargers == MAP && world_chargers[g_screen]);
+  chargers_here = set_chargers == ALL || (set_chargers == MAP && world_chargers[g_screen]);
   charger_pause();
   spark_time = 0;
   effects_step();
@@ -634,7 +634,7 @@ static void opponents(void) {
 /* --- chargers ------------------------------------------------------------------------------------------------------ */
 static void chargers(void) {
   i16 x;
-  if (!charger_wait_set) return;
+  if (!chargers_here) return;
   if (g_charger_phase == 0) {
     if (--charger_wait) return;
     /* half of them come where the hero is, half where he will be when nothing changes his way */

@@ -220,5 +220,3 @@ void sound_silence(void) {
   g_music = TUNE_NONE;
   pan = 0xFF;
 }
-
-void sound_start(void) { sound_silence(); }

@@ -129,10 +129,6 @@ void frame(void) {
   read_keys();
 }
 
-void frames(u8 count) {
-  while (count--) frame();
-}
-
 void queue(u16 to, const u8 *from, u8 count) {
   Job *job = &jobs[job_last];
   u8 next = (job_last + 1) & (JOBS - 1);
