@@ -65,10 +65,13 @@ class Config:
     presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {}}  # what each preset changes of the defaults
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
-        for field in dataclasses.fields(self):
-            name = f"{type(self).__name__}.{field.name}"
-            object.__setattr__(self, field.name, check_value(getattr(self, field.name), hints[field.name], name))
+        for name, value in self._checked({field.name: getattr(self, field.name) for field in dataclasses.fields(self)}).items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def _checked(cls, values: dict[str, Any]) -> dict[str, Any]:
+        hints = typing.get_type_hints(cls)
+        return {name: check_value(value, hints[name], f"{cls.__name__}.{name}") for name, value in values.items()}
 
     @classmethod
     def preset(
@@ -91,7 +94,7 @@ class Config:
         for name in values:
             if name not in fields:
                 raise unknown(f"field of {cls.__name__}", name, fields)
-        return cls(**values)
+        return cls(**cls._checked(values))
 
     def to_dict(self) -> dict[str, Any]:  # plain values, ready for JSON or YAML
         "Every field, as plain Python values"
