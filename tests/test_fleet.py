@@ -1,0 +1,130 @@
+"""Many workers, one store: the same rows as without Ray, and a worker that dies takes only its own chunk with it."""
+
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metabonk.core.errors import MetaBonkError, MissingLibrary, UsageError
+from metabonk.play.game import make_game
+from metabonk.record import fleet as module
+from metabonk.record.fleet import chunks_of, cluster, record_fleet
+from metabonk.record.recorder import Share, record, recording_schema
+from metabonk.record.store import Store, describe_chunk
+
+pytestmark = pytest.mark.xdist_group("ray")
+
+
+def make_share(steps: int, **changes: Any) -> Share:
+    """A share of a fast game."""
+    game = make_game("minatar:breakout")
+    _, info = game.reset(seed=0)
+    given = {"game": "minatar:breakout", "settings": {}, "policy": "random", "stream": 3, "steps": steps, "chunk_steps": 16}
+    return Share(schema=recording_schema(game, info), **{**given, **changes})
+
+
+def test_chunks_come_in_order_and_describe_themselves() -> None:
+    """All rows of the stream, without a gap."""
+    chunks = [describe_chunk(content) for content in chunks_of(make_share(100))]
+    assert {chunk.stream for chunk in chunks} == {3} and [chunk.start for chunk in chunks] == [16 * n for n in range(len(chunks))]
+    episodes = {entry["episode"] for chunk in chunks for entry in chunk.episodes}
+    assert sum(chunk.rows for chunk in chunks) == 100 + len(episodes)
+
+
+def test_errors_of_a_player_come_out_of_its_stream() -> None:
+    """With their own type."""
+    with pytest.raises(UsageError, match="policy"):
+        list(chunks_of(make_share(100, policy="randon")))
+
+
+def test_who_stops_asking_stops_the_player() -> None:
+    """No thread plays on for nobody."""
+    stream = chunks_of(make_share(10**9))
+    next(stream)
+    players = [thread for thread in threading.enumerate() if thread.name == "metabonk-player"]
+    stream.close()
+    for thread in players:
+        thread.join(30)
+    assert players and not any(thread.is_alive() for thread in players)
+
+
+def test_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says how to get it, and writes nothing."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingLibrary, match=r"metabonk\[fleet\]"):
+        record_fleet("minatar:breakout", tmp_path / "s", steps=10)
+    assert not (tmp_path / "s").exists()
+
+
+def test_bad_numbers(tmp_path: Path) -> None:
+    """Usage errors come before Ray is started."""
+    for bad in ({}, {"steps": 0}, {"steps": 5, "workers": 0}):
+        with pytest.raises(UsageError):
+            record_fleet("minatar:breakout", tmp_path / "s", **bad)
+    with pytest.raises(UsageError, match="bonk"):
+        record_fleet("bonkk", tmp_path / "s", steps=5)
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[Any]:
+    """One cluster of two workers for the tests below, on this computer alone."""
+    pytest.importorskip("ray")
+    try:
+        with cluster(2) as library:
+            yield library
+    except MetaBonkError as error:
+        if "did not start" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
+def test_two_workers_record_what_two_games_would(tmp_path: Path, ray: Any) -> None:
+    """The same streams, seeds and rows; progress and summary count them."""
+    summary = record_fleet("minatar:breakout", tmp_path / "fleet", steps=300, workers=2, seed=3, chunk_steps=32)
+    record("minatar:breakout", tmp_path / "alone", steps=300, games=2, seed=3, chunk_steps=32)
+    one, two = Store.open(tmp_path / "fleet"), Store.open(tmp_path / "alone")
+    assert summary.steps == 300 and summary.episodes == len(one.episodes) == len(two.episodes)
+    assert {episode.stream for episode in one.episodes} == {0, 1} and one.verify() == []
+    for left, right in zip(one.episodes, two.episodes, strict=True):
+        a, b = one.read(left), two.read(right)
+        assert left.about == right.about and (a.image == b.image).all() and (a.action == b.action).all()
+    record_fleet("minatar:breakout", tmp_path / "fleet", steps=50, workers=1, seed=3)
+    assert {episode.stream for episode in Store.open(tmp_path / "fleet").episodes} == {0, 1, 2}
+
+
+def test_a_worker_that_dies(tmp_path: Path, ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its finished chunks are in the store, the other's are all there, and the error says so."""
+
+    def deadly(share: Share) -> Iterator[bytes]:
+        import os
+        import signal
+
+        for number, content in enumerate(chunks_of(share)):
+            yield content
+            if share.stream == 0 and number == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(module, "chunks_of", deadly)
+    with pytest.raises(MetaBonkError, match="the worker of stream 0 died"):
+        record_fleet("minatar:breakout", tmp_path / "s", steps=400, workers=2, chunk_steps=16)
+    store = Store.open(tmp_path / "s")
+    rows = {stream: sum(e.rows for e in store.episodes if e.stream == stream) for stream in (0, 1)}
+    steps = sum(e.rows - 1 for e in store.episodes if e.stream == 1)
+    assert store.verify() == [] and 16 <= rows[0] <= 48 and steps == 200
+
+
+def test_a_worker_that_fails(tmp_path: Path, ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its error is named, and everything else is kept."""
+
+    def failing(share: Share) -> Iterator[bytes]:
+        yield from chunks_of(share)
+        if share.stream == 1:
+            raise ValueError("out of luck")
+
+    monkeypatch.setattr(module, "chunks_of", failing)
+    with pytest.raises(MetaBonkError, match="ValueError: out of luck"):
+        record_fleet("minatar:breakout", tmp_path / "s", steps=100, workers=2)
+    assert sum(episode.rows - 1 for episode in Store.open(tmp_path / "s").episodes) == 100
