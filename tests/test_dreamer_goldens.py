@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from metabonk.dream.distributions import TwoHot, categorical_kl, mixed_probabilities, symexp_bins
+from metabonk.act.actor_critic import ActorCriticConfig, actor_critic_losses
+from metabonk.act.returns import ReturnScale, lambda_returns
+from metabonk.dream.distributions import Categorical, TwoHot, categorical_kl, mixed_probabilities, symexp_bins
+from metabonk.dream.layers import BlockGRU
 from metabonk.dream.optimizer import LaProp
 
 
@@ -92,3 +95,85 @@ def test_optimizer_warms_up_and_skips_what_has_no_gradient():
     optimizer.step()
     torch.testing.assert_close(moved.detach(), torch.full((3,), 1 - 1e-3))
     assert kept.eq(1).all() and kept not in optimizer.state
+
+
+def golden_cell(golden) -> BlockGRU:
+    """The cell of the golden numbers, with its parameters."""
+    cell, parameter = BlockGRU(deter=16, stoch=16, action=5, hidden=8, blocks=4), lambda name: golden[f"gru_param_{name}"]
+    with torch.no_grad():
+        for index, entrance in enumerate((cell.deter_in, cell.stoch_in, cell.action_in)):
+            entrance.linear.weight.copy_(parameter(f"dynin{index}_kernel").T)
+            entrance.linear.bias.copy_(parameter(f"dynin{index}_bias"))
+            entrance.norm.scale.copy_(parameter(f"dynin{index}norm_scale"))
+        for layer, name in ((cell.mix, "dynhid0"), (cell.gates, "dyngru")):
+            layer.weight.copy_(parameter(f"{name}_kernel"))
+            layer.bias.copy_(parameter(f"{name}_bias"))
+        cell.mix_norm.scale.copy_(parameter("dynhid0norm_scale"))
+    return cell
+
+
+def test_block_gru(golden):
+    after = golden_cell(golden)(golden["gru_deter"], golden["gru_stoch"].flatten(1), golden["gru_action"])
+    torch.testing.assert_close(after, golden["gru_next_deter"], atol=1e-6, rtol=1e-5)
+
+
+def test_block_gru_with_other_order_of_inputs_is_caught(golden):
+    "Negative control: a block that reads the projections before its memory is another cell."
+    cell = golden_cell(golden)
+    cell.mix.weight = torch.nn.Parameter(cell.mix.weight.roll(24, dims=1))
+    after = cell(golden["gru_deter"], golden["gru_stoch"].flatten(1), golden["gru_action"])
+    assert not torch.allclose(after, golden["gru_next_deter"], atol=1e-3)
+
+
+def test_lambda_returns(golden):
+    returns = lambda_returns(golden["lambda_reward"], golden["lambda_value"], golden["lambda_cont"], 0.95)
+    torch.testing.assert_close(returns, golden["lambda_return"], atol=1e-5, rtol=1e-5)
+
+
+def test_lambda_returns_with_rewards_a_row_late_are_caught(golden):
+    "Negative control: the reward of a row was earned on the way to it, not after it."
+    late = golden["lambda_reward"].roll(1, dims=1)
+    returns = lambda_returns(late, golden["lambda_value"], golden["lambda_cont"], 0.95)
+    assert not torch.allclose(returns, golden["lambda_return"], atol=1e-3)
+
+
+def imagination_losses(golden, **changes) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean actor and critic loss on the golden imagined rows."""
+    inputs = {
+        "policy": Categorical(golden["imag_policy_logits"], unimix=0.0),
+        "value": TwoHot(golden["imag_value_logits"]),
+        "slow_value": TwoHot(golden["imag_slow_value_logits"]),
+        "action": torch.nn.functional.one_hot(golden["imag_actions"], 6).float(),
+        "reward": golden["imag_reward"],
+        "continuation": golden["imag_cont"],
+        "scale": ReturnScale(),
+        "config": ActorCriticConfig(),
+        **changes,
+    }
+    losses, _ = actor_critic_losses(**inputs)
+    return losses["actor"].mean(), losses["critic"].mean()
+
+
+def test_imagination_losses(golden):
+    actor, critic = imagination_losses(golden)
+    torch.testing.assert_close(actor, golden["imag_policy_mean"], atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(critic, golden["imag_value_mean"], atol=1e-4, rtol=1e-5)
+
+
+def test_returns_that_are_not_normalised_are_caught(golden):
+    "Negative control: a scale that never leaves its limit gives another actor loss."
+    actor, critic = imagination_losses(golden, scale=ReturnScale(rate=0.0))
+    assert abs(actor - golden["imag_policy_mean"]) > 1 and torch.isclose(critic, golden["imag_value_mean"])
+
+
+def test_a_critic_without_its_slow_copy_is_caught(golden):
+    "Negative control: the pull towards the slow critic is part of the loss."
+    actor, critic = imagination_losses(golden, config=ActorCriticConfig(slow=0.0))
+    assert abs(critic - golden["imag_value_mean"]) > 1 and torch.isclose(actor, golden["imag_policy_mean"])
+
+
+def test_actions_a_row_late_are_caught(golden):
+    "Negative control: an action that led to a row, taken for the one decided there."
+    action = torch.nn.functional.one_hot(golden["imag_actions"], 6).float()
+    actor, _ = imagination_losses(golden, action=action.roll(1, dims=1))
+    assert abs(actor - golden["imag_policy_mean"]) > 0.1
