@@ -302,6 +302,7 @@ PIXEL = base64.b64encode(b"\x89PNG\r\n\x1a\n").decode()
         ({"application/json": {"a": 1}}, '"a": 1'),
         ({"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "IntSlider(3)"}, "IntSlider(3)"),
         ({"application/vnd.plotly.v1+json": {"data": [], "layout": {"height": 99}}}, 'style="height:99px"'),
+        ({"application/vnd.plotly.v1+json": {"data": [], "layout": {"width": 700}}}, 'style="height:380px;max-width:700px"'),
         ({"text/html": '<video controls src="x"></video>'}, 'aria-label="Player"'),
         ({"application/x-unheard-of": "?"}, ""),
     ],

@@ -232,12 +232,13 @@ def figure_html(
     figure: dict[str, Any],  # a plotly figure as JSON: data, layout
     label: str = "Interactive figure",  # said by screen readers
 ) -> str:  # a place for the figure, with its data inside
-    "A plotly figure that the page's script draws, in the page's own colours"
-    layout = {key: value for key, value in figure.get("layout", {}).items() if key != "template"}
+    "A plotly figure that the page's script draws, in the page's own colours and never wider than the page"
+    given = figure.get("layout", {})
+    layout = {key: value for key, value in given.items() if key not in {"template", "width"}}
     spec = json.dumps({"data": figure.get("data", []), "layout": layout}, separators=(",", ":")).replace("</", "<\\/")
-    height = int(layout.get("height") or 380)
+    size = f"height:{int(given.get('height') or 380)}px" + (f";max-width:{int(given['width'])}px" if given.get("width") else "")
     return (
-        f'<div class="plotly-figure" role="img" aria-label="{html.escape(label)}" style="height:{height}px">'
+        f'<div class="plotly-figure" role="img" aria-label="{html.escape(label)}" style="{size}">'
         f'<script type="application/json">{spec}</script></div>'
     )
 
