@@ -102,7 +102,8 @@ def cluster(
     except Exception as error:
         ray.shutdown()
         where = f"can't join the Ray cluster at {address}" if address else "Ray did not start on this computer"
-        raise MetaBonkError(f"{where} ({' '.join(str(error).split())[:200]}): try again, or use --games, which needs no Ray") from error
+        told = " ".join(str(error).split())[:200]
+        raise MetaBonkError(f"{where} ({told}): try again, or use --games, which needs no Ray") from error
     try:
         yield ray
     finally:
