@@ -425,7 +425,11 @@ class Episodes:
 class Store:
     "A folder of recordings"
 
-    def __init__(self, path: Path, schema: Schema) -> None:
+    def __init__(
+        self,
+        path: Path,  # the folder
+        schema: Schema,  # what its rows hold
+    ) -> None:
         self.path, self.schema = path, schema
         self.chunks: list[Chunk] = []  # in the order in which they were recorded
         self.episodes = Episodes()
@@ -624,7 +628,13 @@ def _parse(line: bytes) -> Chunk | str | None:
 class Writer:
     "Appends to a store; made by `Store.writer`, used by one thread"
 
-    def __init__(self, store: Store, chunk_steps: int = 1024, codec: str = "zstd", level: int = 5) -> None:
+    def __init__(
+        self,
+        store: Store,  # to append to; its folder is locked
+        chunk_steps: int = 1024,  # rows in a chunk: what a killed process can lose
+        codec: str = "zstd",  # or "lz4"
+        level: int = 5,  # how hard the codec tries
+    ) -> None:
         self.store, self.chunk_steps, self.codec, self.level = store, chunk_steps, codec, level
         self.lanes: dict[int, ChunkBuilder] = {}
         self.pending: list[tuple[Chunk, bytes]] = []  # finished, not on the disk yet
