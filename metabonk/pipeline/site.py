@@ -144,12 +144,6 @@ class Page:
         "The way from this page to the top of the site"
         return "../" * self.address.count("/")
 
-    @property
-    def number(self) -> str:  # digits, or nothing
-        "The number in front of the notebook's name"
-        match = re.match(r"\d+", self.notebook.split("/")[-1])
-        return match[0] if match else ""
-
 
 def read_page(
     book: Book,  # where the notebook is
@@ -284,8 +278,7 @@ def _chapters_html(book: Book, pages: dict[str, Page], here: Page) -> str:
         href, title = html.escape(posixpath.relpath(page.address, posixpath.dirname(here.address) or ".")), plain(page.title)
         if not page.chapter:
             return f'<a class="home" href="{href}"{current}>{html.escape(title)}</a>'
-        number = f'<span class="number">{page.number}</span>'
-        return f'<li><a href="{href}"{current}>{number}<span>{html.escape(title)}</span></a></li>'
+        return f'<li><a href="{href}"{current}>{html.escape(title)}</a></li>'
 
     parts = []
     for chapter in book.chapters:
