@@ -91,7 +91,7 @@ def mixed_probabilities(
     unimix: float = 0.01,  # share of the uniform distribution
 ) -> Float[Tensor, "*batch classes"]:  # sum to 1 over the classes, none below `unimix / classes`
     "Softmax with a little of the uniform distribution"
-    p = logits.softmax(-1)
+    p = logits.mT.softmax(-2).mT if logits.ndim > 2 else logits.softmax(-1)  # over short rows this is much faster
     return (1 - unimix) * p + unimix / logits.shape[-1] if unimix else p
 
 

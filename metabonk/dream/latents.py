@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .distributions import categorical_kl, draw_class, mixed_probabilities, straight_through
 
@@ -54,6 +55,14 @@ class Latents(nn.Module):
         "Divergence KL[p || q]"
         raise NotImplementedError
 
+    def surprise(
+        self,
+        raw_p: Float[Tensor, "*batch outputs"],  # posterior
+        raw_q: Float[Tensor, "*batch outputs"],  # prior
+    ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:  # equal in value
+        "The divergence twice: with a gradient for the prior alone, and for the posterior alone"
+        return self.kl(raw_p.detach(), raw_q), self.kl(raw_p, raw_q.detach())
+
     def draw(
         self,
         raw: Float[Tensor, "*batch outputs"],  # what a head gave
@@ -83,7 +92,33 @@ class Latents(nn.Module):
 
         return pull
 
-# %% ../../nbs/dream/44_latents.ipynb #44-latents-007
+# %% ../../nbs/dream/44_latents.ipynb #44-latents-008
+class _Divergence(torch.autograd.Function):
+    "KL[p || q] of mixed softmaxes (*batch, latents, classes), twice: for q's gradient and for p's"
+
+    @staticmethod
+    def forward(ctx: Any, logits_p: Tensor, logits_q: Tensor, unimix: float) -> tuple[Tensor, Tensor]:
+        soft_p, soft_q = logits_p.mT.softmax(-2).mT, logits_q.mT.softmax(-2).mT
+        floor = unimix / logits_p.shape[-1]
+        p, q = (1 - unimix) * soft_p + floor, (1 - unimix) * soft_q + floor
+        difference = p.log().sub_(q.log())
+        ctx.save_for_backward(soft_p, soft_q, difference, p.div(q))
+        ctx.unimix = unimix
+        kl = (p * difference).sum((-1, -2))
+        return kl, kl.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, for_q: Tensor, for_p: Tensor) -> tuple[Tensor, Tensor, None]:
+        soft_p, soft_q, difference, ratio = ctx.saved_tensors
+
+        def pull(soft: Tensor, grad: Tensor, scale: Tensor) -> Tensor:
+            scale = (1 - ctx.unimix) * scale[..., None, None]
+            return torch._softmax_backward_data(grad.mT, soft.mT, -2, soft.dtype).mT * scale
+
+        return pull(soft_p, difference, for_p), pull(soft_q, ratio, -for_q), None
+
+# %% ../../nbs/dream/44_latents.ipynb #44-latents-009
 class CategoricalLatents(Latents):
     "Several one-hot choices, straight-through, with a uniform share"
 
@@ -130,7 +165,7 @@ class CategoricalLatents(Latents):
 
         def draw(t: int, raw: Tensor) -> Tensor:
             passed = torch.empty_like(bounds[t])
-            torch.ge(raw.view(bounds[t].shape).softmax(-1).cumsum(-1), bounds[t], out=passed)
+            torch.ge(raw.view(bounds[t].shape).mT.softmax(-2).cumsum(-2).mT, bounds[t], out=passed)
             passed[:, 1:] -= passed[:, :-1].clone()
             return passed.view(raw.shape)
 
@@ -154,7 +189,11 @@ class CategoricalLatents(Latents):
         "Divergence, summed over the choices"
         return categorical_kl(self.probabilities(raw_p), self.probabilities(raw_q)).sum(-1)
 
-# %% ../../nbs/dream/44_latents.ipynb #44-latents-013
+    def surprise(self, raw_p: Tensor, raw_q: Tensor) -> tuple[Tensor, Tensor]:
+        "The divergence, for the prior's gradient and for the posterior's"
+        return _Divergence.apply(self._split(raw_p), self._split(raw_q), self.unimix)
+
+# %% ../../nbs/dream/44_latents.ipynb #44-latents-017
 class GumbelLatents(CategoricalLatents):
     "Several soft choices that harden as the temperature falls"
 
@@ -201,7 +240,7 @@ class GumbelLatents(CategoricalLatents):
         "As for any kind"
         return Latents.pullback(self, raw, noise)
 
-# %% ../../nbs/dream/44_latents.ipynb #44-latents-018
+# %% ../../nbs/dream/44_latents.ipynb #44-latents-022
 class GaussianLatents(Latents):
     "A vector of bell curves"
 
@@ -240,7 +279,7 @@ class GaussianLatents(Latents):
         ratio = (std_p.square() + (mean_p - mean_q).square()) / (2 * std_q.square())
         return (std_q.log() - std_p.log() + ratio - 0.5).sum(-1)
 
-# %% ../../nbs/dream/44_latents.ipynb #44-latents-021
+# %% ../../nbs/dream/44_latents.ipynb #44-latents-025
 kinds: dict[str, Any] = {"categorical": CategoricalLatents, "gumbel": GumbelLatents, "gaussian": GaussianLatents}
 
 

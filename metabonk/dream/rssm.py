@@ -139,8 +139,6 @@ class RSSM(nn.Module):
         states: State,  # from `observe`
     ) -> dict[str, Float[Tensor, "batch time"]]:  # "dynamics" and "representation", nats
         "Divergence between posterior and prior, teaching the one, then the other"
-        raw, prior = states["raw"], self.prior(states["deter"])
-        dynamics = self.latents.kl(raw.detach(), prior)
-        representation = self.latents.kl(raw, prior.detach())
+        dynamics, representation = self.latents.surprise(states["raw"], self.prior(states["deter"]))
         free = self.config.free_nats
         return {"dynamics": dynamics.clamp(min=free), "representation": representation.clamp(min=free)}

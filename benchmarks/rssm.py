@@ -1,0 +1,133 @@
+"""One training step of the RSSM, and imagination, against the arithmetic that they need
+
+    python benchmarks/rssm.py [--threads 2] [--rounds 5] [--clock wall|cpu]
+
+A training step is forward, surprise and backward over 16 sequences of 64 rows. Its bound is 6 operations for each
+parameter and row, at the rate of a large matrix product. The product, our scan, our plain loop and, where it is
+installed, torchrl's DreamerV3 rollout (pip install 'torchrl==0.14.*') take turns; each is told by its fastest round.
+On a computer that is busy with other things, `--threads 1 --clock cpu` counts the processor's time of one thread.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait do not take processors from others
+
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
+
+from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig  # noqa: E402
+from metabonk.dream.interface import imagine  # noqa: E402
+from metabonk.dream.recurrent import RecurrentModel  # noqa: E402
+from metabonk.dream.rssm import RSSM, RSSMConfig  # noqa: E402
+from metabonk.dream.scan import fast_observe  # noqa: E402
+
+BATCH, TIME, ACTIONS, STARTS, HORIZON, SIDE = 16, 64, 18, 1024, 15, 2048
+
+
+def our_step(config: RSSMConfig, embed: int, observe: Callable) -> tuple[Callable[[], None], int]:
+    "A training step of ours, and the number of its parameters"
+    torch.manual_seed(0)
+    rssm = RSSM(config, embed, ACTIONS)
+    seen, first = torch.randn(BATCH, TIME, embed), torch.rand(BATCH, TIME) < 0.01
+    action = nn.functional.one_hot(torch.randint(ACTIONS, (BATCH, TIME)), ACTIONS).float()
+
+    def step() -> None:
+        rssm.zero_grad(set_to_none=True)
+        surprise = rssm.surprise(observe(rssm, seen, action, first))
+        (surprise["dynamics"] + 0.1 * surprise["representation"]).mean().backward()
+
+    return step, sum(p.numel() for p in rssm.parameters())
+
+
+def their_step(config: RSSMConfig, embed: int) -> Callable[[], None] | None:
+    "The same by torchrl's components, if they are installed"
+    try:
+        from tensordict import TensorDict
+        from tensordict.nn import TensorDictModule
+        from torchrl.modules.models.model_based import RSSMPosteriorV3, RSSMPriorV3, RSSMRolloutV3
+        from torchrl.objectives import categorical_kl_terms
+    except ImportError as error:
+        print(f"torchrl's components are left out: {error}")
+        return None
+    torch.manual_seed(0)
+    sizes = {"hidden_dim": config.hidden, "num_categoricals": 32, "num_classes": config.classes,
+             "rnn_hidden_dim": config.deter, "unimix": 0.01}
+    prior = RSSMPriorV3(action_shape=torch.Size([ACTIONS]), action_dim=ACTIONS, recurrent_model="block_gru", **sizes)
+    posterior = RSSMPosteriorV3(obs_embed_dim=embed, use_rms_norm=True, **sizes)
+    rollout = RSSMRolloutV3(
+        TensorDictModule(prior, ["state", "belief", "action"],
+                         [("next", "prior_logits"), ("next", "state"), ("next", "belief")]),
+        TensorDictModule(posterior, [("next", "belief"), ("next", "encoded_latents")],
+                         [("next", "posterior_logits"), ("next", "state")]),
+    )
+    rows = TensorDict({
+        "state": torch.zeros(BATCH, TIME, 32 * config.classes), "belief": torch.zeros(BATCH, TIME, config.deter),
+        "action": nn.functional.one_hot(torch.randint(ACTIONS, (BATCH, TIME)), ACTIONS).float(),
+        "is_init": torch.rand(BATCH, TIME, 1) < 0.01,
+        "next": {"encoded_latents": torch.randn(BATCH, TIME, embed)},
+    }, [BATCH, TIME])
+    assert rollout._check_fast_path()
+
+    def step() -> None:
+        rollout.zero_grad(set_to_none=True)
+        out = rollout(rows.clone())
+        dynamics, representation = categorical_kl_terms(out["next", "posterior_logits"], out["next", "prior_logits"])
+        (dynamics + 0.1 * representation).backward()
+
+    return step
+
+
+def fastest(contenders: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float]) -> dict[str, float]:
+    "Seconds of the fastest round of each; they take turns"
+    times: dict[str, float] = dict.fromkeys(contenders, float("inf"))
+    for _ in range(rounds):
+        for name, call in contenders.items():
+            start = clock()
+            call()
+            times[name] = min(times[name], clock() - start)
+    return times
+
+
+def main() -> None:
+    "Print a line a measurement"
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
+    parser.add_argument("--sizes", nargs="+", default=["1M", "12M"])
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    clock = time.perf_counter if options.clock == "wall" else time.process_time
+    square = torch.randn(SIDE, SIDE)
+    product = {"product": lambda: square @ square}
+
+    for size in options.sizes:
+        config = RSSMConfig.preset(size)
+        embed = 64 * config.classes
+        ours, parameters = our_step(config, embed, fast_observe)
+        contenders = {**product, "ours": ours, "plain": our_step(config, embed, RSSM.observe)[0]}
+        if theirs := their_step(config, embed):
+            contenders["torchrl"] = theirs
+        times = fastest(contenders, options.rounds, clock)
+        rate = 2 * SIDE**3 / times["product"]
+        bound = 6 * parameters * BATCH * TIME / rate
+        print(f"{size}: {parameters:,} parameters, {rate / 1e9:.0f} GFLOP/s, bound {bound * 1e3:.0f} ms")
+        for name in list(contenders)[1:]:
+            took = times[name]
+            print(f"  {name}: {took * 1e3:.0f} ms, {took / bound:.2f} times the bound, {took / times['ours']:.2f} times ours")
+
+    config = RSSMConfig.preset("1M")
+    model = RecurrentModel(config, nn.Identity(), 256, {}, ACTIONS)
+    agent = ActorCritic(ActorCriticConfig.preset("1M"), model.feature_size, ACTIONS)
+    starts = model.rssm.initial(STARTS)
+    times = fastest({**product, "dream": lambda: imagine(model, agent.policy, starts, HORIZON)}, 3 * options.rounds, clock)
+    rate = 2 * SIDE**3 / times["product"]
+    print(f"imagination, 1M, policy, reward and continuation included: {STARTS * HORIZON / times['dream']:,.0f} steps/s "
+          f"at {rate / 1e9:.0f} GFLOP/s")
+
+
+if __name__ == "__main__":
+    main()
