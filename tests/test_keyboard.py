@@ -254,7 +254,7 @@ def test_playing_in_jupyterlab(browser: Any, lab: str, tmp_path: Path) -> None:
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.ui import WebDriverWait
 
-    def wait(what: Any, seconds: int = 90) -> Any:
+    def wait(what: Any, seconds: int = 180) -> Any:
         return WebDriverWait(browser, seconds, ignored_exceptions=[Exception]).until(what)
 
     browser.get(lab)

@@ -64,7 +64,7 @@ def test_stored_outputs_hold_no_errors_and_no_paths_of_a_computer(path):
 
 @pytest.mark.parametrize("path", LITERATE, ids=label)
 def test_literate_notebook_runs(path, tmp_path):
-    execute(shutil.copy(path, tmp_path), folder=path.parent, timeout=300)
+    execute(shutil.copy(path, tmp_path), folder=path.parent, timeout=300.0)
 
 
 @pytest.mark.parametrize("path", STAGES, ids=label)

@@ -7,13 +7,14 @@ __all__ = ['write_wav', 'read_wav', 'step_edges', 'picture_times', 'write_media'
            'export_minari', 'import_minari']
 
 # %% ../../nbs/record/25_exchange.ipynb #25-exchange-002
+import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -84,7 +85,7 @@ def picture_times(
 
 
 def write_media(
-    target: str | Path | BinaryIO,  # a path, or a file open for writing and seeking
+    target: str | Path | io.BytesIO,  # a path, or a file in memory
     images: Iterable[UInt8[np.ndarray, "height width 3"]],  # pictures; may be lazy
     stamps: Int[np.ndarray, " time"],  # when each appears, as `picture_times` gives it
     sound: Int16[np.ndarray, "channels samples"] | None,  # from the film's start; `None` or empty for a silent film

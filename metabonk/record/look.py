@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['envelope', 'spectrogram', 'View', 'view', 'player_html', 'episode_player', 'view_figure', 'episode_figure',
-           'store_table']
+           'store_table', 'episode_browser']
 
 # %% ../../nbs/record/26_look.ipynb #26-look-002
 import base64
@@ -16,6 +16,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
+import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -131,7 +132,7 @@ class View:
         restless = 0
         for name, column in self.steps.probes.items():
             often = np.count_nonzero(np.diff(column.astype(float))) / max(1, len(column) - 1)
-            restless += often > 0.25
+            restless += int(often > 0.25)
             if 0 < often < 0.95 and (often <= 0.25 or restless <= limit // 2) and len(chosen) < limit:
                 chosen[name] = column
         return chosen
@@ -547,3 +548,27 @@ def _minutes_per_row(store: Store, looked_at: int = 64) -> float:
         episode = store.episodes[number]
         rows, ticks = rows + episode.rows, ticks + int(store.read(episode, episode.rows - 1).tick[0])
     return ticks / store.schema.clock_rate / 60 / max(1, rows)
+
+# %% ../../nbs/record/26_look.ipynb #26-look-030
+def episode_browser(
+    store: Store,  # what to look at
+    most: int = 200,  # rows of an episode that are shown
+) -> widgets.VBox:  # displays itself
+    "A menu of episodes, and the player of the chosen one; `StoreError` if the store is empty"
+    if not len(store.episodes):
+        raise StoreError(f"{store.path} holds no episode yet: record some first")
+    rows = zip(store.episodes, store.episodes.columns()["reward"], strict=True)
+    names = [
+        (f"{place}: {episode.about.get('policy', 'unknown')}, {episode.rows} rows, return {earned:g}", place)
+        for place, (episode, earned) in enumerate(rows)
+    ]
+    menu = widgets.Dropdown(options=names, description="episode")
+    shown = widgets.HTML()
+
+    def show(place: int) -> None:
+        page = html.escape(str(episode_player(store, place, stop=most).data))
+        shown.value = f'<iframe srcdoc="{page}" style="width: 100%; height: 46rem; border: 0"></iframe>'
+
+    menu.observe(lambda change: show(change["new"]), names="value")
+    show(menu.value)
+    return widgets.VBox([menu, shown])

@@ -9,6 +9,7 @@ __all__ = ['RowQueue', 'Recording', 'episode_seeds', 'Recorder', 'with_executed'
 
 # %% ../../nbs/record/24_recorder.ipynb #24-recorder-002
 import contextlib
+import copy
 import functools
 import itertools
 import multiprocessing
@@ -576,7 +577,7 @@ def record(
                 players = []
                 for number, limit in enumerate(limits):
                     made = another() if number else first
-                    chosen, called = find_policy(policy, made, seed)
+                    chosen, called = find_policy(copy.deepcopy(policy) if number else policy, made, seed)  # each its own
                     recorder = Recorder(made, recording, called, seed, about)
                     recorder.begin_stream()
                     players.append(functools.partial(_play, recorder, chosen, limit, bar.update))
