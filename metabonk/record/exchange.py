@@ -85,7 +85,7 @@ def picture_times(
 
 
 def write_media(
-    target: str | Path | io.BytesIO,  # a path, or a file in memory
+    target: str | Path | io.BufferedIOBase,  # a path, or a binary file open for writing and seeking
     images: Iterable[UInt8[np.ndarray, "height width 3"]],  # pictures; may be lazy
     stamps: Int[np.ndarray, " time"],  # when each appears, as `picture_times` gives it
     sound: Int16[np.ndarray, "channels samples"] | None,  # from the film's start; `None` or empty for a silent film
