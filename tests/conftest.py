@@ -5,12 +5,17 @@ from pathlib import Path
 
 from jaxtyping import install_import_hook
 
+ROOT = Path(__file__).parent.parent
+
 # Before anything of ours is imported: beartype holds each call against its annotations, jaxtyping its shapes.
-_hook = install_import_hook("metabonk", "checked.typechecker")
+# Not in the fleet, whose functions travel to other processes: what checks them can't.
+_files = (path.relative_to(ROOT).with_suffix("") for path in (ROOT / "metabonk").rglob("[!_]*.py"))
+_hook = install_import_hook(
+    [name for path in _files if (name := ".".join(path.parts)) != "metabonk.record.fleet"], "checked.typechecker"
+)
 
 import pytest  # noqa: E402
 
-ROOT = Path(__file__).parent.parent
 os.environ.setdefault("PYTHONPATH", str(ROOT))  # kernels and subprocesses import this checkout
 
 
