@@ -52,12 +52,37 @@ class LaProp(torch.optim.Optimizer):
                     }
                 self.state[p]["step"] += 1
             for step in sorted({self.state[p]["step"] for p in params}):  # one, unless a parameter came later
-                self._move([p for p in params if self.state[p]["step"] == step], group, step)
+                now = [p for p in params if self.state[p]["step"] == step]
+                large = [p for p in now if self._in_pieces(p)]
+                small = [p for p in now if not self._in_pieces(p)]
+                if small:
+                    self._move(small, group, step)
+                for p in large:
+                    self._move_in_pieces(p, group, step)
         return loss
 
+    def _in_pieces(self, p: Tensor) -> bool:
+        contiguous = p.is_contiguous() and p.grad is not None and p.grad.is_contiguous()
+        return p.device.type == "cpu" and p.numel() > self.piece and contiguous
+
+    def _rate(self, group: dict[str, Any], step: int) -> float:
+        return group["lr"] * (min(1.0, step / group["warmup"]) if group["warmup"] else 1.0)
+
+    def _move_in_pieces(self, p: Tensor, group: dict[str, Any], step: int) -> None:
+        (beta1, beta2), rate, state = group["betas"], self._rate(group, step), self.state[p]
+        assert p.grad is not None
+        divisor = 1.0
+        if group["clip"]:
+            divisor = float(p.grad.norm()) / (group["clip"] * max(group["floor"], float(p.norm())))
+        for p_, g_, v_, m_ in zip(*(t.view(-1).split(self.piece) for t in (p, p.grad, state["v"], state["m"])), strict=True):
+            g_ = g_ / divisor if divisor > 1 else g_
+            v_.mul_(beta2).addcmul_(g_, g_, value=1 - beta2)
+            size = v_.sqrt().add_(group["eps"])
+            m_.mul_(beta1).addcdiv_(g_, size, value=(1 - beta1) * (1 - beta2**step) ** 0.5)
+            p_.add_(m_, alpha=-rate / (1 - beta1**step))
+
     def _move(self, params: list[Tensor], group: dict[str, Any], step: int) -> None:
-        beta1, beta2 = group["betas"]
-        rate = group["lr"] * (min(1.0, step / group["warmup"]) if group["warmup"] else 1.0)
+        (beta1, beta2), rate = group["betas"], self._rate(group, step)
         grads = [p.grad for p in params if p.grad is not None]
         scales = None
         if group["clip"]:
@@ -66,18 +91,6 @@ class LaProp(torch.optim.Optimizer):
             scales = torch._foreach_div(torch._foreach_norm(grads), longest)
             torch._foreach_clamp_min_(scales, 1.0)
         v, m = ([self.state[p][name] for p in params] for name in ("v", "m"))
-        if params[0].device.type == "cpu" and all(t.is_contiguous() for t in (*params, *grads)):
-            divisors = torch.stack(scales).tolist() if scales else [1.0] * len(params)
-            for columns in zip(params, grads, v, m, divisors, strict=True):
-                *tensors, divisor = columns
-                pieces = zip(*(t.view(-1).split(self.piece) for t in tensors), strict=True)
-                for p_, g_, v_, m_ in pieces:
-                    g_ = g_ / divisor if divisor > 1 else g_
-                    v_.mul_(beta2).addcmul_(g_, g_, value=1 - beta2)
-                    size = v_.sqrt().add_(group["eps"])
-                    m_.mul_(beta1).addcdiv_(g_, size, value=(1 - beta1) * (1 - beta2**step) ** 0.5)
-                    p_.add_(m_, alpha=-rate / (1 - beta1**step))
-            return
         clipped = torch._foreach_div(grads, scales) if scales else grads
         torch._foreach_mul_(v, beta2)
         torch._foreach_addcmul_(v, clipped, clipped, value=1 - beta2)
