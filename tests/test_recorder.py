@@ -1,5 +1,6 @@
 """Recording: one queue that drops nothing, whatever the disk, the game or the operating system does."""
 
+import asyncio
 import itertools
 import os
 import signal
@@ -16,6 +17,7 @@ import pytest
 
 from metabonk.core.errors import DiskFull, FolderLocked, MetaBonkError, StoreError, UsageError
 from metabonk.play.game import make_game
+from metabonk.play.keyboard import Keyboard, play
 from metabonk.record import recorder as module
 from metabonk.record.experience import Schema, Step
 from metabonk.record.recorder import (
@@ -366,6 +368,24 @@ def test_a_person_records_through_step(tmp_path: Path) -> None:
     game.close()
     store = Store.open(tmp_path / "s")
     assert store.episodes[0].rows == 6 and store.episodes[0].about["policy"] == "person"
+
+
+def test_a_keyboard_records_what_it_played(tmp_path: Path) -> None:
+    """`play` with a `Keyboard` on a game that records itself: the keys that were down are in the store."""
+    game = Recorder(make_game("bonk"), tmp_path / "s")
+    keyboard = Keyboard(game)
+
+    async def session() -> int:
+        playing = asyncio.create_task(play(game, keyboard, steps=12, speed=50.0, wait=False))
+        await asyncio.sleep(0)
+        keyboard.press("ArrowRight")
+        return await playing
+
+    assert asyncio.run(session()) == 12
+    game.close()
+    steps = Store.open(tmp_path / "s").read(0)
+    right = game.unwrapped.action_names.index("right")
+    assert len(steps) == 13 and steps.action[0] == 0 and right in steps.action[1:].tolist()
 
 
 def test_the_command_line_function(tmp_path: Path) -> None:
