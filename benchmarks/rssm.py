@@ -11,7 +11,7 @@ On a computer that is busy with other things, `--threads 1 --clock cpu` counts t
 import argparse
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait do not take processors from others
 
@@ -80,7 +80,7 @@ def their_step(config: RSSMConfig, embed: int) -> Callable[[], None] | None:
     return step
 
 
-def fastest(contenders: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float]) -> dict[str, float]:
+def fastest(contenders: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float]) -> dict[str, float]:
     "Seconds of the fastest round of each; they take turns"
     times: dict[str, float] = dict.fromkeys(contenders, float("inf"))
     for _ in range(rounds):
