@@ -67,7 +67,6 @@ FRAME = 70_224  # cycles of one picture
 BUTTONS = ("up", "down", "left", "right", "a", "b", "start", "select")
 DEFAULT_ACTIONS = ("noop", "up", "down", "left", "right", "a", "b")
 LEVEL = 512  # int16 units of one step of the console's volume
-_1, _9, _HIGH = np.uint16(1), np.uint16(9), np.uint16(0xFF00)
 
 
 def buttons_of(
@@ -164,12 +163,10 @@ class GameBoy(Machine):
         if not self.sample_rate:
             boy.tick(ticks, render, False)
             return [], 0.0, False, False
-        tick, sound, pieces = boy.tick, boy.sound, []
-        for _ in range(ticks - 1):
-            tick(1, False, True)
-            pieces.append(bytes(sound.raw_buffer[: sound.raw_buffer_head]))
-        tick(1, render, True)
-        pieces.append(bytes(sound.raw_buffer[: sound.raw_buffer_head]))
+        pieces = []
+        for left in range(ticks - 1, -1, -1):
+            boy.tick(1, render and left == 0, True)
+            pieces.append(boy.sound.ndarray.tobytes())
         return pieces, 0.0, False, False
 
     def picture(self) -> UInt8[np.ndarray, "height width channels"]:
@@ -180,13 +177,8 @@ class GameBoy(Machine):
         return self._boy._cycles() - self._zero
 
     def sound(self, pieces: list[Any]) -> Int16[np.ndarray, "channels samples"]:
-        pairs = np.frombuffer(b"".join(pieces), "<u2")  # left in the low byte, right in the high one; both below 128
-        sound = np.empty((2, len(pairs)), np.uint16)
-        left, right = sound
-        np.left_shift(pairs, _9, out=left)  # times 512; the right level falls off the top
-        np.bitwise_and(pairs, _HIGH, out=right)
-        np.left_shift(right, _1, out=right)
-        return sound.view(np.int16)
+        levels = np.frombuffer(b"".join(pieces), np.int8).reshape(-1, 2)  # left and right, 0 to 60
+        return np.multiply(levels.T, np.int16(LEVEL), order="C")
 
     def read(self, address: int, length: int) -> bytes:
         return bytes(self._boy.memory[address : address + length])

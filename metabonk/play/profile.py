@@ -239,6 +239,7 @@ class Translator:
         self.places = 0  # remembering calls, so far
         self.where = ""  # which line of the profile is being read
         self.fractions: set[str] = set()  # values that need not be whole numbers
+        self.used: set[str] = set()  # probes and values that an expression names
 
     def wrong(self, node: ast.AST | int, what: str) -> UsageError:
         "The error for one place of an expression"
@@ -264,6 +265,7 @@ class Translator:
                 if node.id not in self.names:
                     known = [*self.names, *(f"{t}.{f}" for t, fields in self.tables.items() for f in fields)]
                     raise self.wrong(node, str(unknown("probe", node.id, known)))
+                self.used.add(node.id)
                 return f"x_{node.id}"
             case ast.BinOp(op=ast.Div() | ast.FloorDiv() | ast.Mod()):
                 return f"divide({self.number(node.left)}, {self.number(node.right)}, {OPERATORS[type(node.op)]!r})"
@@ -586,7 +588,6 @@ def compile_profile(
         lines += head
 
     translator = Translator(path, named, tables)
-    translator.lines = [*(f"x_{key} = p[{key!r}]" for key in named), *lines]
     for key, text in content.get("values", {}).items():
         check_names(path, "value", [key], taken)
         translator.define(key, text, f"value {key!r}")
@@ -600,7 +601,9 @@ def compile_profile(
     ]
     ends = translator.number(translator.parse(content.get("ends", 0), "ends"))
     result = ", ".join("(" + "".join(f"{source}, " for source in part) + ")" for part in parts)
-    source = "\n    ".join(["def update(p, memory):", *translator.lines, f"return {result}, bool({ends})"])
+    counts = {spec["count"] for spec in content.get("records", {}).values()}
+    wanted = [f"x_{key} = p[{key!r}]" for key in table if key in named & (translator.used | counts)]
+    source = "\n    ".join(["def update(p, memory):", *wanted, *lines, *translator.lines, f"return {result}, bool({ends})"])
     scope: dict[str, Any] = {**LOOK, **REMEMBER, "row_gain": row_gain, "row_loss": row_loss, "divide": divide}
     exec(source, scope)  # built from checked names and syntax trees only
 

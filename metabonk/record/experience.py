@@ -138,7 +138,7 @@ def to_step(
         raise StoreError(f"action has shape {done.shape}, the recording holds {schema.action_shape}")
     clock, probes, terms = info["clock"], dict(info.get("probes", {})), dict(info.get("terms", {}))
     for kind, given, known in (("probe", probes, schema.probes), ("reward term", terms, schema.terms)):
-        for name in given.keys() ^ known.keys():
+        for name in () if given.keys() == known.keys() else given.keys() ^ known.keys():
             told = "new" if name in given else "missing"
             raise StoreError(f"{kind} {name!r} is {told}: all rows of a store have the same ones ({', '.join(known) or 'none'})")
     return Step(
