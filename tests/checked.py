@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any, Self
 
-from beartype import beartype
+from beartype import BeartypeConf, beartype
+
+_check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # where a float is asked, an int will do
 
 
 def typechecker(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -11,4 +13,4 @@ def typechecker(function: Callable[..., Any]) -> Callable[..., Any]:
     hints = getattr(function, "__annotations__", {})
     for name in [name for name, hint in hints.items() if hint is Self]:
         del hints[name]
-    return beartype(function)
+    return _check(function)
