@@ -171,6 +171,17 @@ def test_what_goes_wrong_is_on_the_screen(game: Any) -> None:
     assert screen.status.startswith("UsageError") and "99" in screen.status
 
 
+def test_a_page_that_comes_late_gets_the_last_picture(monkeypatch) -> None:
+    screen, sent = Screen(rate=310), []
+    monkeypatch.setattr(screen, "send", lambda content, buffers: sent.append((content["number"], buffers)))
+    screen._receive(screen, {"kind": "ready"}, [])
+    assert sent == [], "nothing was shown yet"
+    picture = np.full((8, 10, 3), 7, np.uint8)
+    screen.show(picture, np.ones((2, 3), np.int16))
+    screen._receive(screen, {"kind": "ready"}, [])
+    assert sent[1] == (1, [b"", png(picture)]), "the picture again, its sound not"
+
+
 # In JupyterLab, in a browser
 
 SESSION = """

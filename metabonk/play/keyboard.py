@@ -173,6 +173,7 @@ function render({ model, el }) {
     if (buffers.length > 1) drawing = drawing.then(() => draw(buffers[1])).catch(() => {});
     if (message.number % 8 === 0) drawing.then(() => model.send({ kind: "seen", number: message.number, scheduled }));
   });
+  model.send({ kind: "ready" });  // what was sent before nobody has seen
   return () => { if (speaker) speaker.close(); };
 }
 export default { render };
@@ -204,6 +205,7 @@ class Screen(anywidget.AnyWidget):
         self.listeners: list[Any] = []  # called with (code, down) for each key; code None: all keys up
         self.focused = self.stopped = False  # keys come here; Stop was pressed
         self.sent = self.seen = self.left_out = self.scheduled = 0  # steps; steps drawn; pictures left out; samples scheduled
+        self._picture: np.ndarray | None = None  # the last one shown
         self.on_msg(self._receive)
 
     def _receive(self, _: Any, message: dict[str, Any], buffers: Any) -> None:
@@ -216,6 +218,8 @@ class Screen(anywidget.AnyWidget):
                 self.key(None, False)
         elif kind == "seen":
             self.seen, self.scheduled = int(message["number"]), int(message["scheduled"])
+        elif kind == "ready" and self._picture is not None:
+            self.send({"kind": "step", "number": self.sent, "channels": 1}, [b"", png(self._picture)])
         elif kind == "stop":
             self.stopped = True
 
@@ -234,7 +238,7 @@ class Screen(anywidget.AnyWidget):
         audio: Int16[np.ndarray, "channels samples"],  # what to play after what was played so far
     ) -> None:
         "Send one step to the page"
-        self.sent += 1
+        self.sent, self._picture = self.sent + 1, image
         buffers = [np.ascontiguousarray(audio).tobytes()]
         if self.sent - self.seen <= 40:
             buffers.append(png(image))

@@ -607,7 +607,7 @@ def _play(
     finally:
         recorder.finish_episode()
 
-# %% ../../nbs/record/24_recorder.ipynb #24-recorder-033
+# %% ../../nbs/record/24_recorder.ipynb #24-recorder-034
 def record_command(
     game: str,  # a name for `make_game`
     store: str | Path,  # a folder; made if it is not there, appended to if it is
