@@ -309,7 +309,7 @@ class GameVector(VectorEnv[Any, Any, Any]):
 
 # %% ../../nbs/play/15_vector.ipynb #15-vector-011
 FASTER = {
-    "bonk": "processes", "gameboy": "processes", "atari": "threads", "doom": "threads", "gym": "processes", "minatar": "serial"
+    "bonk": "threads", "gameboy": "threads", "atari": "serial", "doom": "threads", "gym": "processes", "minatar": "serial"
 }  # machine -> the faster way
 
 
