@@ -10,7 +10,7 @@ from metabonk.act.actor_critic import ActorCriticConfig, actor_critic_losses
 from metabonk.act.returns import ReturnScale, lambda_returns
 from metabonk.dream.distributions import Categorical, TwoHot, categorical_kl, mixed_probabilities, symexp_bins
 from metabonk.dream.layers import BlockGRU
-from metabonk.dream.optimizer import LaProp
+from metabonk.core.optimizer import LaProp
 
 
 @pytest.fixture(scope="module")
