@@ -52,16 +52,16 @@ class RawSenses:
 
     def __call__(
         self,
-        observations: Sequence[Mapping[str, np.ndarray]],  # of the games: "image" and "audio"
+        observation: Mapping[str, Any],  # "image" (games, height, width, 3), and the "audio" of each game
     ) -> Batch:  # (games, 1) rows, as tensors; action, reward and flags are empty
         "What is seen and heard now, as rows of a recording"
-        image = np.stack([observation["image"] for observation in observations])[:, None]
-        length = np.array([[observation["audio"].shape[1]] for observation in observations], np.int64)
-        audio = np.zeros((len(observations), observations[0]["audio"].shape[0], int(length.max())), np.int16)
-        for row, observation in zip(audio, observations, strict=True):
-            row[:, : observation["audio"].shape[1]] = observation["audio"]
-        none, no = np.zeros((len(observations), 1), np.int64), np.zeros((len(observations), 1), bool)
-        return Batch(image, audio, length, none, none.astype(np.float32), no, no, no, none, none).torch()
+        sounds = observation["audio"]
+        length = np.array([[sound.shape[1]] for sound in sounds], np.int64)  # (games, 1)
+        audio = np.zeros((self.games, sounds[0].shape[0], int(length.max())), np.int16)
+        for row, sound in zip(audio, sounds, strict=True):
+            row[:, : sound.shape[1]] = sound
+        none, no = np.zeros((self.games, 1), np.int64), np.zeros((self.games, 1), bool)
+        return Batch(observation["image"][:, None], audio, length, none, none.astype(np.float32), no, no, no, none, none).torch()
 
 # %% ../../nbs/act/64_agent.ipynb #64-agent-004
 _turn = threading.RLock()  # torch has one random generator for all threads
@@ -118,11 +118,11 @@ class Agent:
     ):
         self.model, self.actor_critic, self.greedy = model, actor_critic, greedy
         self.game = game or str(getattr(model, "game", "") or "")
-        given = (actor_critic.discrete, _inputs(actor_critic), _actions(actor_critic))
-        if given != (model.discrete, model.feature_size, model.action_size):
+        reads, acts = _sizes(actor_critic)
+        if (actor_critic.discrete, reads, acts) != (model.discrete, model.feature_size, model.action_size):
             raise UsageError(
-                f"the policy reads {given[1]} features and has {given[2]} {_kind(given[0])} actions, the model gives "
-                f"{model.feature_size} and takes {model.action_size} {_kind(model.discrete)}: load the two that were trained together"
+                f"the policy reads {reads} features and has {acts} {_kind(actor_critic.discrete)} actions, the model gives "
+                f"{model.feature_size} and takes {model.action_size} {_kind(model.discrete)}: use two that were trained together"
             )
         self.make_senses: Callable[[int], Any] = senses or _senses_of(model)
         self.reset(0)
@@ -169,7 +169,8 @@ class Agent:
         "One step of several games at once"
         if self.model.training:
             self.model.eval()
-        rows = senses(observations)
+        sights, sounds = ([observation[name] for observation in observations] for name in ("image", "audio"))
+        rows = senses({"image": np.stack(sights), "audio": sounds})
         shape, kind = ((), np.int64) if self.model.discrete else ((self.model.action_size,), np.float32)
         done = np.zeros((len(first), 1, *shape), kind)
         for game, action in enumerate(actions):
@@ -209,9 +210,10 @@ class Agent:
         count = getattr(game.action_space, "n", None)
         wanted = int(count) if count is not None else int(np.prod(game.action_space.shape))
         if (count is not None, wanted) != (self.model.discrete, self.model.action_size):
+            known = f"the agent knows {self.model.action_size} {_kind(self.model.discrete)}"
             raise UsageError(
-                f"{game.unwrapped.name} has {wanted} {_kind(count is not None)} actions, the agent knows "
-                f"{self.model.action_size} {_kind(self.model.discrete)}: give the game the actions it was recorded with, or train anew"
+                f"{game.unwrapped.name} has {wanted} {_kind(count is not None)} actions, {known}: "
+                "give the game the actions with which it was recorded, or train anew"
             )
         size, shape = _picture_size(self.model), tuple(game.observation_space["image"].shape[:2])
         if size and size != shape:
@@ -221,7 +223,7 @@ class Agent:
         self,
         folder: str | Path,  # made, or replaced
     ) -> Path:  # the folder
-        "Keep model, senses and policy in one folder: `agent.json`, `actor_critic.safetensors` and what the model writes to `model`"
+        "Keep all in one folder: `agent.json`, `actor_critic.safetensors`, and in `model` what the model writes"
         folder = Path(folder)
         whole = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
         about = {
@@ -285,19 +287,16 @@ def _kind(discrete: bool) -> str:
     return "discrete" if discrete else "continuous"
 
 
-def _inputs(actor_critic: ActorCritic) -> int:
-    return next(p.shape[1] for p in actor_critic.actor.parameters() if p.ndim == 2)
-
-
-def _actions(actor_critic: ActorCritic) -> int:
-    outputs = [p.shape[0] for p in actor_critic.actor.parameters() if p.ndim == 2][-1]
-    return outputs if actor_critic.discrete else outputs // 2
+def _sizes(actor_critic: ActorCritic) -> tuple[int, int]:
+    "How many features a policy reads, and how many actions it has"
+    weights = [p.shape for p in actor_critic.actor.parameters() if p.ndim == 2]
+    return weights[0][1], weights[-1][0] if actor_critic.discrete else weights[-1][0] // 2
 
 
 def _picture_size(model: Any) -> tuple[int, int] | None:
-    "The size of picture that a model's tokenizer reads, if it has one"
-    size = getattr(getattr(getattr(getattr(model, "tokenizers", None), "picture", None), "config", None), "size", None)
-    return None if size is None else (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    "Height and width of the pictures that a model's tokenizers read, if it has eyes"
+    shape = getattr(getattr(model, "tokenizers", None), "image_shape", None)
+    return (int(shape[0]), int(shape[1])) if shape else None
 
 
 def _senses_of(model: Any) -> Callable[[int], Any]:
