@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MetaBonkError', 'UsageError', 'RomError', 'MissingLibrary', 'SilentSound', 'FolderError', 'FolderLocked', 'DiskFull',
-           'StoreError', 'DamagedChunk', 'StoreVersion', 'StageFailed', 'StageInterrupted', 'nearest', 'unknown',
-           'raised']
+           'StoreError', 'DamagedChunk', 'StoreVersion', 'TrainingStopped', 'StageFailed', 'StageInterrupted',
+           'nearest', 'unknown', 'raised']
 
 # %% ../../nbs/core/00_errors.ipynb #00-errors-002
 import difflib
@@ -57,6 +57,10 @@ class DamagedChunk(StoreError):
 
 class StoreVersion(StoreError):
     "A store written in a format that this version does not read"
+
+
+class TrainingStopped(MetaBonkError):
+    "Training that can't go on: a loss that is not a number, or no memory left"
 
 
 class StageFailed(MetaBonkError):
