@@ -20,7 +20,7 @@ from scipy import stats
 from ..core.errors import UsageError, unknown
 
 # %% ../../nbs/measure/80_statistics.ipynb #80-statistics-007
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Interval:
     "An estimate, and the limits between which the truth is thought to lie"
 
@@ -39,6 +39,9 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.estimate:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
+    def __repr__(self) -> str:
+        return f"{self} at {self.confidence:.4g}"
+
 # %% ../../nbs/measure/80_statistics.ipynb #80-statistics-009
 def as_scores(
     values: Any,  # (runs,) or (runs, games): a list, an array, a column of a table
@@ -48,7 +51,7 @@ def as_scores(
     scores = np.asarray(values, np.float64)
     if scores.ndim not in (1, 2):
         raise UsageError(f"scores must be one number a run, or runs by games, not an array of shape {scores.shape}")
-    scores = scores.reshape(len(scores), -1)
+    scores = scores.reshape(len(scores), scores[:1].size)
     if len(scores) < least or not scores.shape[1]:
         raise UsageError(f"{len(scores)} runs can't show how much runs differ: at least {least} are needed")
     if not np.isfinite(scores).all():
@@ -112,7 +115,7 @@ def mean(
     scores: np.ndarray,  # (..., runs, games)
 ) -> np.ndarray:  # (...)
     "Mean over games of the means over runs"
-    return scores.mean((-2, -1))
+    return np.asarray(scores.mean((-2, -1)))
 
 # %% ../../nbs/measure/80_statistics.ipynb #80-statistics-014
 Method = Literal["bootstrap", "t"]
@@ -194,7 +197,7 @@ def difference_interval(
 
 def _apart(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     "Difference of means"
-    return mean(first) - mean(second)
+    return np.asarray(mean(first) - mean(second))
 
 
 def _together(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -279,7 +282,7 @@ def probability_of_improvement(
 ) -> np.ndarray:  # (...)
     "Chance that a run of `a` beats a run of `b`, averaged over games"
     mine, other = a[..., :, None, :], b[..., None, :, :]  # together (..., runs of a, runs of b, games)
-    return (mine > other).mean((-3, -2, -1)) + (mine == other).mean((-3, -2, -1)) / 2
+    return np.asarray((mine > other).mean((-3, -2, -1)) + (mine == other).mean((-3, -2, -1)) / 2)
 
 # %% ../../nbs/measure/80_statistics.ipynb #80-statistics-043
 def score_table(
