@@ -1,0 +1,270 @@
+"""Curiosity: what pays in a dream, what does not, and what it is learned from."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
+from metabonk.act.curiosity import (
+    AudioCuriosity,
+    Curiosity,
+    CuriosityConfig,
+    Ensemble,
+    Explorer,
+    ExplorerLearner,
+    Plan2Explore,
+    Running,
+    distinct_so_far,
+    intrinsic_rewards,
+    resampled,
+)
+from metabonk.act.dreaming import DreamConfig
+from metabonk.core.errors import UsageError
+from metabonk.core.training import TrainConfig, fit, read_log
+from metabonk.dream.interface import Imagined, imagine
+from metabonk.dream.recurrent import RecurrentModel
+from metabonk.dream.rssm import RSSMConfig
+
+TINY = CuriosityConfig(members=4, layers=2, units=16)
+
+
+def rows(batch=3, time=6, features=5, actions=2):
+    torch.manual_seed(0)
+    return torch.randn(batch, time, features), F.one_hot(torch.randint(actions, (batch, time)), actions).float()
+
+
+def curious(features=5, actions=2, size=4, **changes):
+    torch.manual_seed(0)
+    return Curiosity(TINY.change(**changes), features, actions, size, lambda batch, states, features: features[..., :size])
+
+
+def test_members_are_separate_networks():
+    torch.manual_seed(0)
+    ensemble, x = Ensemble(3, 2, members=4, layers=2, units=8), torch.randn(5, 3)
+    together = ensemble(x)
+    for k in range(4):
+        y = x
+        for depth in range(3):
+            y = F.silu(y / (y.square().mean(-1, keepdim=True) + 1e-4).sqrt()) if depth else y
+            y = y @ ensemble.weights[depth][k] + ensemble.biases[depth][k]
+        torch.testing.assert_close(together[k], y)
+    assert together.var(0).min() > 0
+    together[1].sum().backward()
+    assert all(p.grad[[0, 2, 3]].eq(0).all() and p.grad[1].ne(0).any() for p in ensemble.parameters())
+
+
+def learn(curiosity, features, action, target, steps, copies=None):
+    optimizer = torch.optim.Adam(curiosity.parameters(), lr=1e-2)
+    follows = torch.ones(features.shape[0], features.shape[1] - 1, dtype=torch.bool)
+    for _ in range(steps):
+        losses = curiosity.losses(features, action, target, follows, copies)
+        optimizer.zero_grad()
+        sum(loss.mean() for loss in losses.values()).backward()
+        optimizer.step()
+    return {name: float(loss.detach().mean()) for name, loss in losses.items()}
+
+
+def test_noise_keeps_its_error_and_loses_its_disagreement():
+    "Two known situations, one followed by noise, one by a fixed thing; a third one was never met."
+    torch.manual_seed(0)
+    situation = F.one_hot(torch.randint(2, (64, 9)), 3).float()
+    noise = torch.rand(64, 9, 4).round()
+    fixed = torch.tensor([0.0, 1.0, 1.0, 0.0])
+    after = torch.where(situation[:, :-1, :1] > 0, noise[:, 1:], fixed)  # of the situation in the row before
+    target, action = torch.cat([noise[:, :1], after], 1), torch.zeros(64, 9, 1)
+    curiosity = Curiosity(TINY, 3, 1, 4, lambda *given: target)
+    learn(curiosity, situation, action, target, 200, resampled(*torch.meshgrid(torch.arange(64), torch.arange(9), indexing="ij"), 4))
+    with torch.no_grad():
+        pays = curiosity.bonuses(torch.eye(3), torch.zeros(3, 1))
+    disagreement, error = pays["disagreement"].tolist(), pays["error"].tolist()
+    assert abs(error[0] - 0.25) < 0.05 and error[1] < 0.05
+    assert disagreement[0] < 0.02 and disagreement[1] < 0.02 and disagreement[2] > 5 * max(disagreement[:2])
+
+
+class Fixed(Curiosity):
+    """Pays by a formula, so that every reward is known."""
+
+    def forward(self, features, action):
+        return 10 * features[..., 0] + action[..., 1]
+
+
+def dream(features, action, reward=0.0):
+    B, rows, _ = features.shape
+    return Imagined(features, action, torch.full((B, rows), reward), torch.full((B, rows), 0.9), [])
+
+
+def test_a_row_is_paid_for_the_step_that_led_to_it():
+    features, action = torch.tensor([[[1.0], [2], [3]]]), torch.tensor([[[0.0, 0], [0, 1], [1, 0]]])
+    explorer = Explorer({"a": Fixed(TINY, 1, 2, 1, lambda *given: features)})
+    paid = intrinsic_rewards(dream(features, action, reward=5.0), explorer)
+    assert paid.reward.tolist() == [[0, 11, 20]]  # nothing in row 0; what was felt one row before, what was done since
+    assert paid.features is features and paid.action is action
+
+
+def test_weights_and_the_games_own_reward():
+    features, action = torch.tensor([[[1.0], [2], [3]]]), torch.tensor([[[0.0, 0], [0, 1], [1, 0]]])
+    kind = [Fixed(TINY, 1, 2, 1, lambda *given: features) for _ in range(2)]
+    explorer = Explorer({"a": kind[0], "b": kind[1]}, {"b": 0.5}, game=2.0)
+    assert explorer.reward(dream(features, action, reward=5.0)).tolist() == [[10, 10 + 1.5 * 11, 10 + 1.5 * 20]]
+    with pytest.raises(UsageError, match="'c'"):
+        Explorer({"a": kind[0]}, {"c": 1.0})
+
+
+def test_bonuses_come_to_one_scale_whatever_their_size():
+    torch.manual_seed(0)
+    running, x = Running(), 1e-4 * torch.randn(5000) + 3e-4
+    assert running(x).equal(x)
+    for part in x.split(500):
+        running.update(part)
+    assert abs(float(running(x).mean())) < 0.05 and abs(float(running(x).std()) - 1) < 0.05
+    features, action = rows(8, 16)
+    explorer = Explorer({"a": curious()})
+    explorer.reward(dream(features, action))
+    assert explorer.running["a"].count == 0
+    explorer.reward(dream(features, action), learn=True)
+    assert explorer.running["a"].count == 1 and abs(float(explorer.reward(dream(features, action))[:, 1:].std()) - 1) < 0.1
+
+
+def test_nothing_is_learned_across_episodes():
+    features, action = rows()
+    follows = torch.tensor([[True, True, False, True, True]]).expand(3, 5)
+    losses = curious().losses(features, action, features[..., :4], follows)
+    for loss in losses.values():
+        assert loss[:, 2].eq(0).all() and loss[:, [0, 1, 3, 4]].gt(0).all()
+
+
+def test_predictions_are_of_the_next_row():
+    "Only the right neighbour can be predicted: the target is a function of the row before and of the action."
+    features, action = rows(32, 12, 3)
+    target = torch.zeros(32, 12, 1)
+    target[:, 1:, 0] = features[:, :-1, 0] + action[:, 1:, 1]
+    right = learn(curious(3, size=1), features, action, target, 120)["ensemble"]
+    wrong = learn(curious(3, size=1), features, action, target.roll(1, 1), 120)["ensemble"]
+    assert right < 0.05 < 0.5 < wrong
+
+
+def test_the_model_gets_no_gradient():
+    features, action = rows()
+    features.requires_grad_()
+    curiosity = curious()
+    follows = torch.ones(3, 5, dtype=torch.bool)
+    losses = curiosity.losses(features, action, features[..., :4], follows)
+    sum(loss.sum() for loss in losses.values()).backward()
+    assert features.grad is None and all(p.grad is not None for p in curiosity.parameters())
+    assert not curiosity(features, action).isnan().any()
+
+
+def test_resampling_belongs_to_the_row_and_to_the_member():
+    episode, step = (x.contiguous() for x in torch.meshgrid(torch.arange(40), torch.arange(300), indexing="ij"))
+    copies = resampled(episode, step, 5)
+    values, counts = copies.unique(return_counts=True)
+    expected = torch.tensor([0.3679, 0.3679, 0.1839, 0.0613, 0.0153])  # Poisson, mean 1
+    torch.testing.assert_close(counts[:5] / copies.numel(), expected, atol=5e-3, rtol=0)
+    assert values.tolist() == list(range(6))
+    order = torch.randperm(300)
+    assert resampled(episode[:, order], step[:, order], 5).equal(copies[..., order])
+    assert torch.corrcoef(copies.flatten(1)).fill_diagonal_(0).abs().max() < 0.05
+    along = copies[0].flatten()
+    assert abs(float(torch.corrcoef(torch.stack([along[1:], along[:-1]]))[0, 1])) < 0.05
+
+
+def test_copies_weigh_each_members_loss():
+    features, action = rows()
+    curiosity, follows = curious(), torch.ones(3, 5, dtype=torch.bool)
+    copies = torch.zeros(4, 3, 6)
+    copies[2] = 1
+    losses = curiosity.losses(features, action, features[..., :4], follows, copies)
+    losses["ensemble"].mean().backward()
+    assert all(p.grad[[0, 1, 3]].eq(0).all() and p.grad[2].ne(0).any() for p in curiosity.ensemble.parameters())
+
+
+def test_sound_is_predicted_as_the_vectors_of_its_tokens():
+    codebook = torch.arange(12.0).view(4, 3)
+    ear = AudioCuriosity(TINY, 5, 2, codebook, tokens=2)
+    batch = SimpleNamespace(audio=torch.tensor([[[0, 3], [1, 1]]]))
+    target = ear.target(batch, {}, torch.zeros(1, 2, 5))
+    assert target.tolist() == [[[0, 1, 2, 9, 10, 11], [3, 4, 5, 3, 4, 5]]]
+    with pytest.raises(UsageError, match="sound tokens"):
+        ear.target(SimpleNamespace(audio=None), {}, torch.zeros(1, 2, 5))
+    with pytest.raises(UsageError, match="7 numbers"):
+        ear.losses(*rows(1, 2), torch.zeros(1, 2, 7), torch.ones(1, 1, dtype=torch.bool))
+    with pytest.raises(UsageError, match="2 members"):
+        CuriosityConfig(members=1)
+
+
+class Eye(nn.Module):
+    def forward(self, batch):
+        return F.one_hot(batch.place, 6).float()
+
+
+class Picture(nn.Module):
+    def __init__(self, features):
+        super().__init__()
+        self.head = nn.Linear(features, 6)
+
+    def loss(self, features, batch):
+        return F.cross_entropy(self.head(features).transpose(1, 2), batch.place, reduction="none")
+
+
+def recording(batches=3):
+    torch.manual_seed(0)
+    shape, result = (2, 8), []
+    for i in range(batches):
+        never = torch.zeros(shape, dtype=torch.bool)
+        first = never.clone()
+        first[:, 0] = True
+        step = torch.arange(8).expand(shape) + 8 * i
+        result.append(SimpleNamespace(
+            place=torch.randint(6, shape), action=torch.randint(3, shape), reward=torch.zeros(shape), terminated=never,
+            truncated=never, first=first, episode=torch.tensor([[0], [1]]).expand(shape), step=step,
+        ))  # fmt: skip
+    return result
+
+
+def test_an_explorer_learns_in_the_dreams_of_a_recurrent_model(tmp_path):
+    torch.manual_seed(0)
+    config = RSSMConfig(deter=32, hidden=8, units=8, latents=4, classes=4, blocks=4)
+    features = 32 + 16
+    model = RecurrentModel(config, Eye(), 6, {"picture": Picture(features)}, action_size=3)
+    explorer = Explorer({"latent": Plan2Explore(TINY, features, 3, 16), "all": Plan2Explore(TINY, features, 3, features, latent="")})
+    agent = ActorCritic(ActorCriticConfig(units=8), features, 3)
+    learner = ExplorerLearner(model, explorer, agent, DreamConfig(horizon=3, starts=5, replay=0.0))
+    model_before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+    fit(learner, recording(), tmp_path, TrainConfig(steps=4, lr=1e-2, warmup=0, log_every=2))
+    assert all(tensor.equal(model_before[name]) for name, tensor in model.state_dict().items())
+    assert not any(name.startswith("_model") or "rssm" in name for name in learner.state_dict())
+    after = learner.state_dict()
+    for part in ("explorer.curiosities.latent.ensemble", "explorer.curiosities.all.error", "actor_critic.actor", "actor_critic.slow"):
+        assert any(not after[name].equal(before[name]) for name in before if name.startswith(part)), part
+    log = read_log(tmp_path)
+    assert {"loss/latent", "loss/latent_error", "loss/all", "loss/actor", "loss/critic", "watch/latent_bonus"} <= set(log.columns)
+    assert float(explorer.running["latent"].count) == 4
+    batch = recording()[0]
+    futures, _, _ = learner.dream(batch)
+    assert futures.reward.shape == (5, 4) and futures.reward[:, 0].eq(0).all() and futures.reward[:, 1:].std() > 0.1
+
+
+def test_paid_futures_are_those_that_were_imagined():
+    "The model's own reward is replaced, and nothing else."
+    torch.manual_seed(0)
+    model = RecurrentModel(RSSMConfig(deter=32, hidden=8, units=8, latents=4, classes=4, blocks=4), Eye(), 6, {}, action_size=3)
+    agent = ActorCritic(ActorCriticConfig(units=8), 48, 3)
+    futures = imagine(model, agent.policy, model.observe(recording()[0]), 4)
+    paid = intrinsic_rewards(futures, Explorer({"latent": Plan2Explore(TINY, 48, 3, 16)}))
+    assert paid.reward[:, 1:].gt(0).all() and not paid.reward.requires_grad
+    assert paid.continuation is futures.continuation and paid.features is futures.features
+
+
+def test_what_was_covered_is_counted_row_by_row():
+    chance = np.random.default_rng(0)
+    a, b = chance.integers(5, size=200), chance.integers(4, size=200)
+    seen, counts = set(), []
+    for pair in zip(a.tolist(), b.tolist(), strict=True):
+        seen.add(pair)
+        counts.append(len(seen))
+    assert distinct_so_far(a, b).tolist() == counts and distinct_so_far(a)[-1] == 5
