@@ -13,9 +13,13 @@ from scipy import stats
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
+from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
+from metabonk.act.agent import Agent, play_episodes
 from metabonk.core.errors import UsageError
+from metabonk.core.seed import spawn_seeds
 from metabonk.dream.interface import WorldModel
 from metabonk.dream.recurrent import CONTINUE
+from metabonk.dream.token_model import TokenModel, TokenModelConfig
 from metabonk.measure.evaluation import (
     compare,
     comparison_figure,
@@ -48,9 +52,22 @@ from metabonk.measure.statistics import (
     resample,
     score_table,
 )
+from metabonk.record.recorder import episode_seeds
+from metabonk.sense.logmel import LogMelConfig
+from metabonk.sense.picture import PictureConfig, PictureTokenizer
+from metabonk.sense.sound import SoundConfig, SoundTokenizer
+from metabonk.sense.tokens import TokenBatch, Tokenizers
 
 GENERATOR = np.random.default_rng(5)
 FEW, MANY = GENERATOR.normal(3, 1, 6), GENERATOR.normal(2, 1, 9)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 # ---------------------------------------------------------------- statistics
@@ -271,6 +288,8 @@ def test_seeds_depend_on_nothing_but_seed_and_number():
     assert few[["seed", "policy_seed"]].equals(many[["seed", "policy_seed"]][:3])
     assert policy.seeds == few["policy_seed"].tolist() == [evaluation_seeds(4, k)[1] for k in range(3)]
     assert set(few["seed"]).isdisjoint(evaluate(Luck(), "random", 3, seed=5)["seed"])
+    assert few["seed"].tolist() == [number >> 1 for number in spawn_seeds(4, 3)]  # as act.agent.play_episodes has them
+    assert set(many["seed"]).isdisjoint({episode_seeds(4, stream, k)[0] for stream in range(9) for k in range(9)})
     assert few["policy"].unique() == ["Counting"] and evaluate(Luck(), policy, 1, name="mine")["policy"].item() == "mine"
 
 
@@ -313,7 +332,9 @@ def test_same_starts_are_pairs():
     assert table.loc["push", ("minus noop", "low")] > 0  # far smaller than what starts differ by
     other = evaluate(Luck(), "noop", 12, seed=2)
     assert unit_scores({"a": lucky, "b": noop})[2] and not unit_scores({"a": lucky, "b": other})[2]
-    assert compare({"push": lucky, "noop": other}).loc["push", ("minus noop", "low")] < 0
+    apart = compare({"push": lucky, "noop": other})
+    width, wider = (t.loc["push", ("minus noop", "high")] - t.loc["push", ("minus noop", "low")] for t in (table, apart))
+    assert wider > 3 * width
     assert len(comparison_figure({"push": lucky, "noop": noop}).data) == 4
 
 
@@ -531,23 +552,26 @@ class Ring(gym.Env):
 
     def reset(self, *, seed=None, options=None):
         self.place, self.steps = seed % PLACES, 0
-        return (self.place, 0), {}
+        return self._seen(0), {}
+
+    def _seen(self, rang):
+        return {"image": np.array(self.place), "audio": np.array(rang)}
 
     def step(self, action):
         self.place = (self.place + action) % PLACES
         self.steps += 1
         rang = int(self.place == 0 and action == 1)
-        return (self.place, rang), float(rang), False, self.steps == 30, {}
+        return self._seen(rang), float(rang), False, self.steps == 30, {}
 
 
 class RingSenses:
     def reset(self, game=None):
         pass
 
-    def __call__(self, observations):
-        place, rang = observations[0]
+    def __call__(self, observation):
+        place, rang = (torch.as_tensor(np.array(observation[name]))[:, None] for name in ("image", "audio"))  # (games, 1)
         no = torch.zeros(1, 1, dtype=torch.bool)
-        return Tokens(F.one_hot(torch.tensor([[place]]), PLACES), torch.tensor([[[rang]]]), None, torch.zeros(1, 1), no, no)
+        return Tokens(F.one_hot(place, PLACES), rang[..., None], None, torch.zeros(1, 1), no, no)
 
 
 class RingAgent:
@@ -563,7 +587,8 @@ class RingAgent:
         self.chance, self.rows = np.random.default_rng(seed), RingSenses()
 
     def __call__(self, observation, info):
-        self.action, self.state = int(self.chance.integers(2)), self.model.observe(self.rows([observation]))
+        seen = {name: value[None] for name, value in observation.items()}
+        self.action, self.state = int(self.chance.integers(2)), self.model.observe(self.rows(seen))
         return self.action
 
     def predict(self):
@@ -604,3 +629,55 @@ def test_live_and_recorded_agree_on_one_step_ahead():
 
         live.add(Expected, batch.map(lambda c, t=t: c[:, t : t + 1]), float(batch.reward[0, t]), False)
     assert live.summary()["image"] == pytest.approx(np.mean(counts)) and np.mean(counts) < 1
+
+
+# ---------------------------------------------------------------- the real ones
+
+
+@pytest.fixture(scope="module")
+def bonk_agent():
+    "Everything that Bonk needs, and nothing of it trained"
+    torch.manual_seed(0)
+    eyes = PictureTokenizer(PictureConfig.preset("tiny", size=(32, 32), grid=(4, 4)))
+    ears = SoundTokenizer(SoundConfig.preset("tiny", channels=2, frames=4, tokens=4, bands=16))
+    logmel = LogMelConfig.preset("tiny", sample_rate=24000, bands=16, frames_per_step=4)
+    model = TokenModel(TokenModelConfig.preset("tiny"), Tokenizers(eyes, ears, logmel, "bonk"), 11)
+    policy = ActorCritic(ActorCriticConfig.preset("tiny"), model.feature_size, 11, True)
+    return Agent(model, policy)
+
+
+SMALL = {"image_size": (32, 32), "sample_rate": 24000}
+
+
+def test_an_agent_is_evaluated_like_anyone(bonk_agent):
+    alone = evaluate("bonk", bonk_agent, 2, settings=SMALL, max_steps=6)
+    assert alone["policy"].unique() == ["agent"]
+    pd.testing.assert_frame_equal(alone, evaluate("bonk", bonk_agent, 2, settings=SMALL, games=2, max_steps=6))
+    chance = evaluate("bonk", "random", 2, settings=SMALL, max_steps=6)
+    assert unit_scores({"agent": alone, "random": chance})[2]
+    together = play_episodes(bonk_agent, "bonk", 2, settings={**SMALL, "max_steps": 6})
+    assert unit_scores({"agent": together, "random": chance})[2]
+    with pytest.raises(UsageError, match="image_size"):
+        evaluate("bonk", bonk_agent, 2)
+
+
+def test_an_agent_beside_what_it_expected(bonk_agent):
+    live = play_and_compare(bonk_agent, "bonk", 1, settings=SMALL, max_steps=8)
+    few = live.summary()
+    assert few.steps == 8 and {"image", "image_repeat_last", "audio", "audio_repeat_last"} <= set(few.index)
+    watched = live.table()["reward"].sum()
+    assert watched == evaluate("bonk", bonk_agent, 1, settings=SMALL, max_steps=8)["return"].item()
+
+
+def test_a_token_model_is_checked(bonk_agent):
+    model, chance = bonk_agent.model, torch.Generator().manual_seed(0)
+    no = torch.zeros(3, 12, dtype=torch.bool)
+    sizes = model.tokenizers.sizes
+    tokens = {name: torch.randint(codes, (3, 12, count), generator=chance) for name, (count, codes) in sizes.items()}
+    action = torch.randint(11, (3, 12), generator=chance)
+    batch = TokenBatch(**tokens, action=action, reward=torch.zeros(3, 12), terminated=no, truncated=no, first=no)
+    table = reality_check(model, batch.numpy(), 4, 6)
+    assert set(table.who) == {"model", "shuffled", "repeat last", "mismatched"} and len(table) == 4 * 7
+    again = reality_check(model, batch, 4, 6)
+    pd.testing.assert_frame_equal(table, again)
+    assert table[["image", "audio", "reward_error", "continuation_error"]].notna().all().all()

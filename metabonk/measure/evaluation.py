@@ -9,6 +9,7 @@ __all__ = ['evaluation_seeds', 'play_episode', 'evaluate', 'unit_scores', 'compa
 import copy
 import multiprocessing
 import pickle
+import sys
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -32,7 +33,7 @@ def evaluation_seeds(
     episode: int,  # its number, from 0
 ) -> tuple[int, int]:  # for the game and for the policy, below 2^31
     "The seeds of one episode"
-    state = np.random.SeedSequence(seed, spawn_key=(0x7E57, episode)).generate_state(2)
+    state = np.random.SeedSequence(seed, spawn_key=(episode,)).generate_state(2)
     return int(state[0]) >> 1, int(state[1]) >> 1
 
 # %% ../../nbs/measure/81_evaluation.ipynb #81-evaluation-008
@@ -74,6 +75,8 @@ def _sit_down(game: str, settings: dict[str, Any], policy: Any, max_steps: int |
     if made is not None:
         made.append(_here.game)
         policy = copy.deepcopy(policy)
+    elif torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)  # there are as many processes as wanted already
     _here.policy = make_policy(policy, _here.game) if isinstance(policy, str) else policy
 
 
@@ -105,6 +108,8 @@ def evaluate(
     first = make_game(game, **dict(settings or {})) if isinstance(game, str) else game
     try:
         player = make_policy(policy, first) if isinstance(policy, str) else policy
+        if hasattr(player, "check"):
+            player.check(first)  # an agent of another game says so
         if games == 1:
             bar = progress(seeds, description=called, unit="episode")
             rows = [play_episode(first, player, one, other, max_steps) for one, other in bar]

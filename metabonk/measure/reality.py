@@ -239,8 +239,9 @@ def summarise(
 
 
 _PANELS = {
-    "image": "picture tokens right", "image_changed": "of those that changed", "audio": "sound tokens right",
-    "audio_changed": "of those that changed", "reward_error": "error of reward", "continuation_error": "error of continuation",
+    "image": "picture tokens right", "image_changed": "changed picture tokens right",
+    "audio": "sound tokens right", "audio_changed": "changed sound tokens right",
+    "reward_error": "error of reward", "continuation_error": "error of continuation",
     "precision": "dreamed rewards that come", "recall": "rewards that were dreamed",
 }  # fmt: skip
 _COLOURS = ("#1f5fa8", "#e07b39", "#7a8794", "#3d9970", "#b05279", "#8a6d3b")
@@ -374,21 +375,28 @@ def play_and_compare(
     senses = agent.make_senses(1)
     played = make_game(game, **dict(settings or {})) if isinstance(game, str) else game
     try:
+        if hasattr(agent, "check"):
+            agent.check(played)
         for episode in range(episodes):
             game_seed, policy_seed = evaluation_seeds(seed, episode)
             observation, info = played.reset(seed=game_seed)
             agent.reset(policy_seed)
             senses.reset()
-            live.reset(senses([observation]))
+            live.reset(_notice(senses, observation))
             over, steps = False, 0
             while not over:
                 action = agent(observation, info)
                 expected = agent.predict()
                 observation, reward, terminated, truncated, info = played.step(action)
-                live.add(expected, senses([observation]), float(reward), terminated)
+                live.add(expected, _notice(senses, observation), float(reward), terminated)
                 steps += 1
                 over = terminated or truncated or steps == max_steps
     finally:
         if isinstance(game, str):
             played.close()
     return live
+
+
+def _notice(senses: Any, observation: Mapping[str, np.ndarray]) -> Any:
+    "What senses make of one game's observation: a (1, 1) batch"
+    return senses({"image": observation["image"][None], "audio": [observation["audio"]]})

@@ -333,26 +333,29 @@ def interval_figure(
     method: Method = "bootstrap",  # or "t"
     seed: int = 0,  # of the bootstrap's draws
     most: int = 200,  # of more scores than that, only so many are drawn
-) -> go.Figure:  # one line a name: scores as dots, the mean's interval as a bar
+) -> go.Figure:  # one line a name: the mean's interval as a bar, the scores as dots below it
     "Means with their intervals, beside the scores they come from"
     figure = go.Figure()
-    for name, values in scores.items():
+    for line, values in enumerate(scores.values()):
         interval = mean_interval(values, confidence, seed, method)
         dots = as_scores(values).ravel()
         dots = dots[:: max(1, -(-len(dots) // most))]
         figure.add_scatter(
-            x=dots, y=[name] * len(dots), mode="markers", marker={"color": "#9aa5b1", "size": 7, "opacity": 0.6},
+            x=dots, y=[line + 0.25] * len(dots), mode="markers", marker={"color": "#9aa5b1", "size": 7, "opacity": 0.7},
             hovertemplate="%{x:.3g}<extra></extra>",
         )
         reach = {"array": [interval.high - interval.estimate], "arrayminus": [interval.estimate - interval.low]}
         figure.add_scatter(
-            x=[interval.estimate], y=[name], mode="markers", marker={"color": "#1f5fa8", "size": 11, "symbol": "diamond"},
+            x=[interval.estimate], y=[line], mode="markers", marker={"color": "#1f5fa8", "size": 11, "symbol": "diamond"},
             error_x={"type": "data", "symmetric": False, "thickness": 3, "width": 8, "color": "#1f5fa8", **reach},
             hovertemplate=f"{interval}<extra></extra>",
         )
     figure.update_layout(
         height=110 + 50 * len(scores), margin={"l": 10, "r": 20, "t": 45 if title else 15, "b": 40}, title=title, showlegend=False
     )
-    figure.update_xaxes(title=f"{label}: mean with {confidence:.0%} interval")
-    figure.update_yaxes(autorange="reversed", automargin=True)
+    figure.update_xaxes(title=f"{label}: mean with {100 * confidence:.4g} % interval")
+    lines = list(range(len(scores)))
+    figure.update_yaxes(
+        range=[len(scores) - 0.4, -0.4], tickvals=lines, ticktext=list(scores), showgrid=False, zeroline=False, automargin=True
+    )
     return figure
