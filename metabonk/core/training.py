@@ -327,8 +327,8 @@ def _load(path: Path, look: bool = False) -> dict[str, Any]:
     "A checkpoint; only to look at, its tensors stay on the disk"
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=look)
-    except OSError as error:
-        raise FolderError(f"can't read {path} ({error.strerror}): mend its permissions or choose another folder") from None
+    except PermissionError:
+        raise FolderError(f"can't read {path}: mend its permissions or choose another folder") from None
     except Exception as error:
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FolderError(f"{path} is damaged ({what[:100]}): delete it, or train anew with resume=False") from None
@@ -441,7 +441,6 @@ class _Keeper(L.Callback):
         self.terms.sums = {name: list(entry) for name, entry in _mine(state["sums"], trainer).items()}
         if self.resumed:
             self._good()
-            _set_random_state(_mine(state["random"], trainer))
         self.open.append(self.request)
         self.begin = self.looked = time.monotonic()
         self.earlier = state["seconds"]
@@ -454,6 +453,8 @@ class _Keeper(L.Callback):
             self.bar = progress((), self.config.steps, type(learner).__name__, "step")
             self.bar.update(self.step)
             self.open += [self.table, self.board, self.bar]
+        if self.resumed:  # last, so that nothing draws between this and the first step
+            _set_random_state(_mine(state["random"], trainer))
 
     def on_train_batch_end(self, trainer: L.Trainer, learner: Any, *batch: Any) -> None:
         if trainer.global_step == self.step:
@@ -505,15 +506,17 @@ class _Keeper(L.Callback):
             if weight.requires_grad and not bool(torch.isfinite(weight).all()):
                 raise TrainingStopped(f"weights {name!r} are not numbers at step {self.step}, though all losses were: "
                                       f"look at the gradients, or lower lr; {self.terms.good}")
+        self.random = _random_state()
         trainer.save_checkpoint(self.path)
         self._good()
+        _set_random_state(self.random)  # whether a step leaves a checkpoint changes nothing for the next one
 
     def _good(self) -> None:
         self.terms.good = f"last good checkpoint: {self.path} (step {self.step})"
 
     def on_save_checkpoint(self, trainer: L.Trainer, learner: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = _trained(checkpoint["state_dict"], learner)
-        own = {"sums": self.terms.sums, "random": _random_state()}
+        own = {"sums": self.terms.sums, "random": self.random}
         parts = [own] * trainer.world_size
         if trainer.world_size > 1:
             torch.distributed.all_gather_object(parts, own)
@@ -647,7 +650,8 @@ def _explained(error: Exception, keeper: _Keeper, config: TrainConfig) -> Except
         lower = f"lower the batch size (and raise accumulate from {config.accumulate} to keep the same steps), " \
                 "the length of the sequences, or the size of the model"
         good = keeper.terms.good if hasattr(keeper, "terms") else "nothing is lost"
-        return TrainingStopped(f"out of memory at step {keeper.step + 1} ({text.splitlines()[0][:120]}): {lower}; {good}")
+        said = f" ({text.splitlines()[0][:120]})" if text else ""
+        return TrainingStopped(f"out of memory at step {keeper.step + 1}{said}: {lower}; {good}")
     return error
 
 

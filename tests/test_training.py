@@ -1,0 +1,424 @@
+"""Training: what no page can show: kills, Ctrl-C, several processes, full disks, checkpoints that do not fit."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from metabonk.core.errors import DiskFull, FolderError, FolderLocked, TrainingStopped, UsageError
+from metabonk.core.files import folder_lock
+from metabonk.core.training import Learner, TrainConfig, fit, read_log
+
+Pairs = list[tuple[Tensor, Tensor]]
+
+
+def pairs(count: int = 7, size: int = 8) -> Pairs:
+    """Batches of a small regression."""
+    random = torch.Generator().manual_seed(5)
+    return [(torch.randn(size, 4, generator=random), torch.randn(size, 1, generator=random)) for _ in range(count)]
+
+
+class Noisy(Learner):
+    """Draws from every generator and keeps a running buffer, so that any state that is lost shows."""
+
+    def __init__(self, width: int = 1, pause: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net, self.pause = nn.Linear(4, width), pause
+        self.register_buffer("average", torch.zeros(()))
+
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """Two terms with noise in them."""
+        x, y = batch
+        noise = random.random() + float(np.random.rand()) + torch.rand(())
+        error = (self.net(x + 0.1 * noise) - y).square()
+        self.average = 0.9 * self.average + 0.1 * error.mean().detach()
+        self.watch("noise", noise)
+        return {"fit": error * (1 + self.average), "size": self.net.weight.square()}
+
+    def after_step(self) -> None:
+        """As slow as wanted."""
+        time.sleep(self.pause)
+
+
+class Counting(L.LightningDataModule):
+    """Batches that follow from a position alone, in epochs of five, as those of a store do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = 0
+
+    def __iter__(self) -> Any:
+        for _ in range(5 - self.position % 5):
+            random = torch.Generator().manual_seed(self.position)
+            self.position += 1
+            yield torch.randn(8, 4, generator=random), torch.randn(8, 1, generator=random)
+
+    def __len__(self) -> int:
+        return 5
+
+    def train_dataloader(self) -> Any:
+        """This itself."""
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position."""
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on there."""
+        self.position = state["position"]
+
+
+def shuffled() -> Any:
+    """A loader that shuffles by the global generator, and draws from it in each item."""
+    x, y = (torch.cat(part) for part in zip(*pairs(), strict=True))
+
+    class Items(torch.utils.data.Dataset[Any]):
+        def __getitem__(self, i: int) -> Any:
+            return x[i] + 0.01 * torch.rand(()), y[i]
+
+        def __len__(self) -> int:
+            return len(x)
+
+    return torch.utils.data.DataLoader(Items(), batch_size=8, shuffle=True)
+
+
+CONFIG = TrainConfig(steps=40, lr=1e-2, warmup=10, log_every=4, checkpoint_every=5)
+
+
+def outcome(folder: Path, learner: Learner) -> tuple[dict[str, Tensor], pd.DataFrame]:
+    """What must be the same."""
+    return learner.state_dict(), read_log(folder).drop(columns="seconds")
+
+
+def same(one: tuple[dict[str, Tensor], pd.DataFrame], other: tuple[dict[str, Tensor], pd.DataFrame]) -> bool:
+    """To the last bit."""
+    weights = all(torch.equal(one[0][name], other[0][name]) for name in {**one[0], **other[0]})
+    return weights and one[1].equals(other[1])
+
+
+@pytest.mark.parametrize(("data", "accumulate"), [(Counting, 1), (Counting, 3), (shuffled, 1), (shuffled, 3), (pairs, 1)])
+def test_resume(tmp_path: Path, data: Any, accumulate: int) -> None:
+    """Stopped at any step (inside an epoch, at its end, between two rows of the log), the numbers stay the same."""
+    config = CONFIG.change(accumulate=accumulate)
+    whole = outcome(tmp_path / "whole", fit(Noisy(), data(), tmp_path / "whole", config))
+    assert len(whole[1]) == 10 and whole[1]["loss/fit"].nunique() == 10
+    for stop in (3, 10, 21):  # a checkpoint at each, without the row that a last step writes
+        learner, source = Noisy(), data()
+        learner.after_step = lambda learner=learner, stop=stop: learner.steps_done == stop and os.kill(  # type: ignore
+            os.getpid(), signal.SIGINT
+        )
+        fit(learner, source, tmp_path / "parts", config)
+        assert (learner.steps_done, learner.stopped) == (stop, "Ctrl-C")
+    assert same(whole, outcome(tmp_path / "parts", fit(Noisy(), data(), tmp_path / "parts", config)))
+    other = fit(Noisy(), data(), tmp_path / "other", config.change(seed=1))
+    assert not same(whole, outcome(tmp_path / "other", other))
+
+
+def test_killed(tmp_path: Path) -> None:
+    """`kill -9` in the middle: the resumed training has the weights and the log of one that was never killed."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[2]); import conftest; from test_training import *; "
+        "fit(Noisy(pause=0.02), Counting(), sys.argv[1], CONFIG)"
+    )
+    folder = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "-c", code, str(folder), str(Path(__file__).parent)])
+    try:
+        while not (folder / "checkpoints" / "last.ckpt").exists() or len(read_log(folder)) < 4:
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.005)
+    finally:
+        process.kill()
+        process.wait()
+    rows = len(read_log(folder))
+    assert 4 <= rows < 10
+    killed = outcome(folder, fit(Noisy(), Counting(), folder, CONFIG))
+    assert same(killed, outcome(tmp_path / "whole", fit(Noisy(), Counting(), tmp_path / "whole", CONFIG)))
+    board = [path for path in (folder / "logs").iterdir() if "tfevents" in path.name]
+    assert len(board) == 2  # one a process
+
+
+def test_tensorboard_reads_the_log(tmp_path: Path) -> None:
+    """Its own reader finds each row once, also where a resume went back."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    fit(Noisy(), Counting(), tmp_path, CONFIG.change(steps=20, checkpoint_every=7))
+    fit(Noisy(), Counting(), tmp_path, CONFIG)
+    events = EventAccumulator(str(tmp_path / "logs")).Reload()
+    log = read_log(tmp_path)
+    assert [event.step for event in events.Scalars("loss/fit")] == log["step"].tolist()
+    assert np.allclose([event.value for event in events.Scalars("watch/noise")], log["watch/noise"])
+
+
+def test_accumulation_is_a_bigger_batch(tmp_path: Path) -> None:
+    """Four batches of 8, or one of 32: the same weights and the same log."""
+
+    class Plain(Learner):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = nn.Linear(4, 1)
+
+        def losses(self, batch: Any) -> dict[str, Tensor]:
+            return {"fit": (self.net(batch[0]) - batch[1]).square()}
+
+    small = pairs(12)
+    big = [tuple(torch.cat(part) for part in zip(*small[i : i + 4], strict=True)) for i in (0, 4, 8)]
+    four = fit(Plain(), small, tmp_path / "four", CONFIG.change(accumulate=4))
+    one = fit(Plain(), big, tmp_path / "one", CONFIG)
+    assert four.steps_done == one.steps_done == 40
+    assert torch.allclose(four.net.weight, one.net.weight, atol=1e-6)
+    assert np.allclose(read_log(tmp_path / "four")["loss"], read_log(tmp_path / "one")["loss"], atol=1e-6)
+    three = fit(Plain(), small, tmp_path / "three", CONFIG.change(accumulate=3))
+    assert not torch.allclose(three.net.weight, one.net.weight, atol=1e-4)
+
+
+class Sharing(Learner):
+    """For two processes: at module level, since they find it by name."""
+
+    def __init__(self, bad: int = -1) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net, self.unused, self.bad = nn.Linear(4, 1), nn.Linear(2, 2), bad
+
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """Plain regression; a NaN at one step if asked."""
+        error = (self.net(batch[0]) - batch[1]).square()
+        return {"fit": error * (float("nan") if self.steps_done == self.bad else 1.0)}
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    """Two processes with half of the batches each do what one does that accumulates two."""
+    config = CONFIG.change(steps=12, accelerator="cpu", log_every=6, checkpoint_every=6)
+    two = fit(Sharing(), pairs(8), tmp_path / "two", config.change(devices=2))
+    one = fit(Sharing(), pairs(8), tmp_path / "one", config.change(accumulate=2))
+    assert two.steps_done == 12 and torch.allclose(two.net.weight, one.net.weight, atol=1e-6)
+    assert np.allclose(read_log(tmp_path / "two")["loss"], read_log(tmp_path / "one")["loss"], atol=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_stop(tmp_path: Path) -> None:
+    """A NaN in other processes is told in the same words; what they kept can be resumed."""
+    config = CONFIG.change(steps=12, accelerator="cpu", checkpoint_every=6, devices=2)
+    with pytest.raises(TrainingStopped, match="loss 'fit' is not a number at step 9: .*last.ckpt .step 6."):
+        fit(Sharing(bad=8), pairs(8), tmp_path, config)
+    assert fit(Sharing(), pairs(8), tmp_path, config).steps_done == 12
+
+
+def test_nan_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    """The message names the term, the step and the checkpoint, which is untouched; the weights are too."""
+    learner = Sharing(bad=12)
+    with pytest.raises(TrainingStopped, match="loss 'fit' is not a number at step 13: .*last.ckpt .step 10."):
+        fit(learner, pairs(), tmp_path, CONFIG)
+    assert bool(torch.isfinite(learner.net.weight).all())
+    kept = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert kept["global_step"] == 10 and bool(torch.isfinite(kept["state_dict"]["net.weight"]).all())
+    assert fit(Sharing(), pairs(), tmp_path, CONFIG).steps_done == 40  # it can go on from there
+
+
+def test_bad_gradients(tmp_path: Path) -> None:
+    """Weights that are not numbers, though the losses were, are never written over good ones."""
+
+    class Root(Sharing):
+        def losses(self, batch: Any) -> dict[str, Tensor]:
+            zero = self.net.weight.sum() * (0.0 if self.steps_done == 9 else 1.0)  # the square root's slope is infinite at 0
+            return {"root": zero.abs().sqrt()}
+
+    with pytest.raises(TrainingStopped, match="weights 'net.weight' are not numbers at step 10.*step 5"):
+        fit(Root(), pairs(), tmp_path, CONFIG)
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 5
+
+
+@pytest.mark.parametrize("error", [None, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), MemoryError()])
+def test_out_of_memory(tmp_path: Path, error: Exception | None) -> None:
+    """One error that says what to lower, whichever allocator gave up."""
+
+    class Hungry(Sharing):
+        def losses(self, batch: Any) -> dict[str, Tensor]:
+            if self.steps_done == 7 and error:
+                raise error
+            if self.steps_done == 7:
+                torch.empty(10**17)
+            return super().losses(batch)
+
+    with pytest.raises(TrainingStopped, match="^out of memory at step 8.*lower the batch size.*last.ckpt .step 5.$"):
+        fit(Hungry(), pairs(), tmp_path, CONFIG)
+
+
+def test_other_errors_pass(tmp_path: Path) -> None:
+    """A bug of the learner stays what it is, and Ctrl-C means again what it meant."""
+
+    class Broken(Sharing):
+        def losses(self, batch: Any) -> dict[str, Tensor]:
+            raise ZeroDivisionError("mine")
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(ZeroDivisionError, match="^mine$"):
+        fit(Broken(), pairs(), tmp_path, CONFIG)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_second_ctrl_c(tmp_path: Path) -> None:
+    """The second Ctrl-C interrupts at once, and leaves signals as they were."""
+
+    class Twice(Sharing):
+        def losses(self, batch: Any) -> dict[str, Tensor]:
+            if self.steps_done == self.bad:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().losses(batch)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        fit(Twice(bad=7), pairs(), tmp_path, CONFIG)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert fit(Twice(), pairs(), tmp_path, CONFIG.change(steps=6)).steps_done == 6
+
+
+def test_stop_file_and_time(tmp_path: Path) -> None:
+    """Either ends cleanly with a checkpoint of the step reached; the file is gone afterwards; any thread can train."""
+    (tmp_path / "stop").touch()
+    learner = fit(Noisy(pause=0.2), pairs(), tmp_path, CONFIG)
+    assert learner.stopped == "file 'stop'" and 1 <= learner.steps_done < 10 and not (tmp_path / "stop").exists()
+    done = learner.steps_done
+    found: list[Learner] = []
+    config = CONFIG.change(steps=10_000, max_seconds=0.3)
+    thread = threading.Thread(target=lambda: found.append(fit(Noisy(pause=0.05), pairs(), tmp_path, config)))
+    thread.start()
+    thread.join()
+    assert found[0].stopped == "max_seconds" and done < found[0].steps_done < 200
+    kept = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert kept["global_step"] == found[0].steps_done
+
+
+def test_checkpoints_that_do_not_fit(tmp_path: Path) -> None:
+    """Another shape, another class, another game, other settings, a damaged file: each one clear error, nothing changed."""
+    config = CONFIG.change(steps=5)
+    fit(Noisy(), pairs(), tmp_path, config)
+    more = config.change(steps=6)
+    with pytest.raises(FolderError, match=r"'net.weight' is \(1, 4\) in it and \(2, 4\) here \(1 more differ\): .*resume=False"):
+        fit(Noisy(width=2), pairs(), tmp_path, more)
+    with pytest.raises(FolderError, match="belongs to another learner: 'Noisy', and this is 'Sharing'"):
+        fit(Sharing(), pairs(), tmp_path, more)
+    other = Noisy()
+    other.identity = {"game": "bonk"}
+    with pytest.raises(FolderError, match="belongs to another game: None, and this is 'bonk'"):
+        fit(other, pairs(), tmp_path, more)
+    with pytest.raises(UsageError, match="was trained with lr=0.01, not 0.5"):
+        fit(Noisy(), pairs(), tmp_path, more.change(lr=0.5))
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:100], whole[: len(whole) // 2], b"x" * 1000):
+        path.write_bytes(damaged)
+        with pytest.raises(FolderError, match="last.ckpt is damaged .*resume=False"):
+            fit(Noisy(), pairs(), tmp_path, more)
+    fit(Noisy(width=2), pairs(), tmp_path, more, resume=False)  # sets the damaged one aside
+    assert [p.name for p in (tmp_path / "old").glob("*/checkpoints/*")] == ["last.ckpt"]
+
+
+def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device says that it is full, in the middle of a checkpoint: `DiskFull`, and the one before stays whole."""
+    if not Path("/dev/full").exists():
+        pytest.skip("needs a device that is always full")
+    fit(Noisy(), pairs(), tmp_path, CONFIG.change(steps=5))
+    before = (tmp_path / "checkpoints" / "last.ckpt").read_bytes()
+    fdopen, files = os.fdopen, []
+
+    def full(descriptor: int, mode: str) -> Any:
+        files.append(descriptor)
+        os.dup2(os.open("/dev/full", os.O_WRONLY), descriptor)
+        return fdopen(descriptor, mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("metabonk.core.training.os.fdopen", lambda d, m: full(d, m) if m == "wb" else fdopen(d, m))
+        with pytest.raises(DiskFull, match="while writing .*: free some, then run again"):
+            fit(Noisy(), pairs(), tmp_path, CONFIG)
+    assert files
+    assert (tmp_path / "checkpoints" / "last.ckpt").read_bytes() == before
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]  # no half files
+    assert fit(Noisy(), pairs(), tmp_path, CONFIG).steps_done == 40
+
+
+def test_folder(tmp_path: Path) -> None:
+    """A folder that is being trained in, one that can't be written, a log that is not there."""
+    with folder_lock(tmp_path), pytest.raises(FolderLocked, match="training folder"):
+        fit(Noisy(), pairs(), tmp_path, CONFIG)
+    (tmp_path / "file").touch()
+    with pytest.raises(FolderError):
+        fit(Noisy(), pairs(), tmp_path / "file", CONFIG)
+    with pytest.raises(FolderError, match="there is no log"):
+        read_log(tmp_path)
+
+
+def test_data_and_learner(tmp_path: Path) -> None:
+    """No batches, no parameters, a scale without a loss: told, not guessed."""
+    with pytest.raises(UsageError, match="no batch"):
+        fit(Noisy(), [], tmp_path / "a", CONFIG)
+
+    class Empty(Learner):
+        def losses(self, batch: Any) -> dict[str, Tensor]:
+            return {"none": torch.zeros(())}
+
+    with pytest.raises(UsageError, match="Empty has no parameter to train"):
+        fit(Empty(), pairs(), tmp_path / "b", CONFIG)
+    learner = Noisy()
+    learner.scales = {"fti": 2.0}
+    with pytest.raises(UsageError, match="did you mean 'fit'"):
+        fit(learner, pairs(), tmp_path / "c", CONFIG)
+
+
+def test_frozen(tmp_path: Path) -> None:
+    """A frozen part is not trained, not moved by dropout or the like, and not in the checkpoint; a resume needs it anew."""
+
+    class OnTop(Learner):
+        frozen = ("model",)
+
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.model, self.head = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)), nn.Linear(4, 1)
+
+        def losses(self, batch: Any) -> dict[str, Tensor]:
+            assert not self.model.training and self.head.training
+            return {"fit": (self.head(self.model(batch[0])) - batch[1]).square()}
+
+    before = OnTop()
+    learner = fit(OnTop(), pairs(), tmp_path, CONFIG.change(steps=5))
+    assert torch.equal(learner.model[0].weight, before.model[0].weight)
+    assert not torch.equal(learner.head.weight, before.head.weight)
+    kept = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert sorted(kept["state_dict"]) == ["head.bias", "head.weight"]
+    again = fit(OnTop(), pairs(), tmp_path, CONFIG.change(steps=5))
+    assert again.steps_done == 5 and torch.equal(again.head.weight, learner.head.weight)
+    assert fit(OnTop(), pairs(), tmp_path, CONFIG.change(steps=8)).steps_done == 8
+
+
+def test_log_survives_a_cut_line(tmp_path: Path) -> None:
+    """A row that was cut off is left out; a column that comes later is empty before."""
+
+    class Late(Sharing):
+        def after_step(self) -> None:
+            if self.steps_done > 20:
+                self.watch("late", 1.0)
+
+    fit(Late(), pairs(), tmp_path, CONFIG)
+    log = read_log(tmp_path)
+    assert log["watch/late"].isna().sum() == 5 and list(log["step"]) == list(range(4, 41, 4))
+    with open(tmp_path / "logs" / "log.csv", "a") as file:
+        file.write("44,0.1")
+    assert read_log(tmp_path).equals(log)
+
+
