@@ -77,7 +77,8 @@ def test_noise_keeps_its_error_and_loses_its_disagreement():
     after = torch.where(situation[:, :-1, :1] > 0, noise[:, 1:], fixed)  # of the situation in the row before
     target, action = torch.cat([noise[:, :1], after], 1), torch.zeros(64, 9, 1)
     curiosity = Curiosity(TINY, 3, 1, 4, lambda *given: target)
-    learn(curiosity, situation, action, target, 200, resampled(*torch.meshgrid(torch.arange(64), torch.arange(9), indexing="ij"), 4))
+    episode, step = torch.meshgrid(torch.arange(64), torch.arange(9), indexing="ij")
+    learn(curiosity, situation, action, target, 200, resampled(episode, step, 4))
     with torch.no_grad():
         pays = curiosity.bonuses(torch.eye(3), torch.zeros(3, 1))
     disagreement, error = pays["disagreement"].tolist(), pays["error"].tolist()
@@ -230,7 +231,8 @@ def test_an_explorer_learns_in_the_dreams_of_a_recurrent_model(tmp_path):
     config = RSSMConfig(deter=32, hidden=8, units=8, latents=4, classes=4, blocks=4)
     features = 32 + 16
     model = RecurrentModel(config, Eye(), 6, {"picture": Picture(features)}, action_size=3)
-    explorer = Explorer({"latent": Plan2Explore(TINY, features, 3, 16), "all": Plan2Explore(TINY, features, 3, features, latent="")})
+    kinds = {"latent": Plan2Explore(TINY, features, 3, 16), "all": Plan2Explore(TINY, features, 3, features, latent="")}
+    explorer = Explorer(kinds)
     agent = ActorCritic(ActorCriticConfig(units=8), features, 3)
     learner = ExplorerLearner(model, explorer, agent, DreamConfig(horizon=3, starts=5, replay=0.0))
     model_before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -239,7 +241,8 @@ def test_an_explorer_learns_in_the_dreams_of_a_recurrent_model(tmp_path):
     assert all(tensor.equal(model_before[name]) for name, tensor in model.state_dict().items())
     assert not any(name.startswith("_model") or "rssm" in name for name in learner.state_dict())
     after = learner.state_dict()
-    for part in ("explorer.curiosities.latent.ensemble", "explorer.curiosities.all.error", "actor_critic.actor", "actor_critic.slow"):
+    curious, player = ("latent.ensemble", "latent.error", "all.ensemble"), ("actor", "critic", "slow_critic")
+    for part in [f"explorer.curiosities.{name}" for name in curious] + [f"actor_critic.{name}" for name in player]:
         assert any(not after[name].equal(before[name]) for name in before if name.startswith(part)), part
     log = read_log(tmp_path)
     assert {"loss/latent", "loss/latent_error", "loss/all", "loss/actor", "loss/critic", "watch/latent_bonus"} <= set(log.columns)
