@@ -157,7 +157,7 @@ class Agent:
         self.action = self.to_actions(self._vector)[0]
         return self.action
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decide(
         self,
         senses: Any,  # for as many games
@@ -188,7 +188,7 @@ class Agent:
         "Action vectors as games take them"
         return vectors.argmax(-1).tolist() if self.model.discrete else list(vectors.cpu().numpy())
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def predict(self) -> Expected:
         "What it expects of the step that it has just decided on; asking changes nothing"
         if self.state is None or self._vector is None:
