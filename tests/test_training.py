@@ -229,6 +229,17 @@ def test_nan_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     assert fit(Sharing(), pairs(), tmp_path, CONFIG).steps_done == 40  # it can go on from there
 
 
+def test_nan_where_numbers_are_read_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: the step and the term are told exactly, and no checkpoint was written after it."""
+    monkeypatch.setattr("metabonk.core.training._Terms.at_once", ())
+    whole = outcome(tmp_path / "late", fit(Noisy(), pairs(), tmp_path / "late", CONFIG))
+    with pytest.raises(TrainingStopped, match="loss 'fit' is not a number at step 14: .*last.ckpt .step 10."):
+        fit(Sharing(bad=13), pairs(), tmp_path / "nan", CONFIG.change(log_every=100))
+    assert torch.load(tmp_path / "nan" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 10
+    monkeypatch.undo()
+    assert same(whole, outcome(tmp_path / "soon", fit(Noisy(), pairs(), tmp_path / "soon", CONFIG)))
+
+
 def test_bad_gradients(tmp_path: Path) -> None:
     """Weights that are not numbers, though the losses were, are never written over good ones."""
 

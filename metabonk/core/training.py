@@ -47,7 +47,7 @@ from .optimizer import LaProp
 from .progress import progress
 from .seed import seed_everything, spawn_seeds
 
-# %% ../../nbs/core/07_training.ipynb #07-training-003
+# %% ../../nbs/core/07_training.ipynb #07-training-011
 @dataclass(frozen=True)
 class TrainConfig(Config):
     "How long to train, how fast, and what to keep"
@@ -80,7 +80,7 @@ class TrainConfig(Config):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"TrainConfig.{name} can't be below 0, as {getattr(self, name)} is")
 
-# %% ../../nbs/core/07_training.ipynb #07-training-004
+# %% ../../nbs/core/07_training.ipynb #07-training-014
 class Learner(L.LightningModule):
     "Base of everything that is trained: a subclass gives `losses`"
 
@@ -160,9 +160,11 @@ class Learner(L.LightningModule):
         "Lightning's hook: batches of the data given to `fit`"
         return _Stream(self._data, self.train_config.seed, self.trainer)
 
-# %% ../../nbs/core/07_training.ipynb #07-training-005
+# %% ../../nbs/core/07_training.ipynb #07-training-016
 class _Terms:
     "The numbers of each step: held on their device until they are needed, checked, averaged"
+
+    at_once = ("cpu",)  # devices where reading a number costs nothing
 
     def __init__(self) -> None:
         self.waiting: list[tuple[int, tuple[str, ...], Tensor]] = []
@@ -172,7 +174,7 @@ class _Terms:
     def add(self, step: int, values: dict[str, Tensor]) -> None:
         stacked = torch.stack([value.detach() for value in values.values()])
         self.waiting.append((step, tuple(values), stacked))
-        if stacked.device.type == "cpu":  # reading is free there: stop before the weights change
+        if stacked.device.type in self.at_once:  # so training stops before the weights change
             self.settle()
 
     def watch(self, name: str, value: Tensor | float) -> None:
@@ -213,7 +215,7 @@ class _Terms:
             sums = {name: [sum(part.get(name, [0.0, 0])[i] for part in parts) for i in (0, 1)] for name in names}
         return {name: total / count for name, (total, count) in sums.items()}
 
-# %% ../../nbs/core/07_training.ipynb #07-training-006
+# %% ../../nbs/core/07_training.ipynb #07-training-018
 def _random_state() -> dict[str, Any]:
     "The state of every global generator, as plain values and tensors"
     numpy = np.random.get_state(legacy=False)
@@ -234,7 +236,7 @@ def _set_random_state(state: dict[str, Any]) -> None:
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
 
-# %% ../../nbs/core/07_training.ipynb #07-training-007
+# %% ../../nbs/core/07_training.ipynb #07-training-021
 class _Stream:
     "Batches without end, from any data, that can go on where another stream stopped"
 
@@ -279,7 +281,7 @@ class _Stream:
         if self.keeper is not None:
             self.keeper.load_state_dict(state["keeper"])
 
-# %% ../../nbs/core/07_training.ipynb #07-training-008
+# %% ../../nbs/core/07_training.ipynb #07-training-023
 class _Files(TorchCheckpointIO):
     "Checkpoints that are there whole or not at all, and hold nothing but numbers and tensors"
 
@@ -333,7 +335,7 @@ def _load(path: Path, look: bool = False) -> dict[str, Any]:
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FolderError(f"{path} is damaged ({what[:100]}): delete it, or train anew with resume=False") from None
 
-# %% ../../nbs/core/07_training.ipynb #07-training-009
+# %% ../../nbs/core/07_training.ipynb #07-training-025
 class _Table:
     "The log as CSV: one row after another, the file written anew only when a column is added"
 
@@ -399,7 +401,7 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
     text = path.read_text(encoding="utf-8")
     return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
 
-# %% ../../nbs/core/07_training.ipynb #07-training-010
+# %% ../../nbs/core/07_training.ipynb #07-training-027
 class _Request:
     "First Ctrl-C: a request to stop. The second one goes to whoever listened before"
 
@@ -436,10 +438,10 @@ class _Keeper(L.Callback):
         self.config, self.terms = learner.train_config, _Terms()
         self.request = _Request("stopping after this step (Ctrl-C again: at once)" if trainer.is_global_zero else "")
         learner._terms, learner.stopped = self.terms, ""
-        state = self.resumed or {"step": 0, "seconds": 0.0, "sums": [{}], "random": []}
+        state, rank = self.resumed or {"step": 0, "seconds": 0.0}, trainer.global_rank
         self.step = learner.steps_done = state["step"]
-        self.terms.sums = {name: list(entry) for name, entry in _mine(state["sums"], trainer).items()}
         if self.resumed:
+            self.terms.sums = {name: list(entry) for name, entry in state["sums"][rank].items()}
             self._good()
         self.open.append(self.request)
         self.begin = self.looked = time.monotonic()
@@ -454,7 +456,7 @@ class _Keeper(L.Callback):
             self.bar.update(self.step)
             self.open += [self.table, self.board, self.bar]
         if self.resumed:  # last, so that nothing draws between this and the first step
-            _set_random_state(_mine(state["random"], trainer))
+            _set_random_state(state["random"][rank])
 
     def on_train_batch_end(self, trainer: L.Trainer, learner: Any, *batch: Any) -> None:
         if trainer.global_step == self.step:
@@ -547,12 +549,7 @@ def _trained(state: dict[str, Any], learner: Learner) -> dict[str, Any]:
     frozen = tuple(f"{name}." for name in learner.frozen)
     return {name: value for name, value in state.items() if not name.startswith(frozen)}
 
-
-def _mine(parts: list[Any], trainer: L.Trainer) -> Any:
-    "The part of a checkpoint that belongs to this process"
-    return parts[trainer.global_rank] if trainer.global_rank < len(parts) else {}
-
-# %% ../../nbs/core/07_training.ipynb #07-training-011
+# %% ../../nbs/core/07_training.ipynb #07-training-029
 Trained = TypeVar("Trained", bound=Learner)
 
 
@@ -590,7 +587,7 @@ def fit(
             learner.steps_done, learner.stopped = state["step"], state["stopped"]
     return learner
 
-# %% ../../nbs/core/07_training.ipynb #07-training-012
+# %% ../../nbs/core/07_training.ipynb #07-training-031
 def _run(learner: Learner, data: Any, folder: Path, config: TrainConfig, state: dict[str, Any] | None) -> None:
     device = pick_device(config.accelerator)
     precision: Any = pick_precision(device) if config.precision == "auto" else config.precision
@@ -650,7 +647,7 @@ def _explained(error: Exception, keeper: _Keeper, config: TrainConfig) -> Except
         lower = f"lower the batch size (and raise accumulate from {config.accumulate} to keep the same steps), " \
                 "the length of the sequences, or the size of the model"
         good = keeper.terms.good if hasattr(keeper, "terms") else "nothing is lost"
-        said = f" ({text.splitlines()[0][:120]})" if text else ""
+        said = f" ({text.splitlines()[0][:200]})" if text else ""
         return TrainingStopped(f"out of memory at step {keeper.step + 1}{said}: {lower}; {good}")
     return error
 
@@ -707,7 +704,7 @@ def _check(checkpoint: dict[str, Any], learner: Learner, config: TrainConfig, pa
         if (old := state["config"].get(name)) != (new := getattr(config, name)):
             raise UsageError(f"{path} was trained with {name}={old}, not {new}: use the same value, {choice}")
 
-# %% ../../nbs/core/07_training.ipynb #07-training-013
+# %% ../../nbs/core/07_training.ipynb #07-training-035
 def read_log(
     folder: str | Path,  # the one given to `fit`
 ) -> pd.DataFrame:  # a row each `log_every` steps: step, seconds, loss, loss/NAME..., watch/NAME...
@@ -715,8 +712,9 @@ def read_log(
     path = Path(folder) / "logs" / "log.csv"
     if not path.exists():
         raise FolderError(f"there is no log at {path}: train there first")
-    text = path.read_text(encoding="utf-8")
-    return pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1]), float_precision="round_trip")
+    rows = _read_rows(path)
+    columns = {name: [float(row[name] or "nan") for row in rows] for name in (rows[0] if rows else ["step"])}
+    return pd.DataFrame(columns).astype({"step": int})
 
 
 def curves(
