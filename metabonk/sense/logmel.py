@@ -6,6 +6,7 @@
 __all__ = ['frame_ends', 'LogMelConfig', 'to_unit', 'LogMel', 'LogMelStream', 'to_audio']
 
 # %% ../../nbs/sense/30_logmel.ipynb #30-logmel-002
+import math
 from dataclasses import dataclass
 
 import librosa
@@ -88,10 +89,12 @@ class LogMel(torch.nn.Module):
         size = self.config.n_fft
         padded = torch.nn.functional.pad(to_unit(audio), (size, 0))  # (*channels, n_fft + samples)
         windows = padded.unfold(-1, size, 1)  # a view: (*channels, samples + 1, n_fft)
+        together = max(1, (128 if audio.device.type == "cpu" else 16_384) // max(1, math.prod(audio.shape[:-1])))
         blocks = []
-        for some in ends.split(256):  # a block stays in the cache
-            spectrum = torch.fft.rfft(windows[..., some, :] * self.window)  # (*channels, frames, bins)
-            power = torch.view_as_real(spectrum).square().sum(-1)
+        for some in ends.split(together):  # on a CPU, a block stays in the cache
+            spectrum = torch.fft.rfft(windows[..., some, :].mul_(self.window))  # (*channels, frames, bins)
+            real, imaginary = torch.view_as_real(spectrum).unbind(-1)
+            power = real.square().addcmul_(imaginary, imaginary)  # |z|² without the square root of abs
             blocks.append(power @ self.filters)  # (*channels, frames, bands)
         return torch.cat(blocks, -2).clamp_min_(self.config.floor).log10_()
 
