@@ -22,6 +22,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -34,7 +35,7 @@ from ..dream.interface import State, WorldModel
 from ..play.game import make_game
 from ..record.experience import Batch
 
-# %% ../../nbs/act/64_agent.ipynb #64-agent-003
+# %% ../../nbs/act/64_agent.ipynb #64-agent-005
 class RawSenses:
     "Senses of a model that reads recordings as they are"
 
@@ -63,7 +64,7 @@ class RawSenses:
         none, no = np.zeros((self.games, 1), np.int64), np.zeros((self.games, 1), bool)
         return Batch(observation["image"][:, None], audio, length, none, none.astype(np.float32), no, no, no, none, none).torch()
 
-# %% ../../nbs/act/64_agent.ipynb #64-agent-004
+# %% ../../nbs/act/64_agent.ipynb #64-agent-008
 _turn = threading.RLock()  # torch has one random generator for all threads
 
 
@@ -92,7 +93,7 @@ def begin_chance(
     "The state of a random generator that has just been seeded"
     return torch.Generator(device).manual_seed(seed).get_state()
 
-# %% ../../nbs/act/64_agent.ipynb #64-agent-005
+# %% ../../nbs/act/64_agent.ipynb #64-agent-011
 @dataclass
 class Expected:
     "What an agent expects of the step that it has decided on"
@@ -270,7 +271,7 @@ class Agent:
         )
         try:
             actor_critic.load_state_dict(load_file(folder / "actor_critic.safetensors"))
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             raise FolderError(f"{folder / 'actor_critic.safetensors'} can't be read ({error}): save the agent anew") from None
         return cls(loaded, actor_critic, **{"greedy": about["greedy"], "game": about["game"], **changes})
 
@@ -306,7 +307,7 @@ def _senses_of(model: Any) -> Callable[[int], Any]:
 
     return functools.partial(Senses, model.tokenizers)
 
-# %% ../../nbs/act/64_agent.ipynb #64-agent-006
+# %% ../../nbs/act/64_agent.ipynb #64-agent-024
 def play_episodes(
     agent: Agent,  # who plays
     game: str,  # a name for `make_game`
