@@ -1,0 +1,196 @@
+"""The world model of tokens: every choice it offers, what it keeps on disk, and what it says to bad input."""
+
+import itertools
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from metabonk.core.errors import FolderError, TrainingStopped, UsageError
+from metabonk.core.optimizer import LaProp
+from metabonk.core.training import TrainConfig, fit
+from metabonk.dream.fusion import TokenEncoder, fusions
+from metabonk.dream.interface import imagine
+from metabonk.dream.latents import kinds
+from metabonk.dream.token_heads import TokenHead, _TokenSurprise
+from metabonk.dream.token_model import TokenModel, TokenModelConfig, WorldModelLearner
+from metabonk.sense.logmel import LogMelConfig
+from metabonk.sense.picture import PictureConfig, PictureTokenizer
+from metabonk.sense.sound import SoundConfig, SoundTokenizer
+from metabonk.sense.tokens import TokenBatch, Tokenizers
+
+SMALL = {"size": "tiny", "embed": 32, "units": 32}
+
+
+def tokenizers(picture: bool = True, sound: bool = True) -> Tokenizers:
+    """Eyes of 2 x 2 cells and ears of two frames, never trained."""
+    torch.manual_seed(0)
+    eyes = PictureTokenizer(PictureConfig(size=(8, 8), grid=(2, 2), codes=4)) if picture else None
+    ears = SoundTokenizer(SoundConfig(channels=1, frames=2, bands=32, tokens=2, codes=4)) if sound else None
+    logmel = LogMelConfig.preset("tiny", sample_rate=8_000, frames_per_step=2) if sound else None
+    return Tokenizers(eyes, ears, logmel, "light")
+
+
+def rows(count: int = 4, time: int = 6, seed: int = 0) -> TokenBatch:
+    """A light that goes round four cells unless action 1 holds it; a ding and a reward when it passes the first."""
+    chance = torch.Generator().manual_seed(seed)
+    action = (torch.rand(count, time, generator=chance) < 0.3).long()
+    place = (torch.randint(4, (count, 1), generator=chance) + (1 - action).cumsum(1)) % 4
+    ding = (place == 0) & (action == 0)
+    image = torch.zeros(count, time, 4, dtype=torch.long).scatter_(2, place[..., None], 1)
+    no = torch.zeros(count, time, dtype=torch.bool)
+    first = no.clone()
+    first[:, 0] = True
+    return TokenBatch(image, ding.long()[..., None].expand(count, time, 2).clone(), action, ding.float(), no, no, first)
+
+
+def build(given: Tokenizers | None = None, **choices) -> TokenModel:
+    torch.manual_seed(1)
+    return TokenModel(TokenModelConfig(**{**SMALL, **choices}), given or tokenizers(), 2, step_samples=533.0)
+
+
+CHOICES = [*itertools.product(fusions, ["categorical"]), *itertools.product(["concat"], kinds)]
+
+
+@pytest.mark.parametrize(("fusion", "latents"), CHOICES)
+def test_every_fusion_and_every_kind_of_latents_learns(fusion, latents):
+    model = build(fusion=fusion, latents=latents)
+    optimizer = LaProp([p for p in model.parameters() if p.requires_grad], lr=3e-3, warmup=5)
+    totals = []
+    for step in range(25):
+        losses, _ = model.losses(rows(16, 8, step))
+        total = model.total(losses)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        totals.append(float(total.detach()))
+    assert sum(totals[-3:]) < 0.75 * sum(totals[:3])
+    trained = {name for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+    untouched = {name for name, p in model.named_parameters() if p.requires_grad} - trained
+    assert all(name.startswith("encoder.absent") for name in untouched), untouched
+
+
+def test_the_tokenizers_are_never_trained():
+    model = build()
+    assert not any(p.requires_grad for p in model.tokenizers.parameters())
+    model.train()
+    assert not model.tokenizers.training
+
+
+def test_the_loss_in_pieces_is_the_plain_cross_entropy(monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(_TokenSurprise, "piece", 40)  # several pieces, the last one short
+    vectors, table, bias = torch.randn(7, 3, 4).double(), torch.randn(5, 4).double(), torch.randn(3, 5).double()
+    target = torch.randint(5, (7, 3))
+    given = [t.requires_grad_() for t in (vectors, table, bias)]
+    plain = F.cross_entropy((vectors @ table.T + bias).flatten(0, 1), target.flatten(), reduction="none").view(7, 3)
+    torch.testing.assert_close(_TokenSurprise.apply(*given, target), plain)
+    assert torch.autograd.gradcheck(lambda *t: _TokenSurprise.apply(*t, target), given)
+
+
+def test_a_head_starts_from_what_is_usual():
+    head = TokenHead("image", 8, 2, 3)
+    head.start_from(torch.tensor([[0, 2], [0, 1], [0, 1], [0, 1]]))
+    chances = head.bias.softmax(-1)
+    torch.testing.assert_close(chances[0], torch.tensor([4.5, 0.5, 0.5]) / 5.5)
+    torch.testing.assert_close(chances[1], torch.tensor([0.5, 3.5, 1.5]) / 5.5)
+
+
+def test_a_hidden_sense_is_hidden_and_the_other_is_not():
+    model, batch = build().eval(), rows()
+    blind = TokenBatch(**{**vars(batch), "image": None})
+    other = TokenBatch(**{**vars(batch), "image": batch.image.flip(0)})
+    same = model.encoder(blind)
+    assert not torch.equal(same, model.encoder(batch))
+    assert not torch.equal(model.encoder(other), model.encoder(batch))
+    model.encoder.train()
+    model.encoder.dropout = {"image": 1.0}
+    torch.testing.assert_close(model.encoder(other), same)  # the picture is gone, whichever it was
+
+
+def test_early_late_and_concat_meet_where_they_say():
+    sizes, batch = {"image": (4, 4), "audio": (2, 4)}, rows()
+    other = TokenBatch(**{**vars(batch), "audio": 1 - batch.audio})
+
+    def changed(fusion: str) -> torch.Tensor:
+        encoder = TokenEncoder(sizes, 8, fusion)
+        return (encoder(batch) != encoder(other)).flatten(0, 1).any(0)
+
+    assert changed("concat").tolist() == [False] * 4 + [True] * 4  # the picture's half knows nothing of the sound
+    assert changed("cross").all() and changed("early").all() and changed("late").all()
+
+
+def test_one_sense_alone():
+    for senses, given, names in [("picture", tokenizers(), ("image",)), ("sound", tokenizers(), ("audio",)),
+                                 ("both", tokenizers(sound=False), ("image",))]:
+        model = build(given, senses=senses)
+        assert tuple(model.encoder.sizes) == names
+        losses, states = model.losses(rows())
+        assert set(names) == {"image", "audio"} & losses.keys()
+        assert set(model.token_logits(model.features(states))) == set(names)
+    with pytest.raises(UsageError, match="no audio"):
+        build(tokenizers(sound=False), senses="sound")
+    with pytest.raises(UsageError, match="no ears"):
+        model = build(tokenizers(sound=False))
+        model.decode_frames(model.observe(rows()))
+
+
+def test_saved_and_loaded_it_is_the_same(tmp_path):
+    model = build(fusion="cross").eval()
+    again = TokenModel.load(model.save(tmp_path / "model"))
+    assert again.game == "light" and not again.training
+    state = model.observe(rows())
+    policy = lambda features: torch.distributions.OneHotCategorical(logits=torch.zeros(len(features), 2))  # noqa: E731
+    dreams = []
+    for one in (model, again):
+        torch.manual_seed(3)
+        dreams.append(imagine(one, policy, state, 5))
+    assert torch.equal(dreams[0].features, dreams[1].features) and torch.equal(dreams[0].reward, dreams[1].reward)
+    seen = again.decode(state)
+    assert seen["image"].shape == (4, 8, 8, 3) and seen["audio"].shape == (4, 1, 533)
+
+
+def test_a_damaged_or_foreign_folder_says_so(tmp_path):
+    with pytest.raises(FolderError, match="holds no world model"):
+        TokenModel.load(tmp_path)
+    folder = build().save(tmp_path / "model")
+    about = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**about, "action_size": 3}))
+    with pytest.raises(FolderError, match="does not fit its own description"):
+        TokenModel.load(folder)
+    (folder / "model.json").write_text(json.dumps(about))
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(FolderError, match="damaged"):
+        TokenModel.load(folder)
+
+
+def test_tokens_of_another_tokenizer_and_actions_of_another_game_say_so():
+    model, batch = build(), rows()
+    with pytest.raises(UsageError, match="4 tokens|built for 4"):
+        model.losses(TokenBatch(**{**vars(batch), "image": batch.image[..., :3]}))
+    with pytest.raises(UsageError, match="actions from 0 to 5"):
+        model.losses(TokenBatch(**{**vars(batch), "action": batch.action * 0 + torch.tensor([0, 5, 0, 0, 0, 0])}))
+
+
+def test_a_loss_that_is_not_a_number_stops_the_training_and_is_named(tmp_path):
+    batch = rows()
+    bad = TokenBatch(**{**vars(batch), "reward": batch.reward * torch.nan})
+    with pytest.raises(TrainingStopped, match="'reward'"):
+        fit(WorldModelLearner(build()), [batch, batch, bad], tmp_path, TrainConfig(steps=5, warmup=0))
+
+
+def test_a_checkpoint_of_another_game_does_not_fit(tmp_path):
+    fit(WorldModelLearner(build()), [rows()], tmp_path, TrainConfig(steps=1))
+    other = build()
+    other.game = "dark"
+    with pytest.raises(FolderError, match="game"):
+        fit(WorldModelLearner(other), [rows()], tmp_path, TrainConfig(steps=2))
+
+
+def test_gumbel_latents_cool_with_training(tmp_path):
+    learner = WorldModelLearner(build(latents="gumbel"))
+    before = float(learner.model.rssm.latents.temperature)
+    fit(learner, [rows()], tmp_path, TrainConfig(steps=3, warmup=0))
+    assert float(learner.model.rssm.latents.temperature) < before
