@@ -218,7 +218,7 @@ class Watcher(WorldModel):
 
     def save(self, folder):
         folder.mkdir()
-        (folder / "watcher.json").write_text(json.dumps([self.action_size, self.noise, float(self.weight)]))
+        (folder / "watcher.json").write_text(json.dumps([self.action_size, self.noise, self.weight.item()]))
 
     @classmethod
     def load(cls, folder):
