@@ -239,3 +239,15 @@ def test_wrong_sizes_are_told():
         fast_observe(case.rssm, case.embed[..., :4], case.action, case.first)
     with pytest.raises(UsageError, match="blocks"):
         RSSM(RSSMConfig(deter=20), 5, 2)
+
+
+@pytest.mark.parametrize(("deter", "wanted"), [(16, 1), (16_384, 3)])
+def test_a_scan_of_small_rows_takes_one_thread_and_gives_the_others_back(deter, wanted):
+    case, seen = small(dtype=torch.float32, deter=deter, blocks=deter // 4), []
+    latents = case.rssm.latents
+    drawer, pullback = latents.drawer, latents.pullback
+    latents.drawer = lambda noise: seen.append(torch.get_num_threads()) or drawer(noise)
+    latents.pullback = lambda raw, noise: seen.append(torch.get_num_threads()) or pullback(raw, noise)
+    torch.set_num_threads(3)
+    gradients(fast_observe, case)
+    assert seen == [wanted, wanted] and torch.get_num_threads() == 3

@@ -162,12 +162,12 @@ class CategoricalLatents(Latents):
         bound = (noise[..., None] - self.unimix / self.classes * k) / (1 - self.unimix)  # u, less the uniform share
         bound[..., -1] = -1  # the last class is passed in any case
         bounds = bound.flatten(-3, -2).unbind(0)  # T times (B * latents, classes)
+        passed = bound.new_zeros(noise[0].numel(), self.classes + 1)  # nothing is passed before the first class
+        now, before = passed[:, 1:], passed[:, :-1]
 
         def draw(t: int, raw: Tensor) -> Tensor:
-            passed = torch.empty_like(bounds[t])
-            torch.ge(raw.view(bounds[t].shape).mT.softmax(-2).cumsum(-2).mT, bounds[t], out=passed)
-            passed[:, 1:] -= passed[:, :-1].clone()
-            return passed.view(raw.shape)
+            torch.ge(raw.view(now.shape).mT.softmax(-2).cumsum(-2).mT, bounds[t], out=now)
+            return torch.sub(now, before).view(raw.shape)
 
         return draw
 

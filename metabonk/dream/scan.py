@@ -6,6 +6,8 @@
 __all__ = ['ROWS', 'fast_observe']
 
 # %% ../../nbs/dream/46_scan.ipynb #46-scan-002
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,9 +20,9 @@ from .layers import EPS
 from .rssm import RSSM, State
 
 # %% ../../nbs/dream/46_scan.ipynb #46-scan-005
-def _norm_silu(x: Tensor, scale: Tensor, out: Tensor) -> None:
-    rho = torch.mul(x, x, out=out).mean(-1, keepdim=True).add_(EPS).rsqrt_()
-    torch.mul(x, rho, out=out)
+def _norm_silu(x: Tensor, scale: Tensor, eps: Tensor, out: Tensor) -> None:
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    torch.mul(x, torch.addcmul(eps, norm, norm, value=1 / x.shape[-1]).rsqrt_(), out=out)
     F.silu(out.mul_(scale), inplace=True)
 
 
@@ -44,7 +46,19 @@ class _Slopes:
     def scale_grad(self, grad: Tensor) -> Tensor:
         return (grad * self.slope).mul_(self.n).flatten(0, 1).sum(0)
 
-# %% ../../nbs/dream/46_scan.ipynb #46-scan-007
+# %% ../../nbs/dream/46_scan.ipynb #46-scan-008
+@contextmanager
+def _threads_for(row: Tensor) -> Iterator[None]:
+    "One thread for small rows, all of them for large ones"
+    threads = torch.get_num_threads()
+    if row.numel() < 32_768:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+# %% ../../nbs/dream/46_scan.ipynb #46-scan-010
 ROWS = 16  # the backward pass prepares its factors for so many rows at once: few enough to stay in the cache
 
 
@@ -63,7 +77,8 @@ class _Scan(torch.autograd.Function):
         deters, stochs, raws = new(T + 1, B, D), new(T + 1, B, stoch.shape[-1]), new(T, B, len(b_out))
         entry, entry_y, mix, mix_y = new(T, B, 2, H), new(T, B, 2, H), new(T, B, D), new(T, B, D)
         gates, candidates, post, post_y = new(T, g, B, 3 * d), new(T, g, B, d), new(T, B, H), new(T, B, H)
-        deters[0], stochs[0] = deter, stoch
+        reads = new(T + 1, B, 2 * H)  # what each memory says to its posterior and to the next cell
+        deters[0], stochs[0], eps = deter, stoch, mix.new_full((), EPS)
         draw, (reset, candidate, update) = latents.drawer(noise), gates.view(T, g, B, 3, d).unbind(3)
         blocked = lambda x: x.view(*x.shape[:-1], g, d).transpose(-3, -2)  # (..., B, D) -> (..., g, B, d)  # noqa: E731
         rows = zip(
@@ -71,33 +86,33 @@ class _Scan(torch.autograd.Function):
             entry_y.unbind(0), entry_y.view(T, B, 2 * H).unbind(0), mix.unbind(0), blocked(mix).unbind(0),
             mix_y.unbind(0), blocked(mix_y).unbind(0), gates.unbind(0), reset.unbind(0), candidate.unbind(0),
             update.unbind(0), candidates.unbind(0), blocked(deters[1:]).unbind(0), post.unbind(0), post_y.unbind(0),
-            raws.unbind(0), strict=True,
+            raws.unbind(0), deters[1:].unbind(0), reads[:-1, :, H:].unbind(0), reads[1:].unbind(0), reads[1:, :, :H].unbind(0),
+            strict=True,
         )  # fmt: skip
-        h, h_blocks, z, (b_deter, b_stoch) = deters[0], blocked(deters[0]), stochs[0], b_in.unbind(0)
+        h_blocks, z, (b_deter, b_stoch) = blocked(deters[0]), stochs[0], b_in.unbind(0)
         read_deter, read_stoch, read_post = w_deter.t(), w_stoch.t(), w_out.t()
-        read = h @ read_deter  # (B, 2 H): what the memory says to the posterior and to the cell
+        torch.mm(deters[0], read_deter, out=reads[0])
         for t, (
             mix_t, post_in, x, x_deter, x_stoch, y, y_flat, m, m_blocks, my, my_blocks, gate, r, c_in, u, c, after, p, py, raw,
+            h, heard, told, told_post,
         ) in enumerate(rows):  # fmt: skip
-            heard = read[:, H:]
             if resets[t]:
-                h_blocks, z, heard = blocked(h * keep[t]), z * keep[t], heard * keep[t]
+                h_blocks, z, heard = h_blocks * keep[t], z * keep[t], heard * keep[t]
             torch.add(heard, b_deter, out=x_deter)
             torch.addmm(b_stoch, z, read_stoch, out=x_stoch)
-            _norm_silu(x, s_in, y)
+            _norm_silu(x, s_in, eps, y)
             torch.addmm(mix_t, y_flat, w_shared, out=m)
             m_blocks.baddbmm_(h_blocks, w_own)
-            _norm_silu(m, s_mix, my)
+            _norm_silu(m, s_mix, eps, my)
             torch.baddbmm(b_gates, my_blocks, w_gates, out=gate)
             torch.mul(c_in, r.sigmoid_(), out=c).tanh_()
             torch.lerp(h_blocks, c, u.sigmoid_(), out=after)
-            h, h_blocks = deters[t + 1], after
-            read = h @ read_deter
-            torch.add(read[:, :H], post_in, out=p)
-            _norm_silu(p, s_post, py)
+            h_blocks = after
+            torch.mm(h, read_deter, out=told)
+            torch.add(told_post, post_in, out=p)
+            _norm_silu(p, s_post, eps, py)
             torch.addmm(b_out, py, read_post, out=raw)
-            z = draw(t, raw)
-            stochs[t + 1] = z
+            stochs[t + 1] = z = draw(t, raw)
         ctx.save_for_backward(
             keep, noise, deters, stochs, raws, entry, entry_y, mix, mix_y, gates, candidates, post, post_y,
             w_deter, w_stoch, s_in, w_shared, w_own, s_mix, w_gates, s_post, w_out,
@@ -108,6 +123,11 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g_deter: Tensor, g_stoch: Tensor, g_raw: Tensor) -> tuple[Tensor | None, ...]:
+        with _threads_for(g_deter[0]):
+            return _Scan.pull(ctx, g_deter, g_stoch, g_raw)
+
+    @staticmethod
+    def pull(ctx: Any, g_deter: Tensor, g_stoch: Tensor, g_raw: Tensor) -> tuple[Tensor | None, ...]:
         (keep, noise, deters, stochs, raws, entry, entry_y, mix, mix_y, gates, candidates, post, post_y,
          w_deter, w_stoch, s_in, w_shared, w_own, s_mix, w_gates, s_post, w_out) = ctx.saved_tensors  # fmt: skip
         latents, g, resets = ctx.latents, ctx.blocks, ctx.resets
@@ -213,13 +233,14 @@ def fast_observe(
     pre_post = F.linear(embed, w_embed, enter.linear.bias)  # (T, B, H)
     shift = torch.zeros(3, 1, device=embed.device, dtype=embed.dtype)
     shift[2] = -1  # σ(u - 1): the constant joins the bias
-    deter, stoch, raw = _Scan.apply(
-        rssm.latents, g, keep, resets, noise, state["deter"], state["stoch"], pre_mix, pre_post,
-        torch.cat([w_post, cell.deter_in.linear.weight]), cell.stoch_in.linear.weight,
-        torch.stack([cell.deter_in.linear.bias, cell.stoch_in.linear.bias]),
-        torch.stack([cell.deter_in.norm.scale, cell.stoch_in.norm.scale]),
-        flat(entries), own, cell.mix_norm.scale,
-        cell.gates.weight, (cell.gates.bias.view(g, 3, d) + shift).view(g, 1, 3 * d),
-        enter.norm.scale, output.weight, output.bias,
-    )  # fmt: skip
+    with _threads_for(state["deter"]):
+        deter, stoch, raw = _Scan.apply(
+            rssm.latents, g, keep, resets, noise, state["deter"], state["stoch"], pre_mix, pre_post,
+            torch.cat([w_post, cell.deter_in.linear.weight]), cell.stoch_in.linear.weight,
+            torch.stack([cell.deter_in.linear.bias, cell.stoch_in.linear.bias]),
+            torch.stack([cell.deter_in.norm.scale, cell.stoch_in.norm.scale]),
+            flat(entries), own, cell.mix_norm.scale,
+            cell.gates.weight, (cell.gates.bias.view(g, 3, d) + shift).view(g, 1, 3 * d),
+            enter.norm.scale, output.weight, output.bias,
+        )  # fmt: skip
     return {"deter": deter.transpose(0, 1), "stoch": stoch.transpose(0, 1), "raw": raw.transpose(0, 1)}
