@@ -48,7 +48,8 @@ def play(lengths: list[int], seed: int = 0, schema: Schema = SCHEMA) -> list[Ste
     for length in lengths:
         for t in range(length):
             image = rng.integers(0, 256, schema.image_shape, np.uint8)
-            audio = (rng.normal(size=(schema.channels, int(rng.integers(0, 40)) if schema.channels else 0)) * 9000).astype(np.int16)
+            samples = int(rng.integers(0, 40)) if schema.channels else 0
+            audio = (rng.normal(size=(schema.channels, samples)) * 9000).astype(np.int16)
             rows.append(Step(image, audio, np.array(t % 5), float(t), t == length - 1, False, t == 0, t, 0))
     return rows
 
@@ -124,7 +125,7 @@ def test_live_tokens_are_those_of_the_recording(tmp_path: Path) -> None:
     record("bonk", tmp_path / "store", episodes=2, seed=3, settings=settings, chunk_steps=64)
     store = Store.open(tmp_path / "store")
     torch.manual_seed(0)
-    logmel = LogMelConfig.preset("tiny", sample_rate=store.schema.sample_rate)
+    logmel = LogMelConfig.preset("tiny", sample_rate=store.schema.sample_rate, n_fft=4096)  # looks back two steps
     ears = SoundTokenizer(SoundConfig(channels=2, frames=4, bands=logmel.bands, tokens=4))
     tokenizers = Tokenizers(PictureTokenizer(PictureConfig()), ears, logmel, "bonk")
     rows, senses, t = in_order(TokenCache.build(store, tokenizers)), Senses(tokenizers), 0

@@ -36,7 +36,7 @@ from .logmel import LogMel, LogMelConfig
 from .picture import PictureConfig, PictureTokenizer
 from .sound import SoundConfig, SoundTokenizer
 
-# %% ../../nbs/sense/34_tokens.ipynb #34-tokens-004
+# %% ../../nbs/sense/34_tokens.ipynb #34-tokens-007
 class Tokenizers(nn.Module):
     "Eyes and ears of one game, trained and frozen"
 
@@ -197,7 +197,7 @@ def has_sound(
 def _size(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape[:2]))
 
-# %% ../../nbs/sense/34_tokens.ipynb #34-tokens-006
+# %% ../../nbs/sense/34_tokens.ipynb #34-tokens-016
 def hear_each(
     ears: LogMel,  # the transform
     past: Sequence[Int16[np.ndarray, "channels n_fft"]],  # what was heard before each sound
@@ -297,7 +297,7 @@ class Hearing:
         steps = hear_each(self.ears, past, [sound for sound, _ in parts], [lengths.tolist() for _, lengths in parts])
         return steps.unflatten(0, (len(begin), length))
 
-# %% ../../nbs/sense/34_tokens.ipynb #34-tokens-008
+# %% ../../nbs/sense/34_tokens.ipynb #34-tokens-020
 @dataclass
 class TokenBatch:
     "B sequences of T rows: arrays (B, T, ...), NumPy's or torch's"
@@ -348,7 +348,7 @@ class TokenBatch:
         "The batch ready for a fast copy to a GPU; the data loader calls this"
         return self.torch().map(lambda tensor: tensor.pin_memory())
 
-# %% ../../nbs/sense/34_tokens.ipynb #34-tokens-010
+# %% ../../nbs/sense/34_tokens.ipynb #34-tokens-022
 def token_type(
     schema: Schema,  # of the recording
     sizes: Mapping[str, Sequence[int]],  # tokens a step and codes of each sense, as `Tokenizers.sizes`
@@ -543,7 +543,7 @@ def _encode(
                 write_atomic(path / "tokens.json", json.dumps(about | counts))
                 saved = rows
 
-# %% ../../nbs/sense/34_tokens.ipynb #34-tokens-012
+# %% ../../nbs/sense/34_tokens.ipynb #34-tokens-030
 class _Batches(Dataset[Any]):
     def __init__(self, rows: Any, sequences: Sequences, config: SequenceConfig) -> None:
         self.rows, self.sequences, self.config = rows, sequences, config
@@ -632,7 +632,7 @@ class TokenData(CacheData):
         "The token cache"
         return TokenCache(self.path).check(self.tokenizers)
 
-# %% ../../nbs/sense/34_tokens.ipynb #34-tokens-014
+# %% ../../nbs/sense/34_tokens.ipynb #34-tokens-033
 def pick_senses(
     senses: str,  # "both", "picture" or "sound"
     sound: bool,  # whether there is any sound
@@ -714,7 +714,7 @@ def _last(before: np.ndarray, now: np.ndarray) -> np.ndarray:
     size = before.shape[1]
     return now[:, now.shape[1] - size :].copy() if now.shape[1] >= size else np.concatenate([before[:, now.shape[1] :], now], 1)
 
-# %% ../../nbs/sense/34_tokens.ipynb #34-tokens-016
+# %% ../../nbs/sense/34_tokens.ipynb #34-tokens-037
 @dataclass
 class Rows:
     "What a tokenizer learns from: single rows of one sense"
