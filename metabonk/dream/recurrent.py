@@ -7,6 +7,7 @@ __all__ = ['CONTINUE', 'RecurrentModel']
 
 # %% ../../nbs/dream/47_recurrent.ipynb #47-recurrent-002
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,7 +57,9 @@ class RecurrentModel(WorldModel):
     ) -> State:  # (B, T, ...) of every row: "deter", "stoch" and "raw"
         "The states of all rows, with gradients"
         action = action_vectors(batch.action, self.action_size if self.discrete else 0)
-        return fast_observe(self.rssm, self.encoder(batch), action, batch.first, state, noise)
+        live = batch.first.shape[1] == 1 and not torch.is_grad_enabled()  # one row of play: nothing to prepare for others
+        scan = self.rssm.observe if live else partial(fast_observe, self.rssm)
+        return scan(self.encoder(batch), action, batch.first, state, noise)
 
     def losses(
         self,

@@ -105,9 +105,9 @@ class TokenModel(RecurrentModel):
         for name in self.encoder.sizes:
             head, part = self._decoder(name), parts[name]
             head.start_from(torch.from_numpy(cache.table[name][chosen].astype(np.int64)))
-            book = part.quantizer.codebook if part is not None else None
-            if book is not None and book.shape == head.table.shape:
-                book = (book - book.mean(0)) / book.std()
+            quantizer: Any = part.quantizer if part is not None else None
+            if quantizer is not None and quantizer.codebook.shape == head.table.shape:
+                book = (quantizer.codebook - quantizer.codebook.mean(0)) / quantizer.codebook.std()
                 self.encoder.tables[name].weight.copy_(book)
                 head.table.copy_(book / book.shape[1] ** 0.5)
 

@@ -1,0 +1,190 @@
+"""Does hearing help? On Bonk with chargers in every screen and all screens dark: both senses, one of them, or shuffled sound.
+
+`python experiments/hearing.py --runs 5` trains every arm that many times from nothing and writes one row a training run
+to experiments/results/hearing.csv; rows that are there already are not made again. `--table` prints the table alone.
+Runs of the same seed share the recording of random play and the tokenizers; everything else is learned anew.
+"""
+
+import argparse
+import csv
+import dataclasses
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
+from metabonk.act.agent import Agent, play_episodes
+from metabonk.act.dreaming import DreamConfig, DreamLearner
+from metabonk.act.finetune import FineTune, FineTuneConfig, ShortUpdates
+from metabonk.core.seed import seed_everything, spawn_seeds
+from metabonk.core.training import TrainConfig, fit
+from metabonk.dream.token_model import TokenModel, TokenModelConfig, WorldModelLearner
+from metabonk.measure.evaluation import evaluate
+from metabonk.measure.statistics import ratio_interval, score_table
+from metabonk.record.recorder import record
+from metabonk.record.sampling import SequenceConfig
+from metabonk.record.store import Store
+from metabonk.sense.tokens import Senses, TokenBatch, TokenCache, TokenData, Tokenizers, train_tokenizers
+
+ARMS = {"both senses": "both", "pictures only": "picture", "sound only": "sound", "sound shuffled in time": "both"}
+WORLD = {"chargers": 2, "darkness": 2, "start_screen": 8}
+RESULTS = Path(__file__).parent / "results" / "hearing.csv"
+
+
+class ShuffledCache:
+    """A token cache whose sound is that of other rows: as rich as before, and about nothing that happens now."""
+
+    def __init__(self, cache: TokenCache):
+        self.cache, self.path, self.pieces = cache, cache.path, cache.pieces
+        self.sounds, self.chance = cache.table["audio"], np.random.default_rng(0)
+
+    def gather(self, places: Any) -> TokenBatch:
+        batch = self.cache.gather(places)
+        other = self.chance.integers(len(self.sounds), size=batch.first.shape)
+        return dataclasses.replace(batch, audio=self.sounds[other].astype(np.int64))
+
+
+class ShuffledData(TokenData):
+    """Batches with shuffled sound."""
+
+    def open(self) -> Any:
+        return ShuffledCache(super().open())
+
+
+class ShuffledSenses(Senses):
+    """Live ears that hear something from another time."""
+
+    def __init__(self, tokenizers: Tokenizers, games: int, sounds: np.ndarray):
+        super().__init__(tokenizers, games)
+        self.sounds, self.chance = sounds, np.random.default_rng(1)
+
+    def __call__(self, observation: Any, first: Any = None) -> TokenBatch:
+        rows = super().__call__(observation, first)
+        other = self.chance.integers(len(self.sounds), size=(self.games, 1))
+        return dataclasses.replace(rows, audio=torch.from_numpy(self.sounds[other].astype(np.int64)))
+
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Of every game here."""
+    return {"max_steps": options.episode_steps, "ticks_per_step": options.ticks, "settings": WORLD}
+
+
+def prepare(folder: Path, seed: int, options: argparse.Namespace) -> Tokenizers:
+    """The recording of random play and its tokenizers, shared by the arms of a seed."""
+    if not (folder / "ready").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        record("bonk", folder / "store", "random", options.steps, seed=seed, settings=settings(options))
+        training = TrainConfig(steps=options.picture_steps, lr=2e-3, warmup=50, seed=seed)
+        sound = training.change(steps=options.sound_steps)
+        train_tokenizers(folder / "store", folder / "tokenizers", training=training, sound_training=sound, seed=seed)
+        TokenCache.build(folder / "store", Tokenizers.load(folder / "tokenizers"))
+        (folder / "ready").touch()
+    return Tokenizers.load(folder / "tokenizers")
+
+
+def train(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """One training run, from a recording of random play to the score of the best agent on fresh episodes."""
+    begun = time.monotonic()
+    base = options.folder / f"seed-{seed}"
+    tokenizers = prepare(base, seed, options)
+    folder = options.folder / f"seed-{seed}-{arm.replace(' ', '-')}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name in ("store", "store.cache", "store.tokens"):
+        shutil.copytree(base / name, folder / name)
+    shuffled = "shuffled" in arm
+    sounds = np.array(TokenCache(folder / "store.tokens").table["audio"])
+
+    def data(store: Path, recent: float = 0.5) -> TokenData:
+        sequences = SequenceConfig(length=16, batch_size=16, recent=recent, half_life=3_000.0, seed=seed)
+        return (ShuffledData if shuffled else TokenData)(store, tokenizers, sequences)
+
+    def senses(games: int) -> Senses:
+        return ShuffledSenses(tokenizers, games, sounds) if shuffled else Senses(tokenizers, games)
+
+    seed_everything(seed)
+    schema = Store.open(folder / "store").schema
+    config = TokenModelConfig.preset("tiny", senses=ARMS[arm], reward_scale=options.reward_scale)
+    model = TokenModel(config, tokenizers, schema.action_count, game="bonk")
+    model.start_from(TokenCache(folder / "store.tokens"), seed=seed)
+    fit(WorldModelLearner(model), data(folder / "store", 0.0), folder / "model",
+        TrainConfig(steps=options.model_steps, lr=3e-3, warmup=100, checkpoint_every=10**6, seed=seed))
+    actor_critic = ActorCritic(ActorCriticConfig(units=64, entropy=options.entropy), model.feature_size, model.action_size)
+    dreams, policy = DreamConfig.preset("tiny"), TrainConfig(lr=1e-3, warmup=20, checkpoint_every=10**6, seed=seed)
+    fit(DreamLearner(model, actor_critic, dreams), data(folder / "store", 0.0), folder / "dream",
+        policy.change(steps=options.dream_steps))
+    update = ShortUpdates(
+        data, WorldModelLearner, TrainConfig(steps=options.round_model_steps, lr=2e-3, warmup=50, checkpoint_every=10**6),
+        policy.change(steps=options.round_dream_steps), dreams,
+    )
+    tuning = FineTuneConfig(rounds=options.rounds, steps=options.round_steps, episodes=10, seed=seed)
+    rounds = FineTune(Agent(model, actor_critic, senses), "bonk", folder / "store", folder / "rounds", update, tuning,
+                      settings(options))
+    rounds.run()
+    best = Agent.load(rounds.best_agent, TokenModel.load, senses=senses)
+    fresh = spawn_seeds(1_000 + seed, 1)[0]
+    played = play_episodes(best, "bonk", options.episodes, fresh, 10, settings(options))
+    chance = evaluate("bonk", "random", options.episodes, fresh, settings(options))
+    if not options.keep:
+        shutil.rmtree(folder)
+    return {"arm": arm, "seed": seed, "score": played["return"].mean(), "random": chance["return"].mean(),
+            "best round": rounds.best, "steps": options.steps + options.rounds * options.round_steps,
+            "model steps": options.model_steps + options.rounds * options.round_model_steps,
+            "minutes": round((time.monotonic() - begun) / 60, 1)}  # fmt: skip
+
+
+def show() -> None:
+    """The table: Student intervals over training runs, and how each arm stands to pictures only."""
+    rows = pd.read_csv(RESULTS)
+    scores = {arm: group["score"].to_numpy() for arm, group in rows.groupby("arm", sort=False)}
+    scores["random play"] = rows.groupby("seed")["random"].mean().to_numpy()
+    control = "pictures only"
+    scores = {**{arm: values for arm, values in scores.items() if arm != control}, control: scores[control]}
+    print(score_table(scores, method="t").round(2).to_string())
+    if {"both senses", control} <= scores.keys():
+        print("both senses / pictures only:", ratio_interval(scores["both senses"], scores[control], method="t"))
+
+
+def main() -> None:
+    """All runs that are not in the results yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=5, help="of every arm")
+    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--folder", type=Path, default=Path("runs/hearing"), help="recordings and training runs")
+    parser.add_argument("--threads", type=int, default=1, help="of a training run")
+    parser.add_argument("--keep", action="store_true", help="keep the folders of training runs")
+    parser.add_argument("--table", action="store_true", help="print the table and stop")
+    sizes = {"steps": 10_000, "ticks": 8, "episode-steps": 450, "picture-steps": 800, "sound-steps": 400, "model-steps": 3_000,
+             "dream-steps": 300, "rounds": 3, "round-steps": 2_000, "round-model-steps": 600, "round-dream-steps": 200,
+             "episodes": 20}  # fmt: skip
+    for name, value in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--reward-scale", type=float, default=10.0)
+    parser.add_argument("--entropy", type=float, default=3e-3)
+    options = parser.parse_args()
+    if not options.table:
+        torch.set_num_threads(options.threads)
+        RESULTS.parent.mkdir(exist_ok=True)
+        for seed in range(options.runs):
+            for arm in options.arms:
+                done = pd.read_csv(RESULTS) if RESULTS.exists() else pd.DataFrame({"arm": [], "seed": []})
+                if ((done["arm"] == arm) & (done["seed"] == seed)).any():
+                    continue
+                row = train(arm, seed, options)
+                print(row, flush=True)
+                new = not RESULTS.exists()
+                with RESULTS.open("a", newline="") as file:
+                    writer = csv.DictWriter(file, row)
+                    if new:
+                        writer.writeheader()
+                    writer.writerow(row)
+    show()
+
+
+if __name__ == "__main__":
+    main()
