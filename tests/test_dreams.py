@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from metabonk.core.errors import UsageError
-from metabonk.dream.interface import Categorical, WorldModel
+from metabonk.dream.interface import Categorical, WorldModel, pick_states
+from metabonk.dream.token_model import TokenModel, TokenModelConfig
 from metabonk.measure.dreams import (
     Film,
     dream_films,
@@ -24,6 +25,9 @@ from metabonk.measure.dreams import (
 )
 from metabonk.record.experience import Batch
 from metabonk.sense.logmel import LogMel, LogMelConfig
+from metabonk.sense.picture import PictureConfig, PictureTokenizer
+from metabonk.sense.sound import SoundConfig, SoundTokenizer
+from metabonk.sense.tokens import TokenBatch, Tokenizers
 
 RATE, STEP, ROWS = 8_000, 500, 20
 CONFIG = LogMelConfig(sample_rate=RATE, n_fft=256, bands=24, frames_per_step=2)
@@ -222,6 +226,28 @@ def _png(text: str) -> np.ndarray:
     "The pixels of a PNG file"
     with av.open(io.BytesIO(base64.b64decode(text)), format="png_pipe") as file:
         return next(file.decode(video=0)).to_ndarray(format="rgb24")
+
+
+@pytest.mark.parametrize("senses", ["both", "picture", "sound"])
+def test_a_model_of_tokens_is_shown_with_the_senses_it_has(senses):
+    torch.manual_seed(0)
+    eyes = PictureTokenizer(PictureConfig(size=(8, 8), grid=(2, 2), codes=4))
+    ears = SoundTokenizer(SoundConfig(channels=2, frames=2, bands=24, tokens=2, codes=4))
+    tokenizers, raw = Tokenizers(eyes, ears, CONFIG, "toy"), recording()
+    raw.image = raw.image[:, :, :, :8]
+    model = TokenModel(TokenModelConfig(size="tiny", embed=32, units=32, senses=senses), tokenizers, 3, step_samples=STEP)
+    tokens = [torch.randint(4, (2, ROWS, places)) for places in (4, 2)]
+    same = (getattr(raw, name) for name in ("action", "reward", "terminated", "truncated", "first", "episode", "step"))
+    batch = TokenBatch(*tokens, *map(torch.from_numpy, same))
+    films, edges = dream_films(model, batch, raw, 12, 6, lead=4)
+    dream = films["dream"]
+    assert (dream.image is None, dream.sound is None) == (senses == "sound", senses == "picture") and len(edges) == 11
+    assert dream.image is None or dream.image.shape == films["game"].image.shape
+    assert dream.sound is None or dream.sound.shape == films["game"].sound.shape
+    policy = lambda features: Categorical(torch.zeros(len(features), 3))  # noqa: E731
+    data, shown = page(free_dream_video(model, policy, pick_states(model.observe(batch), [0]), 5).data)
+    assert len(shown[0]) == 6 and data["seconds"] == round(6 * STEP / RATE, 4)
+    assert reconstruction_figure(tokenizers, raw).data.count("<audio") == 3
 
 
 def test_predicted_and_real_rewards_are_drawn_apart():

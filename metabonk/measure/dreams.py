@@ -114,6 +114,12 @@ def _sound_uri(sound: Int16[np.ndarray, "channels samples"], rate: int) -> str:
 
 
 
+def _device(part: Any) -> torch.device:
+    "Where the weights of a module are; the processor if it has none"
+    weights = part.parameters() if isinstance(part, torch.nn.Module) else iter(())
+    return next(weights, torch.empty(0)).device
+
+
 def _in_a_row(images: UInt8[np.ndarray, "count height width 3"], gap: int = 4) -> np.ndarray:
     "Pictures beside each other, with gaps"
     room = [(0, 0), (gap // 2, gap // 2), (gap // 2, gap // 2), (0, 0)]
@@ -132,14 +138,14 @@ def reconstruction_figure(
     batch, parts = batch.torch(), []
     if tokenizers.picture is not None:
         chosen = torch.linspace(0, batch.shape[1] - 1, min(pictures, batch.shape[1])).round().long()
-        seen = batch.image[sequence, chosen]  # (N, height, width, 3)
+        seen = batch.image[sequence, chosen].to(_device(tokenizers.picture))  # (N, height, width, 3)
         back = tokenizers.picture.decode(tokenizers.picture.encode(seen)).to(seen)
         strip = np.concatenate([_in_a_row(row.cpu().numpy()) for row in (seen, back)])
         parts.append(f'<img class="mb-strip" alt="Pictures of the game above their reconstructions" src="{_png(strip)}">')
     if tokenizers.sound is not None and batch.audio.numel():
         config, lengths = tokenizers.logmel, batch.audio_length[sequence]
         sound = batch.audio[sequence, :, : int(lengths.sum())]
-        frames = LogMel(config).to(sound.device)(sound, lengths)
+        frames = LogMel(config).to(sound.device)(sound, lengths).to(_device(tokenizers.sound))
         back = tokenizers.sound.decode(tokenizers.sound.encode(frames))
         floor = float(np.log10(config.floor))
         top = max(float(frames.max()), floor + 2)  # a silent recording is drawn black
@@ -170,22 +176,22 @@ class Film:
 
 @torch.no_grad()
 def film_states(
-    model: WorldModel,  # any; with `decode_frames` and `tokenizers` its sound is made over all steps at once
+    model: WorldModel,  # any; the sound of a `TokenModel` is made over all steps at once
     states: list[State],  # of one sequence, (1, ...) each
     lengths: Int[np.ndarray, " time"],  # samples of each step's sound
 ) -> Film:
     "What a model sees and hears in the states it passes through"
     state = join_states(states)  # (T, ...)
-    seen = {name: value.cpu().numpy() for name, value in model.decode(state).items()}
-    sound = None
-    if "audio" in seen and hasattr(model, "decode_frames"):
-        tokens: Any = model
-        sound = frames_to_sound(tokens.decode_frames(state), tokens.tokenizers.logmel, lengths)
-    elif "audio" in seen:
-        steps = [_to_length(step, int(count)) for step, count in zip(seen["audio"], lengths, strict=True)]
-        sound = np.concatenate(steps, 1)
     reward = model.reward(model.features(state)).float().cpu().numpy()
-    return Film(seen.get("image"), sound, reward)
+    if not hasattr(model, "decode_frames"):
+        seen = {name: value.cpu().numpy() for name, value in model.decode(state).items()}
+        steps = [_to_length(step, int(count)) for step, count in zip(seen.get("audio", []), lengths, strict=False)]
+        return Film(seen.get("image"), np.concatenate(steps, 1) if steps else None, reward)
+    tokens: Any = model
+    image = tokens.decode_image(state).cpu().numpy() if "image" in tokens.decoders else None
+    heard = "audio" in tokens.decoders and lengths.any()
+    sound = frames_to_sound(tokens.decode_frames(state), tokens.tokenizers.logmel, lengths) if heard else None
+    return Film(image, sound, reward)
 
 
 def _to_length(sound: Int16[np.ndarray, "channels samples"], length: int) -> Int16[np.ndarray, "channels length"]:
@@ -346,7 +352,7 @@ def dream_films(
         raise UsageError(f"{told}: the batch has {count} sequences of {rows} rows, and either takes at least 1")
     if token_batch.shape != raw_batch.shape or _differ(token_batch, raw_batch):
         raise UsageError("token_batch and raw_batch hold different rows: gather both at the same places")
-    stop, device = context + horizon, next(model.parameters(), torch.empty(0)).device
+    stop, device = context + horizon, _device(model)
     if starts := np.flatnonzero(raw.first[sequence, context:stop]).tolist():
         told = f"another episode begins at row {context + starts[0]}, within the {horizon} rows to be dreamt"
         raise UsageError(f"{told}: choose another sequence, or a shorter horizon")
@@ -408,14 +414,15 @@ def free_dream_video(
     policy: Policy,  # features to a distribution over action vectors
     start: State,  # (1, ...): where to begin, as `model.observe` gives it
     horizon: int,  # steps
-    step_seconds: float = 1 / 15,  # how long a step lasts
+    step_seconds: float = 0.0,  # how long a step lasts; as the model knows it, or a fifteenth of a second, if not given
     sample_rate: int = 0,  # of the model's sound, Hz; that of its tokenizers if not given
     title: str = "A dream",
     scale: int = 2,  # how many pixels of the film one pixel of the game becomes
 ) -> HTML:  # displays itself
     "A player of a dream in which a policy acts"
     rate = sample_rate or _rate(model)
-    edges = np.arange(horizon + 2) * step_seconds
+    known = float(getattr(model, "step_samples", 0.0)) / max(rate, 1)
+    edges = np.arange(horizon + 2) * (step_seconds or known or 1 / 15)
     dream: Imagined = imagine(model, policy, start, horizon, keep_states=True)
     lengths = np.diff(np.round(edges * rate).astype(np.int64))
     return film_player({"dream": film_states(model, dream.states, lengths)}, edges, rate, title=title, scale=scale)
