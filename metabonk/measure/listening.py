@@ -143,7 +143,7 @@ class Moments:
             found.append(there[0])
         return found[0], found[1]
 
-
+# %% ../../nbs/measure/83_listening.ipynb #83-listening-011
 def find_moments(
     batches: Iterable[Any],  # of a `TokenBatch` (B, T) each; rows may occur twice
     label: Callable[[Any], np.ndarray],  # a batch to its rows' kinds (B, T), "" for none: `RowKinds(store)`
@@ -161,11 +161,11 @@ def find_moments(
         episode, step = batch.episode.numpy(), batch.step.numpy()
         for b, t in np.ndindex(*kind.shape):
             row = int(episode[b, t]), int(step[b, t])
-            if t < context or t + after >= kind.shape[1] or episode[b, t + after] != row[0] or row in seen:
-                continue
-            seen.add(row)
-            places.append((number, b, t))
-            kinds.append(str(kind[b, t]))
+            whole = context <= t < kind.shape[1] - after and episode[b, t + after] == row[0]
+            if whole and row not in seen:
+                seen.add(row)
+                places.append((number, b, t))
+                kinds.append(str(kind[b, t]))
     chance, names = np.random.default_rng(seed), np.array(kinds, dtype="<U8")
     chosen: list[int] = []
     called: list[str] = []
@@ -174,13 +174,31 @@ def find_moments(
         some = chance.permutation(there)[:count].tolist()
         chosen, called = chosen + some, called + [name] * len(some)
     if not chosen:
-        raise UsageError(f"no row has {context} rows before it and a known kind: give longer sequences, or record more")
+        hint = "give longer sequences, or record more"
+        raise UsageError(f"no row has {context} rows before it and a known kind: {hint}")
     windows = []
     for n, b, t in (places[index] for index in chosen):
         windows.append(held[n].map(lambda x, b=b, t=t: x[b, t - context : t + after + 1]))
-    columns = {f.name: [getattr(window, f.name) for window in windows] for f in dataclasses.fields(windows[0])}
-    rows = dataclasses.replace(windows[0], **{name: _stack(values) for name, values in columns.items()})
-    return Moments(rows, np.array(called), after)
+    return Moments(_stack(windows), np.array(called), after)
+
+# %% ../../nbs/measure/83_listening.ipynb #83-listening-012
+def _stack(rows: list[Any]) -> Any:
+    "Batches without an axis of sequences, as one that has it"
+    columns = {f.name: [getattr(one, f.name) for one in rows] for f in dataclasses.fields(rows[0])}
+    return dataclasses.replace(rows[0], **{name: torch.stack(c) for name, c in columns.items() if c[0] is not None})
+
+
+@contextmanager
+def _still(model: Any, seed: int = 0) -> Iterator[torch.device]:
+    "The model as it is when nobody trains it, and where it is; with random numbers of its own"
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield device
+    finally:
+        model.train(training)
 
 
 def every_row(
@@ -222,25 +240,7 @@ def _windows(pieces: np.ndarray, length: int, stride: int) -> Iterator[list[list
             windows.append([(int(run[0]), int(run[-1]) + 1) for run in parts])
         yield windows
 
-
-def _stack(values: list[Any]) -> Any:
-    "The same column of several batches; nothing, or a dictionary of columns, stays that"
-    if isinstance(values[0], dict):
-        return {name: _stack([value[name] for value in values]) for name in values[0]}
-    return None if values[0] is None else torch.stack(values)
-
-
-@contextmanager
-def _still(model: Any) -> Iterator[torch.device]:
-    "The model as it is when nobody trains it, and where it is"
-    training = model.training
-    model.eval()
-    try:
-        yield next(model.parameters()).device
-    finally:
-        model.train(training)
-
-
+# %% ../../nbs/measure/83_listening.ipynb #83-listening-014
 def predict(
     model: Any,  # a `TokenModel`, or any world model that reads such rows
     moments: Moments,  # N of them
@@ -249,13 +249,14 @@ def predict(
 ) -> np.ndarray:  # (N,) reward predicted at each moment, its `after` rows included
     "What a model takes the moments' reward to be"
     shape, last = moments.rows.reward.shape, moments.after + 1
-    with _still(model) as device, torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        rows = moments.rows.to(device)
-        read = lambda: model.reward(model.features(model.observe(rows, every=True))).view(shape)  # noqa: E731
-        return torch.stack([read()[:, -last:].sum(1) for _ in range(draws)]).mean(0).cpu().numpy()
+    with _still(model, seed) as device, torch.no_grad():
+        rows, told = moments.rows.to(device), []
+        for _ in range(draws):
+            features = model.features(model.observe(rows, every=True))  # (N * T, features)
+            told.append(model.reward(features).view(shape)[:, -last:].sum(1))
+        return torch.stack(told).mean(0).cpu().numpy()
 
-# %% ../../nbs/measure/83_listening.ipynb #83-listening-018
+# %% ../../nbs/measure/83_listening.ipynb #83-listening-022
 def expected_reward(
     model: Any,  # a `RecurrentModel`
     rows: Any,  # a batch (B, T): its actions and episode starts
@@ -281,7 +282,7 @@ def _expected(latents: Any, raw: Tensor) -> Tensor:
     "The mean of the latent's distribution"
     return latents.probabilities(raw).flatten(-2) if hasattr(latents, "probabilities") else latents.mode(raw)
 
-# %% ../../nbs/measure/83_listening.ipynb #83-listening-021
+# %% ../../nbs/measure/83_listening.ipynb #83-listening-025
 @dataclass
 class Attribution:
     "What each token of some moments contributes to the reward predicted there"
@@ -310,8 +311,8 @@ class Attribution:
         table = []
         for kind in dict.fromkeys(self.kind.tolist()):
             rows = self.kind == kind
-            entry: dict[str, Any] = {"kind": kind, "moments": int(rows.sum()), "predicted": self.predicted[rows].mean()}
-            entry["baseline"] = self.reference[rows].mean()
+            entry: dict[str, Any] = {"kind": kind, "moments": int(rows.sum())}
+            entry |= {"predicted": self.predicted[rows].mean(), "baseline": self.reference[rows].mean()}
             for sense, value in self.values.items():
                 interval = _interval(value[rows].sum((1, 2)))
                 entry |= {sense: interval.estimate, f"{sense} low": interval.low, f"{sense} high": interval.high}
@@ -322,14 +323,14 @@ class Attribution:
         self,
         kind: str,  # of moments
         sense: str = "audio",  # which tokens
-    ) -> pd.DataFrame:  # a row a code, the most important first: rows (how often it was there), mean, sum
+    ) -> pd.DataFrame:  # a row a code, the most important first: "tokens", "mean", "sum"
         "How much each code contributes where it occurs"
         if kind not in self.kind:
             raise unknown("kind of moment", kind, self.kind.tolist())
         rows = self.kind == kind
-        frame = pd.DataFrame({"code": self.codes[sense][rows].ravel(), "value": self.values[sense][rows].ravel()})
-        table = frame.groupby("code")["value"].agg(["count", "mean", "sum"]).rename(columns={"count": "tokens"})
-        return table.sort_values("sum", key=np.abs, ascending=False)
+        values, codes = (columns[sense][rows].ravel() for columns in (self.values, self.codes))
+        table = pd.Series(values).groupby(codes).agg(["count", "mean", "sum"]).rename(columns={"count": "tokens"})
+        return table.rename_axis("code").sort_values("sum", key=np.abs, ascending=False)
 
 
 def attribute(
@@ -352,8 +353,8 @@ def attribute(
         rows = moments.rows.to(device)
         head, tail = (rows.map(lambda x, part=part: x[:, part]) for part in (slice(0, cut), slice(cut, None)))
         with torch.no_grad():
-            embedded = {name: value.detach() for name, value in model.encoder.embed(rows).items()}  # (N, T, tokens, width)
-            before = {name: x[:, :cut] for name, x in embedded.items()}
+            embedded = {name: value.detach() for name, value in model.encoder.embed(rows).items()}
+            before = {name: value[:, :cut] for name, value in embedded.items()}
             state = expected_reward(model, head, before)[1] if cut else None
         x = {name: value[:, cut:] for name, value in embedded.items()}  # (N, rows, tokens, width)
         middle = {name: value[baseline.to(device), -1 - after].mean(0) for name, value in x.items()}  # (tokens, width)
@@ -376,12 +377,12 @@ def attribute(
     codes = {name: tokens[:, cut:].cpu().numpy() for name, tokens in there.items() if tokens is not None}
     return Attribution({name: parts[name] for name in codes}, codes, moments.kind, after, *ends)
 
-
+# %% ../../nbs/measure/83_listening.ipynb #83-listening-026
 def _interval(values: np.ndarray) -> Interval:
     "The mean and its interval; without one where there is a single value"
     return mean_interval(values) if len(values) > 1 else Interval(float(values[0]), -np.inf, np.inf)
 
-# %% ../../nbs/measure/83_listening.ipynb #83-listening-027
+# %% ../../nbs/measure/83_listening.ipynb #83-listening-032
 _blue, _orange, _grey, _green = "#1f5fa8", "#d9480f", "#9aa5b1", "#1f9d55"
 _colours = {"audio": _orange, "image": _blue}
 _by_kind = {"decoy": _orange, "music": _grey, "calm": _grey}  # dings and rewards are green
@@ -406,7 +407,7 @@ def _bars(
     y = [interval.estimate for interval in intervals.values()]
     figure.add_bar(x=list(intervals), y=y, name=name, marker_color=colour, error_y=error, **place)
 
-# %% ../../nbs/measure/83_listening.ipynb #83-listening-028
+# %% ../../nbs/measure/83_listening.ipynb #83-listening-033
 def attribution_figure(
     attributions: dict[str, Attribution],  # by name: the model's, and that of controls
 ) -> go.Figure:  # one plot a model, all on one scale; bars with 95 % intervals
@@ -437,7 +438,7 @@ def attribution_map(
     figure.update_xaxes(title="rows after the moment", dtick=1).update_yaxes(title=f"{sense} token", dtick=1, col=1)
     return figure.update_layout(height=260, margin={"l": 50, "r": 10, "t": 30, "b": 40})
 
-# %% ../../nbs/measure/83_listening.ipynb #83-listening-030
+# %% ../../nbs/measure/83_listening.ipynb #83-listening-035
 def scrambled(
     model: Any,  # any module
     seed: int = 0,  # of the permutations
@@ -452,7 +453,7 @@ def scrambled(
                 weight.copy_(weight.flatten()[order].view(weight.shape))
     return other
 
-# %% ../../nbs/measure/83_listening.ipynb #83-listening-034
+# %% ../../nbs/measure/83_listening.ipynb #83-listening-039
 def exchange(
     model: Any,  # a `TokenModel`, or any world model that reads such rows
     moments: Moments,  # with both kinds
@@ -485,7 +486,7 @@ def exchange(
             tables.append(pd.DataFrame({"moment": numbers, "kind": kind, "sound": called, "predicted": told}))
     return pd.concat(tables, ignore_index=True)
 
-
+# %% ../../nbs/measure/83_listening.ipynb #83-listening-040
 def exchange_table(
     exchanged: pd.DataFrame,  # from `exchange`
 ) -> pd.DataFrame:  # a row for each kind and sound: predicted, and the change from its own sound
@@ -516,7 +517,7 @@ def exchange_figure(
     figure.update_yaxes(title="predicted reward", col=1)
     return figure.update_layout(height=340, margin={"l": 50, "r": 10, "t": 30, "b": 30})
 
-# %% ../../nbs/measure/83_listening.ipynb #83-listening-038
+# %% ../../nbs/measure/83_listening.ipynb #83-listening-044
 EFFECTS = ("ding", "reward", "decoy", "effect")  # kinds of rows in which something sounds beside the music
 MUSIC = ("music", "calm")  # kinds of rows in which nothing does
 
@@ -591,7 +592,7 @@ def code_use(
     table = {"music": share[1], "effects": share[0], "score": score, "z": z, "limit": limit, "used by": used}
     return pd.DataFrame(table, pd.RangeIndex(codes, name="code"))
 
-# %% ../../nbs/measure/83_listening.ipynb #83-listening-041
+# %% ../../nbs/measure/83_listening.ipynb #83-listening-047
 def area(
     values: np.ndarray,  # (N,) ratings
     positive: np.ndarray,  # (N,) bool
@@ -633,7 +634,7 @@ def codes_tell(
     low, high = np.quantile(control, [0.025, 0.975]).tolist()
     return {"area": true, "turned": float(control.mean()), "turned low": low, "turned high": high}
 
-# %% ../../nbs/measure/83_listening.ipynb #83-listening-043
+# %% ../../nbs/measure/83_listening.ipynb #83-listening-049
 def code_figure(
     use: pd.DataFrame,  # from `code_use`
 ) -> go.Figure:  # left: a dot a code, how often with music and with effects; right: z of all codes, and the limit
@@ -656,7 +657,7 @@ def code_figure(
     figure.update_xaxes(title="codes, sorted", col=2).update_yaxes(title="z", col=2)
     return figure.update_layout(height=340, bargap=0, margin={"l": 50, "r": 10, "t": 30, "b": 40})
 
-# %% ../../nbs/measure/83_listening.ipynb #83-listening-046
+# %% ../../nbs/measure/83_listening.ipynb #83-listening-052
 CONDITIONS: dict[str, Sequence[str]] = {"both": (), "sound only": ("image",)}  # name to the senses that are hidden
 
 
@@ -681,7 +682,7 @@ def consensus(
         tables.append(pd.DataFrame(columns))
     return pd.concat(tables, ignore_index=True)
 
-
+# %% ../../nbs/measure/83_listening.ipynb #83-listening-053
 def consensus_table(
     frame: pd.DataFrame,  # from `consensus`
     true: str = "ding",  # the kind with reward
