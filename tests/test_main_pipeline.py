@@ -40,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.timeout(1200)
 def test_every_stage_leaves_what_the_next_one_needs(run):
     stages = run / "stages"
-    scores = pd.read_csv(stages / "play/scores.csv", index_col=0)
+    scores = pd.read_csv(stages / "play/scores.csv", index_col=0, header=[0, 1])
     assert list(scores.index) == ["best agent", "before real play", "sticky random", "random"]
     assert len(pd.read_csv(stages / "play/episodes.csv")) == 8
     assert len(pd.read_csv(stages / "play/rounds.csv")) == 2

@@ -108,7 +108,8 @@ class TokenModel(RecurrentModel):
             quantizer: Any = part.quantizer if part is not None else None
             if quantizer is not None and quantizer.codebook.shape == head.table.shape:
                 book = (quantizer.codebook - quantizer.codebook.mean(0)) / quantizer.codebook.std()
-                self.encoder.tables[name].weight.copy_(book)
+                table: Any = self.encoder.tables[name]
+                table.weight.copy_(book)
                 head.table.copy_(book / book.shape[1] ** 0.5)
 
     def token_logits(
