@@ -420,13 +420,13 @@ def test_observations_that_do_not_fit() -> None:
 
 # ---- training
 
-EYES = PictureConfig(size=(16, 16), grid=(2, 2), codes=8, width=32, narrow=8, code_size=4)
+EYES = PictureConfig(size=(16, 16), grid=(2, 2), codes=32, width=32, narrow=8, code_size=4)
 EARS = SoundConfig(channels=2, frames=2, bands=8, tokens=2, codes=8, width=32, blocks=1, code_size=4)
 TRAINING = TrainConfig(steps=60, lr=3e-3, warmup=5, checkpoint_every=20, log_every=10)
 
 
 def patterns(schema: Schema = SCHEMA) -> list[Step]:
-    """Four pictures and four tones, which a vocabulary of eight can name"""
+    """Four pictures and four tones, which a small vocabulary can name"""
     rng, rows = np.random.default_rng(0), []
     images = rng.integers(0, 2, (4, *schema.image_shape), np.uint8) * 200
     time = np.arange(40) / 2000

@@ -476,12 +476,12 @@ def separation_figure(
     scores: pd.DataFrame,  # from `event_scores`
 ) -> go.Figure:  # two histograms for each network
     "Scores of steps with events and of steps with music alone"
-    names, bins = list(scores["network"].unique()), np.linspace(-4, 8, 49)
+    names, bins = list(scores["network"].unique()), np.linspace(-4, 16, 61)
     figure = make_subplots(1, len(names), subplot_titles=names, shared_yaxes=True)
     for i, name in enumerate(names, 1):
         part = scores[scores["network"] == name]
         for event, label, colour in ((False, "music alone", "#7f8fa6"), (True, "event", "#e1701a")):
-            counts, _ = np.histogram(part["score"][part["event"] == event].clip(-4, 7.99), bins, density=True)
+            counts, _ = np.histogram(part["score"][part["event"] == event].clip(-4, 15.99), bins, density=True)
             figure.add_bar(
                 x=bins[:-1], y=counts.round(4), name=label, marker_color=colour, opacity=0.6, showlegend=i == 1, row=1, col=i
             )
