@@ -56,7 +56,8 @@ def main() -> None:
         frames = ours()
         difference = np.abs(frames - theirs()[: len(frames)]).max()
         a, b = np.array([(seconds(ours), seconds(theirs)) for _ in range(rounds)]).T
-    times = f"librosa {np.median(b) * 1e3:.1f} ms (best {b.min() * 1e3:.1f}), ours {np.median(a) * 1e3:.1f} ms (best {a.min() * 1e3:.1f})"
+    said = [f"{name} {np.median(x) * 1e3:.1f} ms (best {x.min() * 1e3:.1f})" for name, x in (("librosa", b), ("ours", a))]
+    times = ", ".join(said)
     low, middle, high = np.quantile(b / a, [0.1, 0.5, 0.9])
     print(f"{times}: ours is {middle:.2f} times as fast (80 % of rounds between {low:.2f} and {high:.2f})")
     print(f"largest difference between their frames: {difference:.1e}")

@@ -14,7 +14,7 @@ from torch import nn
 
 from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
 from metabonk.act.agent import Agent, RawSenses, play_episodes
-from metabonk.act.dreaming import DreamConfig, DreamLearner, last_rows, replay_returns
+from metabonk.act.dreaming import DreamConfig, DreamLearner, check_learnable, last_rows, replay_returns
 from metabonk.act.finetune import FineTune, FineTuneConfig, ShortUpdates
 from metabonk.core.errors import FolderError, MetaBonkError, UsageError
 from metabonk.core.training import TrainConfig, fit, read_log
@@ -453,3 +453,15 @@ def test_a_folder_of_another_fine_tuning_is_refused(tuning, tmp_path):
         tuning().run()
     with pytest.raises(UsageError, match="episodes"):
         tuning(episodes=0)
+
+
+def test_a_recording_that_can_teach_nothing_is_refused():
+    class Model(WorldModel):
+        discrete, action_size = True, 2
+
+    check_learnable(Model(), np.array([0.0, 0.0, -0.5]))  # a penalty alone is enough to learn from
+    with pytest.raises(UsageError, match="no reward was earned in 3"):
+        check_learnable(Model(), np.zeros(3))
+    Model.action_size = 1
+    with pytest.raises(UsageError, match="one action"):
+        check_learnable(Model(), np.ones(3))

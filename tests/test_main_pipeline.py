@@ -67,11 +67,6 @@ def test_started_again_there_is_nothing_to_do_and_a_change_reruns_only_what_foll
     done = metabonk("--run", str(run), "--dry-run")
     assert done.returncode == 0 and "run  " not in done.stdout, done.stdout
     changed = metabonk("--run", str(run), "--dry-run", **{"dream.steps": 4}).stdout
-    lines = {line.split()[1]: line.split()[0] for line in changed.splitlines() if line.split()[0] in ("run", "keep", "skip", "done")}
-    assert lines["dream"] == lines["play"] == lines["report"] == "run" and lines["model"] != "run"
-
-
-@pytest.mark.timeout(300)
-def test_a_game_that_never_pays_is_told_before_dreaming(run, tmp_path):
-    done = metabonk("--run", str(tmp_path / "run"), **{"record.steps": 60, "record.episode_steps": 20, "record.policy": "noop"})
-    assert done.returncode != 0 and "no reward was earned" in done.stderr, done.stderr[-2000:]
+    words = [line.split() for line in changed.splitlines() if line.startswith(("run ", "keep "))]
+    does = {stage: what for what, stage, *_ in words}
+    assert does["dream"] == does["play"] == does["report"] == "run" and does.get("model") != "run"

@@ -87,8 +87,8 @@ class CellBlock(nn.Module):
         self.layers = nn.Sequential(
             nn.Linear(width, narrow), nn.SiLU(), Neighbours(narrow, narrow), nn.SiLU(), nn.Linear(narrow, width)
         )
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
+        for parameter in self.layers[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(
         self,

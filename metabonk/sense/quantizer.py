@@ -61,6 +61,8 @@ def perplexity(
 class Quantizer(nn.Module):
     "Vectors to tokens and back"
 
+    started: Tensor  # whether the codes have been put in place
+
     def __init__(
         self,
         size: int,  # of the vectors
