@@ -208,7 +208,7 @@ def test_moments_know_what_came_after() -> None:
     told = np.abs(found.values["audio"][found.kind == "ding"]).sum((0, 2))
     assert found.lags[told.argmax()] == 0
     moved = exchange_table(exchange(Planted(past=4.0), late, draws=1))
-    assert moved.loc[("ding", "of a music"), "change high"] < -0.3
+    assert moved.loc[("ding", "from music"), "change high"] < -0.3
 
 
 def test_moments_are_drawn_once_and_stay_in_their_episode() -> None:
@@ -231,8 +231,8 @@ def test_moments_are_drawn_once_and_stay_in_their_episode() -> None:
 def test_exchange_fools_ears_and_not_eyes(moments: Moments) -> None:
     """Music for the ding and back moves the model that listens, by all it has; nothing moves the one that looks."""
     table = exchange_table(exchange(ears, moments, draws=1))
-    assert table.loc[("ding", "of a music"), "change"] < -0.99 and table.loc[("music", "of a ding"), "change"] > 0.99
-    for control in (("ding", "of another ding"), ("music", "of another music")):
+    assert table.loc[("ding", "from music"), "change"] < -0.99 and table.loc[("music", "from ding"), "change"] > 0.99
+    for control in (("ding", "from another ding"), ("music", "from another music")):
         assert abs(table.loc[control, "change"]) < 1e-6
     assert np.abs(exchange_table(exchange(eyes, moments, draws=1))["change"]).max() < 1e-6
 
@@ -324,7 +324,7 @@ def test_figures_show_what_was_measured(moments: Moments) -> None:
     np.testing.assert_allclose(audio.y, found.by_kind()["audio"])
     swapped = exchange(ears, moments, draws=1)
     shown = {bar.x[0]: bar.y[0] for bar in exchange_figure({"planted": swapped}).data}
-    assert shown["at ding:<br>of a music"] == pytest.approx(exchange_table(swapped).loc[("ding", "of a music"), "predicted"])
+    assert shown["at ding:<br>from music"] == pytest.approx(exchange_table(swapped).loc[("ding", "from music"), "predicted"])
     batch, kind = world()
     use = code_use(code_rows([batch], lambda some: kind[some.episode, some.step]), 7)
     figures = [bars, attribution_map(found), code_figure(use), consensus_figure({"planted": consensus(ears, moments, draws=1)})]

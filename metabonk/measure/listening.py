@@ -482,7 +482,7 @@ def exchange(
         for name, audio in sounds.items():
             heard = Moments(dataclasses.replace(part.rows, audio=audio), part.kind, part.after)
             told = predict(model, heard, draws, seed)
-            called = name if name == "its own" else f"of {'another' if name == kind else 'a'} {name}"
+            called = name if name == "its own" else f"from {'another ' * (name == kind)}{name}"
             tables.append(pd.DataFrame({"moment": numbers, "kind": kind, "sound": called, "predicted": told}))
     return pd.concat(tables, ignore_index=True)
 
