@@ -31,6 +31,7 @@ Finished players are found again in the table: started anew with the same argume
 """
 
 import argparse
+import json
 import shutil
 import tempfile
 import time
@@ -208,7 +209,9 @@ def train_model(model: TokenModel, store: Path, folder: Path, steps: int, seed: 
 
 def begin(folder: Path, music: str, seed: int, arguments: argparse.Namespace) -> None:
     "What all players of a run share: round 0, tokenizers, a world model of it, and the recording that nobody learns from"
-    if (folder / "model" / "model.json").exists():
+    names = ("steps", "test_steps", "tokenizer_updates", "model_updates")
+    about = json.dumps({"seed": seed, "music": music, **{name: getattr(arguments, name) for name in names}})
+    if (folder / "about.json").exists() and (folder / "about.json").read_text() == about:
         return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -222,6 +225,7 @@ def begin(folder: Path, music: str, seed: int, arguments: argparse.Namespace) ->
     model = TokenModel(TokenModelConfig.preset("tiny"), tokenizers, schema.action_count, game=schema.game)
     train_model(model, folder / "store", folder / "learning", arguments.model_updates, seed)
     model.save(folder / "model")
+    (folder / "about.json").write_text(about)  # last: all of it is there
 
 
 def explore(player: str, music: str, seed: int, base: Path, folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -235,7 +239,7 @@ def explore(player: str, music: str, seed: int, base: Path, folder: Path, argume
         model = TokenModel.load(base / "model")
         explorer = make_explorer(player, model)
         agent = ActorCritic(ActorCriticConfig.preset("tiny"), model.feature_size, model.action_size)
-        learner = ExplorerLearner(model, explorer, agent, DreamConfig.preset("tiny", replay=0.0))
+        learner = ExplorerLearner(model, explorer, agent, DreamConfig.preset("tiny", starts=128, replay=0.0))
     for number, chance in enumerate(spawn_seeds(seed + 1, arguments.rounds)):
         if number:
             play(store, music, Agent(model, agent) if curious else "random", arguments.steps, chance >> 1)

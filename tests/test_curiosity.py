@@ -17,10 +17,10 @@ from metabonk.act.curiosity import (
     Explorer,
     ExplorerLearner,
     Plan2Explore,
-    Running,
     distinct_so_far,
     intrinsic_rewards,
     resampled,
+    standardised,
 )
 from metabonk.act.dreaming import DreamConfig
 from metabonk.core.errors import UsageError
@@ -101,8 +101,10 @@ def dream(features, action, reward=0.0):
 def test_a_row_is_paid_for_the_step_that_led_to_it():
     features, action = torch.tensor([[[1.0], [2], [3]]]), torch.tensor([[[0.0, 0], [0, 1], [1, 0]]])
     explorer = Explorer({"a": Fixed(TINY, 1, 2, 1, lambda *given: features)})
-    paid = intrinsic_rewards(dream(features, action, reward=5.0), explorer)
-    assert paid.reward.tolist() == [[0, 11, 20]]  # nothing in row 0; what was felt one row before, what was done since
+    futures = dream(features, action, reward=5.0)
+    assert explorer.bonuses(futures)["a"].tolist() == [[11, 20]]  # what was felt one row before, what was done since
+    paid = intrinsic_rewards(futures, explorer)
+    torch.testing.assert_close(paid.reward, torch.tensor([[0.0, -1, 1]]), atol=1e-4, rtol=0)  # nothing in row 0
     assert paid.features is features and paid.action is action
 
 
@@ -110,24 +112,25 @@ def test_weights_and_the_games_own_reward():
     features, action = torch.tensor([[[1.0], [2], [3]]]), torch.tensor([[[0.0, 0], [0, 1], [1, 0]]])
     kind = [Fixed(TINY, 1, 2, 1, lambda *given: features) for _ in range(2)]
     explorer = Explorer({"a": kind[0], "b": kind[1]}, {"b": 0.5}, game=2.0)
-    assert explorer.reward(dream(features, action, reward=5.0)).tolist() == [[10, 10 + 1.5 * 11, 10 + 1.5 * 20]]
+    reward = explorer.reward(dream(features, action, reward=5.0))
+    torch.testing.assert_close(reward, torch.tensor([[10, 10 - 1.5, 10 + 1.5]]), atol=1e-4, rtol=0)
     with pytest.raises(UsageError, match="'c'"):
         Explorer({"a": kind[0]}, {"c": 1.0})
 
 
 def test_bonuses_come_to_one_scale_whatever_their_size():
     torch.manual_seed(0)
-    running, x = Running(), 1e-4 * torch.randn(5000) + 3e-4
-    assert running(x).equal(x)
-    for part in x.split(500):
-        running.update(part)
-    assert abs(float(running(x).mean())) < 0.05 and abs(float(running(x).std()) - 1) < 0.05
+    x = 1e-4 * torch.randn(5, 1000) + 3e-4
+    assert abs(float(standardised(x).mean())) < 1e-3 and abs(float(standardised(x).std()) - 1) < 1e-2
+    assert standardised(x).argmax() == x.argmax() and standardised(torch.full((4, 3), 0.2)).abs().max() < 0.1
     features, action = rows(8, 16)
-    explorer = Explorer({"a": curious()})
-    explorer.reward(dream(features, action))
-    assert explorer.running["a"].count == 0
-    explorer.reward(dream(features, action), learn=True)
-    assert explorer.running["a"].count == 1 and abs(float(explorer.reward(dream(features, action))[:, 1:].std()) - 1) < 0.1
+    kind = {"a": curious(), "b": curious()}
+    futures = dream(features, action)
+    bonuses = {"a": torch.randn(8, 15), "b": 1e-3 * torch.randn(8, 15)}
+    paid = Explorer(kind).reward(futures, bonuses)[:, 1:]
+    torch.testing.assert_close(paid, standardised(bonuses["a"]) + standardised(bonuses["b"]))
+    asked = Explorer(kind).bonuses(futures)
+    assert Explorer(kind).reward(futures).equal(Explorer(kind).reward(futures, asked))
 
 
 def test_nothing_is_learned_across_episodes():
@@ -168,7 +171,7 @@ def test_resampling_belongs_to_the_row_and_to_the_member():
     assert values.tolist() == list(range(6))
     order = torch.randperm(300)
     assert resampled(episode[:, order], step[:, order], 5).equal(copies[..., order])
-    assert torch.corrcoef(copies.flatten(1)).fill_diagonal_(0).abs().max() < 0.05
+    assert torch.corrcoef(copies.flatten(1)).fill_diagonal_(0).abs().max() < 0.1
     along = copies[0].flatten()
     assert abs(float(torch.corrcoef(torch.stack([along[1:], along[:-1]]))[0, 1])) < 0.05
 
@@ -246,7 +249,6 @@ def test_an_explorer_learns_in_the_dreams_of_a_recurrent_model(tmp_path):
         assert any(not after[name].equal(before[name]) for name in before if name.startswith(part)), part
     log = read_log(tmp_path)
     assert {"loss/latent", "loss/latent_error", "loss/all", "loss/actor", "loss/critic", "watch/latent_bonus"} <= set(log.columns)
-    assert float(explorer.running["latent"].count) == 4
     batch = recording()[0]
     futures, _, _ = learner.dream(batch)
     assert futures.reward.shape == (5, 4) and futures.reward[:, 0].eq(0).all() and futures.reward[:, 1:].std() > 0.1
@@ -259,7 +261,7 @@ def test_paid_futures_are_those_that_were_imagined():
     agent = ActorCritic(ActorCriticConfig(units=8), 48, 3)
     futures = imagine(model, agent.policy, model.observe(recording()[0]), 4)
     paid = intrinsic_rewards(futures, Explorer({"latent": Plan2Explore(TINY, 48, 3, 16)}))
-    assert paid.reward[:, 1:].gt(0).all() and not paid.reward.requires_grad
+    assert paid.reward[:, 1:].ne(0).all() and not paid.reward.requires_grad
     assert paid.continuation is futures.continuation and paid.features is futures.features
 
 

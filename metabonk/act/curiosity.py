@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['POISSON', 'Target', 'Ensemble', 'resampled', 'CuriosityConfig', 'Curiosity', 'Plan2Explore', 'AudioCuriosity',
-           'Running', 'Explorer', 'intrinsic_rewards', 'ExplorerLearner', 'distinct_so_far']
+           'standardised', 'Explorer', 'intrinsic_rewards', 'ExplorerLearner', 'distinct_so_far']
 
 # %% ../../nbs/act/62_curiosity.ipynb #62-curiosity-002
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -113,7 +112,7 @@ class Curiosity(nn.Module):
         self.config, self.target, self.target_size = config, target, target_size
         inputs = feature_size + action_size
         self.ensemble = Ensemble(inputs, target_size, config.members, config.layers, config.units)
-        self.error = MLP(inputs, 1, config.layers, config.units)
+        self.error = MLP(inputs, 1, config.layers, config.units, scale=0.0)  # foretells none at first
 
     def losses(
         self,
@@ -133,7 +132,7 @@ class Curiosity(nn.Module):
         if copies is not None:
             wrong = wrong * copies[..., 1:]
         error = (said.detach().mean(0) - y).square().mean(-1)
-        foretold = F.softplus(self.error(x)[..., 0])
+        foretold = self.error(x)[..., 0]
         return {"ensemble": wrong.mean(0) * follows, "error": (foretold - error).square() * follows}
 
     def bonuses(
@@ -143,7 +142,7 @@ class Curiosity(nn.Module):
     ) -> dict[str, Float[Tensor, "*batch"]]:  # "disagreement" and "error"
         "Both bonuses of a step: what is not known, and what will not be predicted"
         x = torch.cat([features, action], -1).detach()
-        return {"disagreement": self.ensemble(x).var(0).mean(-1), "error": F.softplus(self.error(x)[..., 0])}
+        return {"disagreement": self.ensemble(x).var(0).mean(-1), "error": self.error(x)[..., 0].clamp(min=0)}
 
     def forward(
         self,
@@ -193,42 +192,14 @@ class AudioCuriosity(Curiosity):
         self.register_buffer("codebook", codebook.detach().clone())
 
 # %% ../../nbs/act/62_curiosity.ipynb #62-curiosity-026
-class Running(nn.Module):
-    "Running mean and deviation of a number"
+def standardised(
+    x: Float[Tensor, "*batch"],  # any numbers
+) -> Float[Tensor, "*batch"]:  # of mean 0 and deviation 1; near 0 if all are equal
+    "Bring to one scale"
+    mean = x.mean()
+    return (x - mean) / (x.std(correction=0) + 3e-6 * mean.abs() + 1e-12)  # what rounding makes of equal numbers stays small
 
-    mean: Tensor
-    square: Tensor
-    count: Tensor
-
-    def __init__(
-        self,
-        rate: float = 0.01,  # of the averages, once there were 1 / rate of them
-    ):
-        super().__init__()
-        self.rate = rate
-        for name in ("mean", "square", "count"):
-            self.register_buffer(name, torch.zeros(()))
-
-    @torch.no_grad()
-    def update(
-        self,
-        x: Tensor,  # any shape
-    ) -> None:
-        "Take a batch of numbers into the averages"
-        self.count += 1
-        rate = torch.clamp(1 / self.count, min=self.rate)
-        self.mean.lerp_(x.mean(), rate)
-        self.square.lerp_(x.square().mean(), rate)
-
-    def forward(
-        self,
-        x: Float[Tensor, "*batch"],  # any numbers of that kind
-    ) -> Float[Tensor, "*batch"]:  # of mean 0 and deviation 1, about
-        "Bring to one scale; as it is before the first `update`"
-        deviation = (self.square - self.mean.square()).clamp(min=0).sqrt()
-        return torch.where(self.count > 0, (x - self.mean) / (deviation + 1e-8), x)
-
-
+# %% ../../nbs/act/62_curiosity.ipynb #62-curiosity-029
 class Explorer(nn.Module):
     "What a curious player is paid for"
 
@@ -243,7 +214,6 @@ class Explorer(nn.Module):
         self.weights = {**dict.fromkeys(curiosities, 1.0), **(weights or {})}
         if self.weights.keys() != self.curiosities.keys():
             raise UsageError(f"weights for {sorted(self.weights)}, but there are curiosities {sorted(self.curiosities)}")
-        self.running = nn.ModuleDict({name: Running() for name in curiosities})  # mean and deviation of each bonus
         self.game = game
 
     def losses(
@@ -278,37 +248,27 @@ class Explorer(nn.Module):
     def reward(
         self,
         imagined: Imagined,  # futures
-        learn: bool = False,  # whether the running averages take these bonuses in
+        bonuses: Mapping[str, Tensor] | None = None,  # what `bonuses` gave for them, if it was asked already
     ) -> Float[Tensor, "batch rows"]:  # earned on the way to each row
         "The explorer's reward"
         total = self.game * imagined.reward
-        bonuses = self.bonuses(imagined)
-        for name, running in self._running():
-            if learn:
-                running.update(bonuses[name])
-            total[:, 1:] += self.weights[name] * running(bonuses[name])
+        for name, bonus in (bonuses or self.bonuses(imagined)).items():
+            total[:, 1:] += self.weights[name] * standardised(bonus)
         return total
-
-    def means(self) -> dict[str, Tensor]:  # NAME_bonus
-        "What each curiosity pays on average, before it is brought to one scale"
-        return {f"{name}_bonus": running.mean for name, running in self._running()}
 
     def _each(self) -> Any:
         return self.curiosities.items()
-
-    def _running(self) -> Any:
-        return self.running.items()
 
 
 def intrinsic_rewards(
     imagined: Imagined,  # futures, as `imagine` gives them
     explorer: Explorer,  # who looks at them
-    learn: bool = False,  # whether the explorer's running averages take them in
+    bonuses: Mapping[str, Tensor] | None = None,  # what `explorer.bonuses` gave for them, if it was asked already
 ) -> Imagined:  # the same futures with another reward
     "Futures, paid by curiosity"
-    return dataclasses.replace(imagined, reward=explorer.reward(imagined, learn))
+    return dataclasses.replace(imagined, reward=explorer.reward(imagined, bonuses))
 
-# %% ../../nbs/act/62_curiosity.ipynb #62-curiosity-028
+# %% ../../nbs/act/62_curiosity.ipynb #62-curiosity-031
 class ExplorerLearner(DreamLearner):
     "Teaches an explorer's ensembles from recorded rows, and its policy in dreams"
 
@@ -319,9 +279,18 @@ class ExplorerLearner(DreamLearner):
         actor_critic: ActorCritic,  # who plays
         config: DreamConfig | None = None,  # how to dream; `replay` is 0, for recorded rewards are of another kind
     ):
-        paid = functools.partial(intrinsic_rewards, explorer=explorer, learn=True)
-        super().__init__(model, actor_critic, config or DreamConfig(replay=0.0), paid)
+        super().__init__(model, actor_critic, config or DreamConfig(replay=0.0), self.pay)
         self.explorer = explorer
+
+    def pay(
+        self,
+        futures: Imagined,  # as they were dreamed
+    ) -> Imagined:  # with another reward
+        "Pay futures by curiosity, and log what each kind of it found, before it was brought to one scale"
+        bonuses = self.explorer.bonuses(futures)
+        for name, bonus in bonuses.items():
+            self.watch(f"{name}_bonus", bonus)
+        return intrinsic_rewards(futures, self.explorer, bonuses)
 
     def losses(
         self,
@@ -330,11 +299,11 @@ class ExplorerLearner(DreamLearner):
         "Learn what followed, dream on, and be paid for what would be new"
         futures, states, _ = self.dream(batch)
         learned, watched = self.actor_critic.losses(futures)
-        for name, value in {**watched, **self.explorer.means()}.items():
+        for name, value in watched.items():
             self.watch(name, value)
         return {**learned, **self.explorer.losses(batch, self.model, states)}
 
-# %% ../../nbs/act/62_curiosity.ipynb #62-curiosity-034
+# %% ../../nbs/act/62_curiosity.ipynb #62-curiosity-037
 def distinct_so_far(
     *columns: np.ndarray,  # (rows,) each, in the order they were recorded
 ) -> Int[np.ndarray, " rows"]:  # different combinations up to and including each row
