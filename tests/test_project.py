@@ -157,8 +157,8 @@ def test_every_requirement_has_an_exact_version():
 
 # How a requirement is used where its name is not what one imports.
 IMPORT_NAMES = {
-    "ale-py": "ale_py", "pyyaml": "yaml", "pypandoc-binary": "pypandoc", "jupyterlab": None, "fastcore": None,
-    "execnb": None, "ghapi": None,
+    "vector-quantize-pytorch": "vector_quantize_pytorch", "ale-py": "ale_py", "pyyaml": "yaml", "pypandoc-binary": "pypandoc",
+    "jupyterlab": None, "fastcore": None, "execnb": None, "ghapi": None,
 }  # fmt: skip
 
 
