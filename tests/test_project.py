@@ -19,7 +19,7 @@ import pytest
 
 import metabonk
 from metabonk.pipeline.authoring import out_of_step
-from metabonk.pipeline.execute import execute
+from metabonk.pipeline.execute import CellStopped, execute
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
@@ -64,7 +64,12 @@ def test_stored_outputs_hold_no_errors_and_no_paths_of_a_computer(path):
 
 @pytest.mark.parametrize("path", LITERATE, ids=label)
 def test_literate_notebook_runs(path, tmp_path):
-    execute(shutil.copy(path, tmp_path), folder=path.parent, timeout=300.0)
+    try:
+        execute(shutil.copy(path, tmp_path), folder=path.parent, timeout=300.0)
+    except CellStopped as error:
+        if "Ray did not start" not in str(error):
+            raise
+        pytest.skip("Ray did not start in time on this computer")
 
 
 @pytest.mark.parametrize("path", STAGES, ids=label)

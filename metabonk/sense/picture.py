@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..core.config import Config
 from ..core.errors import UsageError
-from .quantizer import Quantizer
+from .quantizer import CodeMeans, Quantizer, silent
 
 # %% ../../nbs/sense/32_picture.ipynb #32-picture-005
 @dataclass(frozen=True)
@@ -29,13 +29,14 @@ class PictureConfig(Config):
     width: int = 128  # features of a cell between the layers
     narrow: int = 32  # features that cells show their neighbours
     blocks: int = 1  # residual blocks in the encoder, and as many in the decoder
-    code_size: int = 16  # numbers in a code
+    code_size: int = 32  # numbers in a code, at most (a cell of fewer numbers needs no more)
+    anchor: float = 4.0  # weight of the loss that keeps vectors true to their cells
     balance: float = 0.5  # how much more a rare token's cell counts in the loss; 0 for not at all
 
     presets = {
         "tiny": {},
         "small": {"codes": 512, "width": 256, "narrow": 64, "blocks": 2},
-        "paper": {"codes": 1024, "width": 512, "narrow": 128, "blocks": 4, "code_size": 32},
+        "paper": {"codes": 1024, "width": 512, "narrow": 128, "blocks": 4, "code_size": 64},
     }
 
     def __post_init__(self) -> None:
@@ -85,10 +86,8 @@ class CellBlock(nn.Module):
     ):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(width, narrow), nn.SiLU(), Neighbours(narrow, narrow), nn.SiLU(), nn.Linear(narrow, width)
+            nn.Linear(width, narrow), nn.SiLU(), Neighbours(narrow, narrow), nn.SiLU(), silent(nn.Linear(narrow, width))
         )
-        for parameter in self.layers[-1].parameters():
-            nn.init.zeros_(parameter)
 
     def forward(
         self,
@@ -101,6 +100,8 @@ class CellBlock(nn.Module):
 class PictureTokenizer(nn.Module):
     "Pictures to tokens and back"
 
+    projection: Tensor  # (pixels, size), its columns orthogonal
+
     def __init__(
         self,
         config: PictureConfig,  # sizes
@@ -108,19 +109,22 @@ class PictureTokenizer(nn.Module):
         super().__init__()
         self.config = config
         pixels, width = 3 * config.cell[0] * config.cell[1], config.width
+        size = min(config.code_size, pixels)  # of a code
         self.encoder = nn.Sequential(
             nn.Linear(pixels, width),
             nn.SiLU(),
             *(CellBlock(width, config.narrow) for _ in range(config.blocks)),
-            nn.Linear(width, config.code_size),
+            silent(nn.Linear(width, size)),
         )
-        self.quantizer = Quantizer(config.code_size, config.codes)
+        self.quantizer = Quantizer(size, config.codes)
+        self.means = CodeMeans(config.codes, pixels)
         self.decoder = nn.Sequential(
-            Neighbours(config.code_size, width),
+            Neighbours(size, width),
             nn.SiLU(),
             *(CellBlock(width, config.narrow) for _ in range(config.blocks)),
-            nn.Linear(width, pixels),
+            silent(nn.Linear(width, pixels)),
         )
+        self.register_buffer("projection", torch.linalg.qr(torch.randn(pixels, size)).Q.contiguous())
 
     @property
     def tokens(self) -> int:  # in the grid, row by row
@@ -150,40 +154,54 @@ class PictureTokenizer(nn.Module):
         h, w = self.config.cell
         return rearrange(cells + 0.5, "n r c (h w rgb) -> n (r h) (c w) rgb", h=h, w=w)
 
+    @torch.no_grad()
     def encode(
         self,
         x: UInt8[Tensor, "n height width 3"],  # pictures
     ) -> Int[Tensor, "n tokens"]:  # row by row
         "Tokens of pictures"
-        return self.quantizer.encode(self.encoder(self.cells(x)).flatten(1, 2))
+        return self.quantizer.encode(self._encode(self.cells(x)))
 
+    @torch.no_grad()
     def decode(
         self,
         tokens: Int[Tensor, "n tokens"],  # row by row
     ) -> UInt8[Tensor, "n height width 3"]:  # pictures
         "Pictures of tokens"
-        pictures = self._pictures(self._decode(self.quantizer.decode(tokens)))
+        pictures = self._pictures(self._decode(self.quantizer.decode(tokens), tokens))
         return (pictures.clamp(0, 1) * 255).round().to(torch.uint8)
 
-    def _decode(self, vectors: Tensor) -> Tensor:
-        return self.decoder(vectors.unflatten(1, self.config.grid))  # (n, rows, columns, pixels)
+    def _encode(self, cells: Tensor) -> Tensor:
+        return (cells @ self.projection + self.encoder(cells)).flatten(1, 2)  # (n, tokens, size)
+
+    def _decode(self, vectors: Tensor, tokens: Tensor) -> Tensor:
+        grid = self.config.grid
+        return self.means(tokens).unflatten(1, grid) + self.decoder(vectors.unflatten(1, grid))  # (n, rows, columns, pixels)
 
     def forward(
         self,
         x: UInt8[Tensor, "n height width 3"],  # pictures
     ) -> tuple[Float[Tensor, "n height width 3"], Int[Tensor, "n tokens"], Float[Tensor, ""]]:
         "Reconstruction (between 0 and 1, more or less), tokens, and the quantizer's loss"
-        vectors, tokens, loss = self.quantizer(self.encoder(self.cells(x)).flatten(1, 2))
-        return self._pictures(self._decode(vectors)), tokens, loss
+        vectors, tokens, loss = self.quantizer(self._encode(self.cells(x)))
+        return self._pictures(self._decode(vectors, tokens)), tokens, loss
 
     def losses(
         self,
         x: UInt8[Tensor, "n height width 3"],  # pictures
-    ) -> dict[str, Tensor]:  # `reconstruction` (n,) and `commitment` ()
+    ) -> dict[str, Tensor]:  # `reconstruction` and `anchor` (n,), `commitment` ()
         "What training makes small"
         cells = self.cells(x)
-        vectors, tokens, commitment = self.quantizer(self.encoder(cells).flatten(1, 2))
-        error = self._decode(vectors) - cells  # (n, rows, columns, pixels)
+        encoded = self._encode(cells)
+        vectors, tokens, commitment = self.quantizer(encoded)
+        error = self._decode(vectors, tokens) - cells  # (n, rows, columns, pixels)
+        if self.training:  # after the error is taken: a batch must not know itself
+            self.means.learn(tokens, cells.flatten(1, 2))
         per_cell = (error.abs() + error.square()).mean(-1).flatten(1)  # (n, tokens)
         weights = self.quantizer.shares[tokens].clamp(1 / 20, 20) ** -self.config.balance  # (n, tokens)
-        return {"reconstruction": (per_cell * weights / weights.mean()).mean(1), "commitment": commitment}
+        off = (encoded @ self.projection.T - cells.flatten(1, 2)).square().mean((1, 2))
+        return {
+            "reconstruction": (per_cell * weights / weights.mean()).mean(1),
+            "anchor": self.config.anchor * off,
+            "commitment": commitment,
+        }

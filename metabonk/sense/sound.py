@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from ..core.config import Config
 from ..core.errors import UsageError
-from .quantizer import Quantizer
+from .quantizer import CodeMeans, Quantizer, silent
 
-# %% ../../nbs/sense/33_sound.ipynb #33-sound-003
+# %% ../../nbs/sense/33_sound.ipynb #33-sound-005
 @dataclass(frozen=True)
 class SoundConfig(Config):
     "Sizes of a sound tokenizer"
@@ -30,27 +30,30 @@ class SoundConfig(Config):
     bands: int = 32  # mel bands in a frame
     floor: float = 1e-4  # power that silence has, as in `LogMelConfig`
     tokens: int = 4  # of a step: a multiple of `frames` (some for each frame)
-    codes: int = 128  # size of the vocabulary
+    codes: int = 256  # size of the vocabulary
     width: int = 128  # features between the layers
     blocks: int = 2  # in the encoder, and as many in the decoder
     heads: int = 4  # of the transformer's attention
-    code_size: int = 16  # numbers in a code
+    code_size: int = 32  # numbers in a code, at most (a patch of fewer numbers needs no more)
+    anchor: float = 4.0  # weight of the loss that keeps vectors true to their frames
 
     presets = {
         "tiny": {},
-        "small": {"bands": 64, "codes": 256, "width": 256},
-        "paper": {"bands": 64, "tokens": 8, "codes": 512, "width": 512, "blocks": 4},
+        "small": {"bands": 64, "codes": 512, "width": 256},
+        "paper": {"bands": 64, "tokens": 8, "codes": 1024, "width": 512, "blocks": 4},
     }
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.tokens % self.frames or self.bands % (self.tokens // self.frames or 1):
+        if not 0 < self.floor < 1:
+            raise UsageError(f"SoundConfig.floor is a power between 0 and 1, not {self.floor}")
+        if self.tokens < self.frames or self.tokens % self.frames or self.bands % (self.tokens // self.frames):
             raise UsageError(
                 f"SoundConfig: {self.tokens} tokens can't be shared evenly by {self.frames} frames of {self.bands} bands: "
                 f"set tokens to {self.frames} or a multiple of it"
             )
 
-# %% ../../nbs/sense/33_sound.ipynb #33-sound-004
+# %% ../../nbs/sense/33_sound.ipynb #33-sound-007
 class FrameBlock(nn.Module):
     "A residual block of a 1D-ResNet: two convolutions over frames"
 
@@ -60,10 +63,8 @@ class FrameBlock(nn.Module):
     ):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.SiLU(), nn.Conv1d(width, width, 3, padding=1), nn.SiLU(), nn.Conv1d(width, width, 1)
+            nn.SiLU(), nn.Conv1d(width, width, 3, padding=1), nn.SiLU(), silent(nn.Conv1d(width, width, 1))
         )
-        for parameter in self.layers[-1].parameters():
-            nn.init.zeros_(parameter)
 
     def forward(
         self,
@@ -95,9 +96,11 @@ class PatchTransformer(nn.Module):
         "Every patch in the light of the others"
         return self.layers(x + self.places)
 
-# %% ../../nbs/sense/33_sound.ipynb #33-sound-005
+# %% ../../nbs/sense/33_sound.ipynb #33-sound-009
 class SoundTokenizer(nn.Module):
     "Log-mel frames of a step to tokens and back"
+
+    projection: Tensor  # (size, code_size), its columns orthogonal
 
     def __init__(
         self,
@@ -106,19 +109,17 @@ class SoundTokenizer(nn.Module):
         super().__init__()
         self.config = config
         size = config.channels * config.bands // self.parts  # numbers in a patch: of one frame, a range of bands
-        self.encoder = nn.Sequential(*self._ends(size, config.width), *self._body(), nn.Linear(config.width, config.code_size))
-        self.quantizer = Quantizer(config.code_size, config.codes)
-        self.decoder = nn.Sequential(
-            nn.Linear(config.code_size, config.width), *self._body(), *self._ends(config.width, size)
-        )
+        width, code_size = config.width, min(config.code_size, size)
+        self.encoder = nn.Sequential(nn.Linear(size, width), *self._body(), silent(nn.Linear(width, code_size)))
+        self.quantizer = Quantizer(code_size, config.codes)
+        self.means = CodeMeans(config.codes, size)
+        self.decoder = nn.Sequential(nn.Linear(code_size, width), *self._body(), silent(nn.Linear(width, size)))
+        self.register_buffer("projection", torch.linalg.qr(torch.randn(size, code_size)).Q.contiguous())
 
     @property
     def parts(self) -> int:  # 1 if a frame has one token
         "Tokens of a frame"
         return self.config.tokens // self.config.frames
-
-    def _ends(self, size: int, out: int) -> list[nn.Module]:
-        return [nn.Linear(size, out)]
 
     def _body(self) -> list[nn.Module]:
         config = self.config
@@ -154,35 +155,51 @@ class SoundTokenizer(nn.Module):
         c, p = self.config.channels, self.parts
         return rearrange((1 - patches) * math.log10(self.config.floor) / 2, "n (f p) (c b) -> n c f (p b)", c=c, p=p)
 
+    @torch.no_grad()
     def encode(
         self,
         x: Float[Tensor, "n channels frames bands"],  # log10 of power
     ) -> Int[Tensor, "n tokens"]:  # frame by frame
         "Tokens of steps"
-        return self.quantizer.encode(self.encoder(self.patches(x)))
+        return self.quantizer.encode(self._encode(self.patches(x)))
 
+    @torch.no_grad()
     def decode(
         self,
         tokens: Int[Tensor, "n tokens"],  # frame by frame
     ) -> Float[Tensor, "n channels frames bands"]:  # log10 of power
         "Log-mel frames of tokens"
-        frames = self._frames(self.decoder(self.quantizer.decode(tokens)))
+        frames = self._frames(self._decode(self.quantizer.decode(tokens), tokens))
         return frames.clamp_min(math.log10(self.config.floor))
+
+    def _encode(self, patches: Tensor) -> Tensor:
+        return patches @ self.projection + self.encoder(patches)  # (n, tokens, code_size)
+
+    def _decode(self, vectors: Tensor, tokens: Tensor) -> Tensor:
+        return self.means(tokens) + self.decoder(vectors)  # (n, tokens, size)
 
     def forward(
         self,
         x: Float[Tensor, "n channels frames bands"],  # log10 of power
     ) -> tuple[Float[Tensor, "n channels frames bands"], Int[Tensor, "n tokens"], Float[Tensor, ""]]:
         "Reconstruction, tokens, and the quantizer's loss"
-        vectors, tokens, loss = self.quantizer(self.encoder(self.patches(x)))
-        return self._frames(self.decoder(vectors)), tokens, loss
+        vectors, tokens, loss = self.quantizer(self._encode(self.patches(x)))
+        return self._frames(self._decode(vectors, tokens)), tokens, loss
 
     def losses(
         self,
         x: Float[Tensor, "n channels frames bands"],  # log10 of power
-    ) -> dict[str, Tensor]:  # `reconstruction` (n,) and `commitment` ()
+    ) -> dict[str, Tensor]:  # `reconstruction` and `anchor` (n,), `commitment` ()
         "What training makes small"
         patches = self.patches(x)
-        vectors, tokens, commitment = self.quantizer(self.encoder(patches))
-        error = self.decoder(vectors) - patches  # (n, tokens, size)
-        return {"reconstruction": (error.abs() + error.square()).mean((1, 2)), "commitment": commitment}
+        encoded = self._encode(patches)
+        vectors, tokens, commitment = self.quantizer(encoded)
+        error = self._decode(vectors, tokens) - patches  # (n, tokens, size)
+        if self.training:  # after the error is taken: a batch must not know itself
+            self.means.learn(tokens, patches)
+        off = (encoded @ self.projection.T - patches).square().mean((1, 2))
+        return {
+            "reconstruction": (error.abs() + error.square()).mean((1, 2)),
+            "anchor": self.config.anchor * off,
+            "commitment": commitment,
+        }
