@@ -10,7 +10,6 @@ __all__ = ['frames_to_sound', 'reconstruction_figure', 'Film', 'film_states', 'f
 import html
 import io
 import json
-import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -40,28 +39,14 @@ from ..record.look import _magma, _png, _uri, spectrogram
 from ..sense.logmel import LogMel, LogMelConfig, to_audio
 
 # %% ../../nbs/measure/84_dreams.ipynb #84-dreams-007
-def _between(frames: Float[Tensor, "time frames bands"], times: int) -> Float[Tensor, "time more bands"]:
-    "`times` as many frames: each of the given ones, and before it those on the way to it"
-    line = frames.flatten(0, 1)  # (T * frames, bands)
-    before, share = torch.cat([line[:1], line[:-1]]), torch.arange(1, times + 1)[:, None] / times
-    return torch.lerp(before[:, None], line[:, None], share).flatten(0, 1).unflatten(0, (len(frames), -1))
-
-
 def frames_to_sound(
     frames: Float[Tensor, "time channels frames bands"],  # log-mel of consecutive steps
     config: LogMelConfig,  # with which they were made
     lengths: Int[np.ndarray, " time"],  # samples of each step
 ) -> Int16[np.ndarray, "channels samples"]:  # as long as all steps together
     "The sound of consecutive steps, without seams"
-    total, mean = int(lengths.sum()), float(lengths.mean())
-    times = math.ceil(2 * mean / config.frames_per_step / config.n_fft)
-    closer = replace(config, frames_per_step=times * config.frames_per_step)
-    sounds = []
-    for channel in frames.detach().float().cpu().unbind(1):  # (T, frames, bands)
-        heard = bool((channel > np.log10(config.floor) + 0.01).any())
-        wave = to_audio(_between(channel, times), closer, mean)[:total] if heard else np.zeros(0)
-        sounds.append(np.pad(wave, (0, total - len(wave))))
-    return np.round(32_767 * np.clip(np.stack(sounds), -1, 1)).astype(np.int16)
+    sound = np.stack([to_audio(channel, config, float(lengths.mean())) for channel in frames.unbind(1)])
+    return np.round(32_767 * np.clip(sound, -1, 1)).astype(np.int16)
 
 # %% ../../nbs/measure/84_dreams.ipynb #84-dreams-012
 _style = """

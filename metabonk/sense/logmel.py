@@ -145,14 +145,23 @@ def to_audio(
     frames: Float[Tensor, "time frames bands"],  # log-mel of one channel
     config: LogMelConfig,  # with which they were made
     samples_per_step: float,  # mean length of a step, in samples
-) -> Float[np.ndarray, " samples"]:  # a sound at `config.sample_rate`, for listening
-    "A sound that has nearly these log-mel frames"
-    power = 10.0 ** frames.flatten(0, 1).T.cpu().numpy()  # (bands, time * frames)
+    seed: int = 0,  # of the phases with which the search begins
+) -> Float[np.ndarray, " samples"]:  # a sound at `config.sample_rate`, as long as all steps together, for listening
+    "A sound that has nearly these log-mel frames; the same one for the same seed"
+    size, line = config.n_fft, frames.detach().float().flatten(0, 1).cpu()  # (time * frames, bands)
+    total, apart = round(samples_per_step * len(frames)), samples_per_step / config.frames_per_step
+    if not bool((line > math.log10(config.floor) + 0.01).any()):
+        return np.zeros(total, np.float32)
+    hop = max(1, int(apart / math.ceil(2 * apart / size)))  # at most half a window
+    ends = torch.arange(1, math.ceil(total / hop) + 1) * hop
+    place = (ends / apart - 1).clamp(0, len(line) - 1)  # of each column, counted in frames
+    before = place.long()
+    after = (before + 1).clamp(max=len(line) - 1)
+    power = 10 ** torch.lerp(line[before], line[after], (place - before)[:, None]).T.numpy()  # (bands, columns)
     power = np.where(power <= config.floor * 1.01, 0, power)
-    hop = round(samples_per_step / config.frames_per_step)
-    sound = librosa.feature.inverse.mel_to_audio(
-        power, sr=config.sample_rate, n_fft=config.n_fft, hop_length=hop, n_iter=16, fmin=config.f_min, fmax=config.f_max
+    spectrum = librosa.feature.inverse.mel_to_stft(
+        power, sr=config.sample_rate, n_fft=size, fmin=config.f_min, fmax=config.f_max
     )
-    lead = hop - config.n_fft // 2  # where the middle of the first frame stands in the stream
-    sound = np.pad(sound, (max(lead, 0), 0))[max(-lead, 0) :]
-    return np.pad(sound, (0, max(hop * power.shape[1] - len(sound), 0)))
+    sound = librosa.griffinlim(spectrum, hop_length=hop, n_fft=size, n_iter=16, random_state=seed)
+    sound = sound[size // 2 - hop : total + size // 2 - hop]  # it begins with the middle of the first frame's window
+    return np.pad(sound, (0, total - len(sound)))
