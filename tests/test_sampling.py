@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
@@ -15,7 +16,15 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from metabonk.core.errors import DamagedChunk, DiskFull, FolderLocked, StoreError, StoreVersion, UsageError
 from metabonk.record.cache import Cache
 from metabonk.record.experience import Batch, Schema, Step, Steps
-from metabonk.record.sampling import ExperienceData, SequenceConfig, SequenceLoader, Sequences, draw, held_out
+from metabonk.record.sampling import (
+    ExperienceData,
+    RowSource,
+    SequenceConfig,
+    SequenceLoader,
+    Sequences,
+    draw,
+    held_out,
+)
 from metabonk.record.store import Store, Writer
 
 SCHEMA = Schema(
@@ -228,9 +237,14 @@ def test_resuming_within_an_epoch(cache: Cache, workers: int) -> None:
     again = SequenceLoader(sequences, config)
     again.load_state_dict(state)
     assert seen + fingerprints(again) + fingerprints(again) == undisturbed
-    other = SequenceLoader(Sequences(cache, 9), config)
-    with pytest.raises(StoreError, match="can't go on"):
-        other.load_state_dict(state)
+    for change in ({"seed": 1}, {"batch_size": 4}, {"recent": 0.5}, {"batches_per_epoch": 5}):
+        with pytest.raises(UsageError, match="can't go on: .*SequenceConfig"):
+            SequenceLoader(sequences, config.change(**change)).load_state_dict(state)
+    fetched_otherwise = SequenceLoader(sequences, config.change(workers=1 - workers // 2))
+    fetched_otherwise.load_state_dict(state)
+    assert fetched_otherwise.position == 4
+    with pytest.raises(StoreError, match="can't go on: .* sequences"):
+        SequenceLoader(Sequences(cache, 9), config).load_state_dict(state)
 
 
 def test_processes_that_train_together_share_the_batches(cache: Cache) -> None:
@@ -238,6 +252,54 @@ def test_processes_that_train_together_share_the_batches(cache: Cache) -> None:
     both = [fingerprints(SequenceLoader(sequences, config, rank, 2)) for rank in (0, 1)]
     alone = fingerprints(SequenceLoader(sequences, config.change(batches_per_epoch=6)))
     assert [batch for pair in zip(*both, strict=True) for batch in pair] == alone
+
+
+# --- through something that was made from the cache
+
+
+class Numbers:
+    """A batch of the least kind."""
+
+    def __init__(self, reward: torch.Tensor):
+        self.reward = reward
+
+    def torch(self) -> "Numbers":
+        return self
+
+
+class Rewards:
+    """Of each row of a cache, the reward alone; only the first pieces are made yet."""
+
+    def __init__(self, cache: Cache, pieces: int | None = None):
+        self.path, self.pieces, self.reward = cache.path, cache.pieces[:pieces], np.array(cache.table["reward"])
+
+    def gather(self, places: Sequence[Sequence[tuple[int, int]]]) -> Numbers:
+        return Numbers(torch.from_numpy(np.stack([np.concatenate([self.reward[a:b] for a, b in runs]) for runs in places])))
+
+
+class RewardData(ExperienceData):
+    def open(self) -> Rewards:
+        return Rewards(self.training_cache())
+
+
+def test_other_rows_come_in_the_same_sequences(store: Store) -> None:
+    config = SequenceConfig(length=8, batch_size=4, batches_per_epoch=5, validation=0.4, validation_batches=2)
+    both = [kind(store.path, config) for kind in (ExperienceData, RewardData)]
+    for data in both:
+        data.prepare_data()
+        data.setup()
+    for loaders in ([data.train_dataloader() for data in both], [data.val_dataloader() for data in both]):
+        whole, part = ([batch.reward.float() for batch in loader] for loader in loaders)
+        assert len(whole) and all(torch.equal(a, b) for a, b in zip(whole, part, strict=True))
+
+
+def test_only_what_is_made_is_drawn(cache: Cache) -> None:
+    half = Rewards(cache, len(cache.pieces) // 2)
+    assert isinstance(half, RowSource) and not isinstance(object(), RowSource)
+    sequences = Sequences(half, 8)
+    last = int((half.pieces[:, 6] + half.pieces[:, 3]).max())
+    assert 0 < len(sequences) < len(Sequences(cache, 8))
+    assert max(end for runs in sequences.places(np.arange(len(sequences))) for _, end in runs) <= last
 
 
 # --- with Lightning

@@ -27,10 +27,10 @@ from ..core.config import Config
 from ..core.errors import StoreError, UsageError
 from ..core.training import Learner
 from ..record.cache import Cache
-from ..record.sampling import SequenceConfig, held_out
+from ..record.sampling import ExperienceData, SequenceConfig, held_out
 from ..record.store import Store
 from .logmel import LogMel, LogMelConfig
-from .tokens import CacheData, Hearing, pick_senses
+from .tokens import Hearing, pick_senses
 
 # %% ../../nbs/sense/35_alignment.ipynb #35-alignment-007
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class ClipCache:
         return self.clips(rows[:, index].reshape(-1, config.clip))
 
 
-class AlignmentData(CacheData):
+class AlignmentData(ExperienceData):
     "A store as clips, as Lightning's trainer takes it; some episodes are held out for measuring"
 
     def __init__(
