@@ -275,11 +275,11 @@ class Counting:
 def test_an_episode_is_summed_up():
     row = play_episode(Luck(), Counting(), seed=13)
     assert row == {
-        "return": 6 * (6 + 0.5), "steps": 6, "terminated": True, "truncated": False,
+        "return": 6 * (6 + 0.5), "length": 6, "terminated": True, "truncated": False,
         "terms/luck": 36.0, "terms/push": 3.0, "probes/left": 0,
     }  # fmt: skip
     cut = play_episode(Luck(), Counting(), seed=13, max_steps=2)
-    assert cut["steps"] == 2 and cut["truncated"] and not cut["terminated"] and cut["probes/left"] == 4
+    assert cut["length"] == 2 and cut["truncated"] and not cut["terminated"] and cut["probes/left"] == 4
 
 
 def test_seeds_depend_on_nothing_but_seed_and_number():
@@ -296,7 +296,7 @@ def test_seeds_depend_on_nothing_but_seed_and_number():
 def test_how_many_play_at_once_changes_nothing():
     settings = {"image_size": (16, 16), "max_steps": 25}
     alone = evaluate("bonk", "sticky_random", 3, seed=2, settings=settings)
-    assert alone["steps"].eq(25).all() and "milestones/first_coin" in alone and alone["probes/frame"].gt(0).all()
+    assert alone["length"].eq(25).all() and "milestones/first_coin" in alone and alone["probes/frame"].gt(0).all()
     for parallel in ("threads", "processes"):
         pd.testing.assert_frame_equal(alone, evaluate("bonk", "sticky_random", 3, 2, settings, 2, parallel))
 
@@ -327,7 +327,7 @@ def test_same_starts_are_pairs():
     lucky = evaluate(Luck(), Counting(), 12, seed=1)
     noop = evaluate(Luck(), "noop", 12, seed=1)
     table = compare({"push": lucky, "noop": noop})
-    per_step = (lucky["return"] - noop["return"]) / lucky["steps"]
+    per_step = (lucky["return"] - noop["return"]) / lucky["length"]
     assert np.allclose(per_step, 0.5)
     assert table.loc["push", ("minus noop", "low")] > 0  # far smaller than what starts differ by
     other = evaluate(Luck(), "noop", 12, seed=2)

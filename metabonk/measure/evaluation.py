@@ -47,15 +47,15 @@ def play_episode(
     "Play one episode and sum it up"
     observation, info = game.reset(seed=seed)
     policy.reset(policy_seed)
-    total, steps, over, ended = 0.0, 0, False, False
+    total, length, over, ended = 0.0, 0, False, False
     terms = dict.fromkeys(info["terms"], 0.0)
     while not over:
         observation, reward, ended, cut, info = game.step(policy(observation, info))
-        total, steps = total + float(reward), steps + 1
+        total, length = total + float(reward), length + 1
         for name, value in info["terms"].items():
             terms[name] = terms.get(name, 0.0) + float(value)
-        over = ended or cut or steps == max_steps
-    row: dict[str, Any] = {"return": total, "steps": steps, "terminated": ended, "truncated": not ended}
+        over = ended or cut or length == max_steps
+    row: dict[str, Any] = {"return": total, "length": length, "terminated": ended, "truncated": not ended}
     row |= {f"terms/{name}": value for name, value in terms.items()}
     row |= {f"probes/{name}": value for name, value in info["probes"].items()}
     state = getattr(game.unwrapped, "_profile_state", None)
@@ -95,7 +95,7 @@ def evaluate(
     parallel: Literal["threads", "processes"] = "threads",  # where they do
     max_steps: int | None = None,  # an episode is cut off after so many
     name: str | None = None,  # of the policy in the table
-) -> pd.DataFrame:  # a row an episode: policy, episode, seeds, return, steps, how it ended, terms, probes, milestones
+) -> pd.DataFrame:  # a row an episode: policy, episode, seeds, return, length, how it ended, terms, probes, milestones
     "Let a policy play whole episodes"
     if min(episodes, games) < 1 or (max_steps is not None and max_steps < 1):
         raise UsageError(f"evaluate needs at least 1 episode, game and step, not {episodes}, {games} and {max_steps}")
