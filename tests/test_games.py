@@ -139,6 +139,25 @@ def test_bonk_ends_when_the_hero_falls(profile):
     assert terminated and not truncated and env.machine.read(0xC033, 1) == b"\1"
 
 
+def test_milestones_are_those_of_the_episode():
+    env = make_game("bonk", image_size=(16, 16), settings={"start_screen": 8})
+    assert env.milestones and set(env.milestones.values()) == {None}
+    rng = np.random.default_rng(0)
+    env.reset(seed=1)
+    for step in range(1, 400):
+        info = env.step(int(rng.integers(env.action_space.n)))[-1]
+        assert env.milestones["first_coin"] == (step if info["probes"]["coins"] else None)
+        if info["probes"]["coins"]:
+            break
+    reached = env.milestones
+    assert reached["first_coin"]
+    env.step(0)
+    assert env.milestones["first_coin"] == reached["first_coin"]
+    env.reset(seed=1)
+    assert set(env.milestones.values()) == {None}
+    assert make_game("minatar:breakout").milestones == {}
+
+
 def test_a_machine_that_loses_a_tick_of_sound_is_caught(monkeypatch):
     env = make_game("bonk")
     env.reset(seed=0)

@@ -19,7 +19,9 @@ from metabonk.record.look import (
     envelope,
     episode_figure,
     episode_player,
+    magma,
     player_html,
+    png_uri,
     spectrogram,
     store_table,
     view,
@@ -224,3 +226,14 @@ def test_it_plays(store: Store, tmp_path: Path) -> None:
         assert abs(browser.execute_script("return arguments[0].currentTime", video) - 81 * 4 * 70_224 / 4_194_304 / 2) < 0.05
         assert players[1].find_element(By.CSS_SELECTOR, 'dd[data-name="step"]').text == "0"
         assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_pictures_inside_a_page_have_their_colours() -> None:
+    """With a palette or without, not square, so that rows and columns would be told apart."""
+    numbers = np.random.default_rng(0).integers(0, 256, (5, 9)).astype(np.uint8)
+    for address in (png_uri(numbers, magma()), png_uri(magma()[numbers])):
+        kind, _, text = address.partition(";base64,")
+        assert kind == "data:image/png"
+        with av.open(io.BytesIO(base64.b64decode(text)), format="png_pipe") as file:
+            assert np.array_equal(next(file.decode(video=0)).to_ndarray(format="rgb24"), magma()[numbers])
+    assert magma()[0].sum() < 10 and magma()[255].sum() > 600

@@ -35,7 +35,7 @@ from metabonk.dream.interface import (
 )
 from ..record.exchange import picture_times, write_media
 from ..record.experience import Batch
-from ..record.look import _magma, _png, _uri, spectrogram
+from ..record.look import data_uri, magma, png_uri, spectrogram
 from ..sense.logmel import LogMel, LogMelConfig, to_audio
 
 # %% ../../nbs/measure/84_dreams.ipynb #84-dreams-007
@@ -81,7 +81,7 @@ border-right:1px dashed currentColor;pointer-events:none}
 
 def _shades(shown: UInt8[np.ndarray, "bands frames"], height: int = 64) -> str:
     "A spectrogram as an image as wide as the page"
-    return f'<img alt="" style="height:{height}px" src="{_png(np.ascontiguousarray(shown[::-1]), _magma())}">'
+    return f'<img alt="" style="height:{height}px" src="{png_uri(np.ascontiguousarray(shown[::-1]), magma())}">'
 
 
 def _frame_shades(frames: Float[Tensor, "time channels frames bands"], floor: float, top: float) -> str:
@@ -95,7 +95,7 @@ def _sound_uri(sound: Int16[np.ndarray, "channels samples"], rate: int) -> str:
     "A sound as a small file inside a page"
     file, black = io.BytesIO(), np.zeros((2, 16, 16, 3), np.uint8)
     write_media(file, black, np.array([0, 90_000 * sound.shape[1] // rate]), sound, rate, kind="webm", scale=1)
-    return _uri("audio/webm", file.getvalue())
+    return data_uri("audio/webm", file.getvalue())
 
 
 
@@ -126,7 +126,7 @@ def reconstruction_figure(
         seen = batch.image[sequence, chosen].to(_device(tokenizers.picture))  # (N, height, width, 3)
         back = tokenizers.picture.decode(tokenizers.picture.encode(seen)).to(seen)
         strip = np.concatenate([_in_a_row(row.cpu().numpy()) for row in (seen, back)])
-        parts.append(f'<img class="mb-strip" alt="Pictures of the game above their reconstructions" src="{_png(strip)}">')
+        parts.append(f'<img class="mb-strip" alt="Pictures of the game above their reconstructions" src="{png_uri(strip)}">')
     if tokenizers.sound is not None and batch.audio.numel():
         config, lengths = tokenizers.logmel, batch.audio_length[sequence]
         sound = batch.audio[sequence, :, : int(lengths.sum())]
@@ -285,7 +285,7 @@ def film_player(
     for name in heard or [""]:
         file = io.BytesIO()
         write_media(file, pictures, stamps, heard.get(name), sample_rate, kind="webm", scale=scale)
-        files[name] = _uri("video/webm", file.getvalue())
+        files[name] = data_uri("video/webm", file.getvalue())
     first = next(reversed(files))  # the dream's sound, as a rule
     escaped = {name: html.escape(name, quote=True) for name in films}
     heads = "".join(

@@ -58,11 +58,8 @@ def play_episode(
     row: dict[str, Any] = {"return": total, "length": length, "terminated": ended, "truncated": not ended}
     row |= {f"terms/{name}": value for name, value in terms.items()}
     row |= {f"probes/{name}": value for name, value in info["probes"].items()}
-    state = getattr(game.unwrapped, "_profile_state", None)
-    if state is not None:
-        reached = state.milestones_reached
-        row |= {f"milestones/{name}": float(reached.get(name, np.nan)) for name in state.profile.milestones}
-    return row
+    reached: dict[str, int | None] = getattr(game.unwrapped, "milestones", {})
+    return row | {f"milestones/{name}": np.nan if step is None else float(step) for name, step in reached.items()}
 
 # %% ../../nbs/measure/81_evaluation.ipynb #81-evaluation-010
 _here = threading.local()  # the game and the policy of this thread, or of this process

@@ -394,6 +394,12 @@ class Game(gym.Env[dict[str, np.ndarray], Any]):
             self._over = "the episode is over"
         return self._see(audio), sum(terms.values()), terminated, truncated, self._info(probes, terms, action)
 
+    @property
+    def milestones(self) -> dict[str, int | None]:  # `{}` without a profile
+        "By name, the step of this episode at which each milestone of the profile was first reached; `None`: not yet"
+        reached = self._profile_state.milestones_reached if self._profile_state else {}
+        return {name: reached.get(name) for name in (self.profile.milestones if self.profile else ())}
+
     def render(self) -> np.ndarray | None:  # (height, width, 3) uint8, the machine's own size
         "The picture in the machine's own size"
         return Shrink(self.machine.image_shape, None)(self.machine.picture())
