@@ -114,6 +114,7 @@ def test_what_follows_an_end_has_no_weight_in_the_losses():
     assert losses["critic"].shape == losses["actor"].shape == (2, 5)
     assert losses["critic"][0, 3:].eq(0).all() and losses["critic"][1].eq(0).all() and losses["critic"][0, :2].gt(0).all()
     assert set(watched) >= {"return", "entropy", "scale"}
+    assert all(number.shape == () and not number.requires_grad for number in watched.values())
 
 
 def test_decisions_are_matched_with_the_rows_they_were_taken_at():

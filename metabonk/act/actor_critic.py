@@ -50,7 +50,7 @@ def actor_critic_losses(
     continuation: Float[Tensor, "batch rows"],  # weight of what comes after each row, discount included
     scale: ReturnScale,  # range of returns; this batch is taken into it first
     config: ActorCriticConfig,  # constants
-) -> tuple[dict[str, Float[Tensor, "batch steps"]], dict[str, Tensor]]:  # losses of rows 0 to T - 1; what to watch
+) -> tuple[dict[str, Float[Tensor, "batch steps"]], dict[str, Float[Tensor, ""]]]:  # losses of rows 0 to T - 1; means to watch
     "The published losses of actor and critic"
     v = value.mean.detach()
     returns = lambda_returns(reward, v, continuation, config.lambda_)
@@ -105,7 +105,7 @@ class ActorCritic(nn.Module):
     def losses(
         self,
         dream: Imagined,  # futures, as `imagine` gives them
-    ) -> tuple[dict[str, Float[Tensor, "batch steps"]], dict[str, Tensor]]:  # "actor" and "critic"; what to watch
+    ) -> tuple[dict[str, Float[Tensor, "batch steps"]], dict[str, Float[Tensor, ""]]]:  # "actor" and "critic"; means to watch
         "What the actor and the critic have to learn from imagined futures"
         decided = dream.action.roll(-1, dims=1)  # (B, rows, A): what was decided at each row; the last is not used
         with torch.no_grad():
