@@ -80,6 +80,30 @@ def test_cached_and_whole_passes_agree_at_any_length(changes, pieces):
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-5, rtol=0)
 
 
+def test_the_past_after_every_frame_is_that_of_reading_frame_by_frame():
+    model = build(context=3)
+    x, first = video(2, 9, model), torch.zeros(2, 9, dtype=torch.bool)
+    first[1, 4] = True
+    _, cache = model.read(x[:, :2], model.new_cache(2), first[:, :2])
+    _, every = model.read(x[:, 2:], cache, first[:, 2:], every=True)
+    assert len(every["frames"]) == 14
+    follow = video(2, 1, model, 3)
+    for t in range(2, 9):
+        _, cache = model.read(x[:, t : t + 1], cache, first[:, t : t + 1])
+        mine = pick_states(every, [t - 2, 7 + t - 2])
+        assert mine["frames"].equal(cache["frames"]) and mine["start"].equal(cache["start"])
+        torch.testing.assert_close(model.read(follow, mine)[0], model.read(follow, cache)[0], atol=1e-5, rtol=0)
+
+
+def test_without_time_there_is_nothing_to_remember():
+    model = build(time_every=0)
+    x = video(2, 4, model)
+    y, every = model.read(x, model.new_cache(2), every=True)
+    assert every["keys"].numel() == 0 and every["frames"].tolist() == [1, 2, 3, 4] * 2
+    with torch.no_grad():
+        torch.testing.assert_close(y, model(x))
+
+
 def test_memory_is_constant_however_long_the_dream():
     model = build(context=4)
     cache = model.new_cache(1)

@@ -219,25 +219,22 @@ class Transformer(nn.Module):
         x: Float[Tensor, "batch time tokens width"],  # the next frames
         cache: State,  # what came before; not changed
         first: Bool[Tensor, "batch time"] | None = None,  # where an episode begins
-    ) -> tuple[Float[Tensor, "batch time tokens width"], State]:  # as `forward` over everything would give; the longer past
+        every: bool = False,  # whether the past after every frame is wanted, not only after the last
+    ) -> tuple[Float[Tensor, "batch time tokens width"], State]:  # as `forward` over all; the longer past, or (B * time) of them
         "Go on with a sequence, and remember; without gradients"
         self.check(cache)
-        T, ring = x.shape[1], self.config.context + 1
+        T = x.shape[1]
         numbers = cache["frames"][:, None] + torch.arange(T, device=x.device)  # (B, T)
         firsts = torch.zeros_like(numbers, dtype=torch.bool) if first is None else first
         starts = episode_starts(firsts, cache["start"], cache["frames"])
-        longer = {**cache, "frames": cache["frames"] + T, "start": starts[:, -1]}
-        longer |= {name: cache[name].clone() for name in ("keys", "values")}
         if T == 1:
+            longer = {**cache, "frames": cache["frames"] + 1, "start": starts[:, 0]}
+            longer |= {name: cache[name].clone() for name in ("keys", "values")}
             return self._run(x, self._look_into(longer, numbers[:, 0], starts[:, 0])), longer
         kept: list[tuple[Tensor, Tensor]] = []
         fresh = not bool(cache["frames"].any())
         y = self._run(x, self._look_back(x, first, kept) if fresh else self._look_on(cache, numbers, starts, kept))
-        rows, places = torch.arange(len(x), device=x.device)[:, None], numbers[:, -ring:] % ring
-        for i, (keys, values) in enumerate(kept):
-            longer["keys"][:, i][rows, :, places] = keys[:, :, -ring:].transpose(1, 2)
-            longer["values"][:, i][rows, :, places] = values[:, :, -ring:].transpose(1, 2)
-        return y, longer
+        return y, self._remember(cache, kept, *(t if every else t[:, -1:] for t in (numbers, starts)))
 
     @torch.no_grad()
     def glance(
@@ -270,6 +267,18 @@ class Transformer(nn.Module):
         if found != wanted:
             raise UsageError(f"this cache is of another model: (time layers, tokens * kv_heads, context + 1, size) is {found}, "
                              f"this transformer has {wanted}; begin with its own `new_cache`")
+
+    def _remember(self, cache: State, kept: list[tuple[Tensor, Tensor]], numbers: Tensor, starts: Tensor) -> State:
+        "The ring after each of some frames (B, n), out of the ring before and what came since: (B * n, ...)"
+        ring, before, frame = self.config.context + 1, cache["frames"][:, None, None], numbers[..., None]
+        held = frame - (frame - torch.arange(ring, device=frame.device)) % ring  # (B, n, ring): which frame lies at each place
+        index = torch.where(held < before, held % ring, ring + held - before)
+        rows, longer = torch.arange(len(index), device=frame.device)[:, None, None], {}
+        for i, name in enumerate(("keys", "values")):
+            layers = [torch.cat([cache[name][:, at], new[i]], 2)[rows, :, index] for at, new in enumerate(kept)]
+            after = torch.stack(layers, 2) if kept else cache[name].transpose(2, 3)[:, None].expand(-1, index.shape[1], *[-1] * 4)
+            longer[name] = after.flatten(0, 1).transpose(2, 3)  # (B * n, layers, S * kv_heads, ring, size)
+        return {**longer, "frames": numbers.flatten() + 1, "start": starts.flatten()}
 
     def _run(self, x: Tensor, look_in_time: Callable[[int], Callable[[Attention, Tensor], Tensor]]) -> Tensor:
         if x.shape[2] != self.layout.tokens:
