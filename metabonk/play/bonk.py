@@ -9,7 +9,7 @@ __all__ = ['ROM', 'SYMBOLS', 'Symbol', 'symbols', 'BonkSettings', 'start']
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import metabonk
 from ..core.config import Config
@@ -72,6 +72,11 @@ class BonkSettings(Config):
     opponents: int = 1  # 0 no opponents (bosses stay), 1 as the map says
     hp: int = 6  # hit points at the start, and at most
     effects: int = 1  # 0 silences all effects, 1 plays them
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "dark": {"darkness": 2, "chargers": 0, "opponents": 0, "start_screen": 8},  # coins that can only be heard
+        "danger": {"darkness": 2, "chargers": 2, "start_screen": 8},  # and what is heard before it hurts
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -483,10 +483,13 @@ class Entry:
     example: str  # a name for `make_game`
     about: str  # in a few words
     takes: str = ""  # what stands after the colon; "" if nothing does
+    worlds: bool = False  # whether that is a preset of the machine's settings, and may be left out
 
 
 machines: dict[str, Entry] = {
-    "bonk": Entry("metabonk.play.gameboy", "Bonk", "pyboy", "pip install pyboy", "bonk", "our own game, made for hearing"),
+    "bonk": Entry(
+        "metabonk.play.gameboy", "Bonk", "pyboy", "pip install pyboy", "bonk", "our own game, made for hearing", "WORLD", True
+    ),
     "gameboy": Entry(
         "metabonk.play.gameboy", "GameBoy", "pyboy", "pip install pyboy", "gameboy:game.gb", "any Game Boy cartridge", "PATH"
     ),
@@ -518,18 +521,22 @@ def _machine_class(kind: str) -> type[Machine]:
 
 
 def make_game(
-    name: str,  # "bonk", "gameboy:PATH.gb", "atari:ms_pacman", "doom:defend_the_center", "gym:ENV_ID", "minatar:breakout"
+    name: str,  # "bonk", "bonk:dark", "gameboy:PATH.gb", "atari:ms_pacman", "doom:deathmatch", "gym:ENV_ID", "minatar:breakout"
     render_mode: str | None = None,  # None or "rgb_array"
     **config: Any,  # fields of `GameConfig`, and the machine's own settings
 ) -> Game:  # ready for `reset`
     "The game of that name; `UsageError` names the nearest game or setting if there is none"
     kind, _, what = name.partition(":")
     cls = _machine_class(kind)
-    if bool(what) != bool(machines[kind].takes):
-        raise UsageError(f"game {name!r}: write {kind + ':' + machines[kind].takes if machines[kind].takes else kind!r}")
+    entry = machines[kind]
+    if bool(what) != bool(entry.takes) and not (entry.worlds and not what):
+        raise UsageError(f"game {name!r}: write {kind + ':' + entry.takes if entry.takes else kind!r}")
+    worlds = cls.settings_class.presets if entry.worlds else {}
+    if entry.worlds and what and what not in worlds:
+        raise unknown(f"world of {kind}", what, worlds)
     fields = [f.name for f in dataclasses.fields(GameConfig)]
     own = [f.name for f in dataclasses.fields(cls.settings_class)]
-    settings = {**config.pop("settings", {}), **{k: v for k, v in config.items() if k not in fields}}
+    settings = {**worlds.get(what, {}), **config.pop("settings", {}), **{k: v for k, v in config.items() if k not in fields}}
     for setting in settings:
         if setting not in own:
             raise unknown(f"setting of {kind}", setting, fields + own)
