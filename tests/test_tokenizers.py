@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from metabonk.core.errors import UsageError
-from metabonk.sense.picture import PictureConfig, PictureTokenizer
+from metabonk.sense.picture import PictureConfig, PictureTokenizer, cells_along
 from metabonk.sense.quantizer import CodeMeans, Quantizer, nearest, perplexity, spread, usage
 from metabonk.sense.sound import SoundConfig, SoundTokenizer
 
@@ -254,8 +254,22 @@ def test_the_anchor_keeps_things_apart() -> None:
     assert kept[4.0] > 0.93 and kept[0.0] < 0.9
 
 
+@pytest.mark.parametrize(("side", "cells"), [(64, 8), (144, 16), (210, 15), (160, 16), (45, 5), (10, 5), (84, 12), (320, 16)])
+def test_any_usual_side_is_cut_into_small_cells(side: int, cells: int) -> None:
+    assert cells_along(side) == cells
+    assert PictureConfig(size=(side, 64)).grid == (cells, 8) and PictureConfig(size=(side, 64), grid=(0, 4)).grid == (cells, 4)
+
+
+def test_a_grid_that_was_found_is_kept_in_the_description() -> None:
+    config = PictureConfig(size=(45, 20))
+    assert config.to_dict()["grid"] == [5, 4] and PictureConfig.from_dict(config.to_dict()) == config
+    assert PictureConfig().fingerprint() == PictureConfig(grid=(8, 8)).fingerprint()
+    tokens = PictureTokenizer(config.change(width=16, codes=8)).encode(torch.zeros(2, 45, 20, 3, dtype=torch.uint8))
+    assert tokens.shape == (2, 20)
+
+
 def test_what_does_not_fit_is_told() -> None:
-    for cut in ({"size": (64, 60)}, {"grid": (0, 8)}):
+    for cut in ({"size": (64, 60), "grid": (8, 8)}, {"size": (64, 61)}, {"size": (0, 64)}, {"grid": (-1, 8)}):
         with pytest.raises(UsageError, match="grid"):
             PictureConfig.from_dict(cut)
     for wrong in ({"tokens": 6}, {"tokens": 12, "bands": 32}, {"tokens": 0}, {"tokens": 2}):

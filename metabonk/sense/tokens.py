@@ -750,8 +750,7 @@ def train_tokenizers(
     schema, seeds = store.schema, spawn_seeds(seed, 4)
     eyes = ears = None
     if see:
-        size = tuple(schema.image_shape[:2])
-        picture = picture or PictureConfig.preset("tiny", size=size, grid=tuple(map(_cells, size)))
+        picture = picture or PictureConfig.preset("tiny", size=tuple(schema.image_shape[:2]))
         seed_everything(seeds[0])
         eyes = PictureTokenizer(picture)
     if hear:
@@ -770,9 +769,3 @@ def train_tokenizers(
     tokenizers = Tokenizers(eyes, ears, logmel if hear else None, schema.game).cpu()
     tokenizers.save(folder)
     return tokenizers
-
-
-def _cells(side: int) -> int:
-    "How many cells to cut a side of so many pixels into: of about 8 pixels, but not too many"
-    divisors = [count for count in range(1, side + 1) if side % count == 0]
-    return min(divisors, key=lambda count: abs(count - min(16, side / 8)))
