@@ -33,7 +33,7 @@ class DreamConfig(Config):
     replay: float = 0.3  # weight of what the critic learns from the recorded rows; 0 for nothing
     discount: float = 1 - 1 / 333  # γ of the recorded rows; that of imagined ones is in the model's continuation
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {"starts": 256}, "small": {}, "paper": {}}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {"starts": 128}, "small": {}, "paper": {}}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -37,7 +37,7 @@ class RecurrentModel(WorldModel):
         decoders: Mapping[str, Any],  # "image", "audio" or other names to modules with `loss` and `decode`
         action_size: int,  # numbers in an action vector
         discrete: bool = True,  # whether recorded actions are whole numbers below `action_size`
-        scales: Mapping[str, float] | None = None,  # of single losses, where they differ from the published ones
+        scales: Mapping[str, float] | None = None,  # of single losses, where they differ from the published ones; "foresight"
     ):
         super().__init__()
         self.config, self.action_size, self.discrete = config, action_size, discrete
@@ -76,10 +76,20 @@ class RecurrentModel(WorldModel):
         losses["continue"] = bernoulli_loss(self.continue_head(features)[..., 0], goes_on)
         for name in self.decoders:
             losses[name] = self._decoder(name).loss(features, batch)
+        if "foresight" in self.scales:
+            losses["foresight"] = self._foresight(batch, states)
         assert losses.keys() == self.scales.keys(), f"losses {sorted(losses)} and scales {sorted(self.scales)} differ"
         for name, loss in losses.items():
             assert loss.shape == batch.first.shape, f"loss {name} has shape {tuple(loss.shape)}, not one entry a row"
         return losses, states
+
+    def _foresight(self, batch: Any, states: State) -> Tensor:
+        deter, latents = states["deter"], self.rssm.latents
+        guess = latents.sample(self.rssm.prior(deter), latents.noise(tuple(deter.shape[:-1]), deter))
+        features = self.rssm.features({"deter": deter, "stoch": guess})
+        reward = TwoHot(self.reward_head(features)).loss(batch.reward.to(features.dtype))
+        seen = [self.scales[name] * self._decoder(name).loss(features, batch) for name in self.decoders]
+        return torch.stack([self.scales["reward"] * reward, *seen]).sum(0)
 
     def total(
         self,

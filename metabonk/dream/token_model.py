@@ -44,9 +44,10 @@ class TokenModelConfig(Config):
     units: int = 256  # width of the heads that predict tokens
     picture_dropout: float = 0.2  # share of training sequences in which the picture is hidden
     reward_scale: float = 1.0  # weight of the reward's loss
+    foresight: float = 0.0  # weight of what the prior alone says of each row (`RecurrentModel`); 0 as published
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny": {"size": "play", "embed": 256, "units": 128},
+        "tiny": {"size": "play", "embed": 256, "units": 128, "foresight": 0.5},
         "small": {},
         "paper": {"size": "50M", "embed": 1024, "units": 512},
     }
@@ -83,8 +84,9 @@ class TokenModel(RecurrentModel):
         rssm = RSSMConfig.preset(config.size, kind=config.latents)
         encoder = TokenEncoder(sizes, config.embed, config.fusion, config.width, self._hidden(config, sizes))
         features = rssm.deter + rssm.latents * (1 if config.latents == "gaussian" else rssm.classes)
+        scales = {"reward": config.reward_scale, **({"foresight": config.foresight} if config.foresight else {})}
         heads = {name: TokenHead(name, features, *size, config.units, config.width) for name, size in sizes.items()}
-        super().__init__(rssm, encoder, config.embed, heads, action_size, discrete, {"reward": config.reward_scale})
+        super().__init__(rssm, encoder, config.embed, heads, action_size, discrete, scales)
         self.token_config, self.game, self.tokenizers = config, game or tokenizers.game, tokenizers
         self.step_samples = step_samples
 
