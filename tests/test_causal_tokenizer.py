@@ -1,0 +1,237 @@
+"""The causal tokenizer: cutting, hiding, frame by frame as at once, clips out of stores, and what it says to bad input."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from metabonk.core.errors import UsageError
+from metabonk.dream.causal_tokenizer import (
+    CausalTokenizer,
+    CausalTokenizerConfig,
+    CausalTokenizerLearner,
+    Clip,
+    ClipData,
+    bouncing_ball,
+    structure_loss,
+)
+from metabonk.record.experience import Schema, Step
+from metabonk.record.sampling import SequenceConfig
+from metabonk.record.store import Store
+from metabonk.sense.logmel import LogMel, LogMelConfig
+
+torch.set_num_threads(1)
+SMALL = {"size": (8, 8), "patch": 4, "channels": 1, "frames": 2, "bands": 4, "sound_patch": (2, 2), "latents": 2, "bottleneck": 3,
+         "width": 16, "layers": 2, "heads": 2, "time_every": 2, "context": 3}  # fmt: skip
+
+
+def build(perceptual=None, **changes) -> CausalTokenizer:
+    torch.manual_seed(0)
+    return CausalTokenizer(CausalTokenizerConfig(**{**SMALL, **changes}), perceptual)
+
+
+def clip(batch: int = 2, time: int = 5, **changes) -> Clip:
+    """Noise of the shapes that a tokenizer takes."""
+    torch.manual_seed(1)
+    c = CausalTokenizerConfig(**{**SMALL, **changes})
+    image = torch.randint(256, (batch, time, *c.size, 3), dtype=torch.uint8) if c.size else None
+    audio = -4 * torch.rand(batch, time, c.channels, c.frames, c.bands) if c.channels else None
+    first = torch.zeros(batch, time, dtype=torch.bool)
+    first[:, 0] = True
+    return Clip(image, audio, first=first)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 6), (1, 13)])
+def test_pictures_of_any_size_are_padded_with_black_and_cropped_back(size):
+    model, rows = build(size=size), clip(size=size)
+    patches = model.patches(rows)
+    height, width = (-(-side // 4) * 4 for side in size)
+    assert patches["image"].shape[2:] == (height * width // 16, 48)
+    again = model.look(patches)
+    assert again["image"].equal(rows.image)
+    torch.testing.assert_close(again["audio"], rows.audio, atol=1e-5, rtol=0)
+    whole = torch.zeros(2, 5, height, width, 3, dtype=torch.uint8)
+    whole[:, :, : size[0], : size[1]] = rows.image
+    assert build(size=(height, width)).patches(Clip(whole, rows.audio))["image"].equal(patches["image"])
+
+
+def test_silence_is_as_dark_as_black_and_a_power_of_one_as_bright_as_white():
+    model = build()
+    levels = torch.stack([torch.full((1, 2, 4), level) for level in (math.log10(1e-4), 0.0)])[None]
+    patches = model.patches(Clip(torch.zeros(1, 2, 8, 8, 3, dtype=torch.uint8), levels))["audio"]
+    assert patches[0, 0].eq(-0.5).all() and patches[0, 1].eq(0.5).all()
+
+
+def test_one_sense_alone():
+    for changes in ({"size": None}, {"channels": 0}):
+        model, rows = build(**changes), clip(**changes)
+        z = model.encode(rows)
+        assert z.shape == (2, 5, 2, 3) and set(model.look(model.decode(z))) == {"audio" if changes == {"size": None} else "image"}
+    with pytest.raises(UsageError, match="eyes or ears"):
+        build(size=None, channels=0)
+
+
+def test_patches_are_hidden_while_learning_and_never_else():
+    model, rows = build(size=(32, 32), hidden_share=0.8), clip(40, 5, size=(32, 32))
+    patches = model.patches(rows)
+    bare = model.eval().tokens(patches)
+    assert model.tokens(patches).equal(bare)
+    hidden = (model.train().tokens(patches) != bare).any(-1)[:, :, : 64]  # of the picture
+    shares = hidden.float().mean(-1)
+    assert 0.3 < shares.mean() < 0.5 and shares.max() > 0.6 and shares.min() < 0.2
+    assert shares.std(1).mean() > 0.1  # drawn anew for every frame
+
+
+def test_what_is_hidden_is_not_seen():
+    model, rows = build(), clip()
+    torch.manual_seed(3)
+    before = model.train().tokens(model.patches(rows))
+    torch.manual_seed(3)
+    after = model.tokens(model.patches(rows.map(lambda x: x if x.dtype == torch.bool else x * 0)))
+    hidden = (before - model.eval().tokens(model.patches(rows))).abs().amax(-1) > 0
+    assert hidden.any() and before[hidden].equal(after[hidden])
+
+
+def test_learned_vectors_begin_with_gradients_of_ordinary_size():
+    "Negative control: with vectors of zeros in their place, a normalisation makes gradients huge."
+    model = build(hidden_share=0.9)
+    sum(loss.mean() for loss in model.losses(clip()).values()).backward()
+    usual = max(float(p.grad.norm()) for p in model.parameters() if p.grad is not None)
+    learned = (*model.hidden.values(), model.latent, model.given, *model.asking.values())
+    assert all(float(vector.norm()) > 0.1 for vector in learned)
+    assert usual < 1e3
+
+
+@pytest.mark.parametrize("decoder_time", [True, False])
+def test_frame_by_frame_as_at_once(decoder_time):
+    model, rows = build(decoder_time=decoder_time).eval(), clip(2, 9)
+    rows.first[1, 4] = True
+    with torch.no_grad():
+        z = model.encode(rows)
+        whole = model.decode(z, rows.first)
+    past, before, codes, seen = model.encoder.new_cache(2), model.decoder.new_cache(2), [], []
+    for t in range(9):
+        code, past = model.encode_next(rows.map(lambda x, t=t: x[:, t : t + 1]), past)
+        patches, before = model.decode_next(code, before, rows.first[:, t : t + 1])
+        codes.append(code)
+        seen.append(patches)
+    torch.testing.assert_close(torch.cat(codes, 1), z, atol=1e-5, rtol=0)
+    for name in whole:
+        torch.testing.assert_close(torch.cat([patches[name] for patches in seen], 1), whole[name], atol=1e-5, rtol=0)
+
+
+def test_codes_know_the_past_of_their_episode_and_nothing_of_the_future():
+    model, rows = build(layers=4).eval(), clip(1, 6)
+    rows.first[0, 3] = True
+    z = model.encode(rows)
+    for changed, same in ((5, [0, 1, 2, 3, 4]), (0, [3, 4, 5]), (3, [0, 1, 2])):
+        other = rows.map(lambda x: x.clone())
+        other.image[0, changed] = 255 - other.image[0, changed]
+        moved = (model.encode(other) - z).abs().amax((0, 2, 3)) > 1e-6
+        assert moved[changed] and not moved[same].any()
+    assert z.abs().max() < 1
+
+
+def test_losses_have_one_entry_a_frame_and_the_size_of_one():
+    model, rows = build(), clip()
+    for _ in range(5):
+        losses = model.losses(rows)
+    assert losses.keys() == model.scales.keys() == {"image", "audio", "structure"}
+    assert all(loss.shape == (2, 5) and 0.5 < loss.mean() < 2 for loss in losses.values())
+    assert model.scales["structure"] == 0.2
+
+
+def test_the_perceptual_term_is_the_users_and_takes_the_place_of_structure():
+    asked = []
+
+    def perceptual(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        asked.append((a.shape, float(b.min()), float(b.max())))
+        return (a - b).abs().mean((1, 2, 3))
+
+    model = build(perceptual)
+    assert model.losses(clip()).keys() == model.scales.keys() == {"image", "audio", "perceptual"}
+    (shape, low, high) = asked[0]
+    assert shape == (10, 3, 8, 8) and -1 <= low < -0.9 and 0.9 < high <= 1
+
+
+def test_structure_is_about_edges():
+    x = torch.rand(2, 8, 8, 3)
+    assert structure_loss(x + 0.3, x).max() < 1e-10
+    assert structure_loss(x.flip(1), x).min() > 0.01
+    assert structure_loss(torch.rand(2, 1, 1, 3), torch.rand(2, 1, 1, 3)).shape == (2,)
+
+
+def test_what_is_usual_comes_out_before_anything_is_learned():
+    model, rows = build(), clip(8, 5)
+    model.start_from(rows)
+    patches = model.patches(rows)
+    spread = patches["image"] - patches["image"].mean((0, 1))
+    with torch.no_grad():
+        off = model.eval().decode(model.encode(rows))["image"] - patches["image"].mean((0, 1))
+    assert off.square().mean() < 0.2 * spread.square().mean()
+
+
+def test_it_learns():
+    "The same few frames, again and again: sent through the code they come back better than their mean."
+    torch.manual_seed(0)
+    rows = bouncing_ball(2, 3, size=8, bands=4, generator=torch.Generator().manual_seed(0))
+    learner = CausalTokenizerLearner(build(width=32, layers=3, time_every=3, hidden_share=0.0))
+    learner.tokenizer.start_from(rows)
+    model, adam = learner.tokenizer, torch.optim.AdamW(learner.parameters(), lr=5e-3)
+    for _ in range(60):
+        total = sum(learner.scales[name] * loss.mean() for name, loss in learner.losses(rows).items())
+        adam.zero_grad()
+        total.backward()
+        adam.step()
+    with torch.no_grad():
+        patches, restored = model.eval().patches(rows), model.decode(model.encode(rows), rows.first)
+    off = (restored["image"] - patches["image"]).square().mean()
+    assert off < 0.7 * (patches["image"] - patches["image"].mean((0, 1))).square().mean()
+
+
+def test_the_ball_bonks_when_it_says_so():
+    rows = bouncing_ball(8, 30, generator=torch.Generator().manual_seed(2))
+    loud = rows.audio.amax((2, 3, 4)) > -3.9
+    assert loud.equal(rows.reward > 0) and 10 < rows.reward.sum() < 120
+    assert rows.first[:, 0].all() and not rows.first[:, 1:].any() and rows.action[:, 0].eq(0).all()
+    assert len(rows) == 8 and rows.shape == (8, 30)
+
+
+SCHEMA = Schema(game="test", image_shape=(8, 8, 3), channels=1, sample_rate=2000, clock_rate=60.0, action_count=5)
+LOGMEL = LogMelConfig(sample_rate=2000, n_fft=64, bands=4, frames_per_step=2, f_min=20.0)
+
+
+def test_clips_come_out_of_stores_with_their_sound(tmp_path: Path):
+    chance, store = np.random.default_rng(0), Store.create(tmp_path / "store", SCHEMA)
+    with store.writer(7) as writer:
+        for t in range(24):
+            sound = (chance.normal(size=(1, int(chance.integers(20, 40)))) * 9000).astype(np.int16)
+            image = np.full((8, 8, 3), t, np.uint8)
+            writer.add(Step(image, sound, np.array(t % 5), float(t), t % 12 == 11, False, t % 12 == 0, t, 0))
+    data = ClipData(store.path, LOGMEL, SequenceConfig(length=4, batch_size=3, batches_per_epoch=2))
+    data.prepare_data()
+    data.setup()
+    cache, ears = data.training_cache(), LogMel(LOGMEL)
+    for rows in data.train_dataloader():
+        assert isinstance(rows, Clip) and rows.shape == (3, 4) and rows.audio.shape == (3, 4, 1, 2, 4)
+        begin = rows.image[:, 0, 0, 0, 0].long()
+        assert rows.reward.equal(rows.image[..., 0, 0, 0].float()) and rows.action.equal(rows.image[..., 0, 0, 0].long() % 5)
+        for row, start in enumerate(begin.tolist()):
+            episode = start // 12 * 12  # heard from its beginning
+            lengths = torch.from_numpy(np.array(cache.table["audio_length"][episode : start + 4])).long()
+            first = int(cache.table["sound"][episode])
+            sound = torch.from_numpy(np.array(cache.sound[0][first : first + int(lengths.sum())]))[None]
+            torch.testing.assert_close(rows.audio[row], ears(sound, lengths)[-4:])
+        build().losses(rows)
+
+
+def test_bad_input_says_so():
+    model = build()
+    with pytest.raises(UsageError, match="record the game with that size"):
+        model.encode(clip(size=(4, 8)))
+    with pytest.raises(UsageError, match="takes audio"):
+        model.encode(Clip(clip().image))
+    with pytest.raises(UsageError, match="hidden_share"):
+        build(hidden_share=1.0)
