@@ -11,6 +11,7 @@ import pytest
 
 from metabonk.act.agent import Agent
 from metabonk.dream.token_model import TokenModel
+from metabonk.pipeline.execute import execute
 from metabonk.record.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -55,13 +56,26 @@ def what_runs_again(run: Path) -> None:
     done = metabonk("--run", str(run), "--dry-run")
     assert done.returncode == 0 and not [line for line in done.stdout.splitlines() if line.startswith("run  ")], done.stdout
     changed = metabonk("--run", str(run), "--dry-run", **{"dream.steps": 4}).stdout
-    again = {line.split()[1] for line in changed.splitlines() if line.startswith("run  ")}
-    assert again == {"dream", "play", "report"}, changed
+    again = [line.split()[1] for line in changed.splitlines() if line.startswith("run  ")]
+    assert again[0] == "dream" and {"dream", "play", "report"} <= set(again), changed
+    assert set(again).isdisjoint({"record", "look", "tokenise", "model"}), changed
+
+
+def what_is_heard(run: Path) -> None:
+    """The listen stage measures every part on Bonk, even where the model has learned next to nothing."""
+    few = {"run": str(run), "moments_each": 6, "decoy_steps": 400, "decoys": 64}
+    execute(ROOT / "nbs/stages/listen.ipynb", parameters=few)
+    found = pd.read_csv(run / "stages/listen/listening.csv", index_col="part")["what was found"]
+    assert list(found.index) == ["attribution", "exchange", "codes", "decoys"]
+    assert not found.str.startswith("left out").any(), found.to_dict()
+    exchanged = pd.read_csv(run / "stages/listen/exchange.csv", index_col=["kind", "sound"])
+    assert exchanged.loc[("ding", "its own"), "change"] == 0 and ("music", "from ding") in exchanged.index
+    assert len(pd.read_csv(run / "stages/listen/decoys.csv")) == 2
 
 
 @pytest.mark.timeout(1200)
 def test_the_main_pipeline_from_nothing_to_its_report(tmp_path):
     done = metabonk("--run", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr[-3000:]
-    for check in (what_is_left, what_is_shown, what_runs_again):
+    for check in (what_is_left, what_is_shown, what_runs_again, what_is_heard):
         check(tmp_path / "run")
