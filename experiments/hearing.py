@@ -8,6 +8,7 @@ Runs of the same seed share the recording of random play and the tokenizers; eve
 import argparse
 import csv
 import dataclasses
+import math
 import shutil
 import time
 from pathlib import Path
@@ -26,13 +27,17 @@ from metabonk.core.training import TrainConfig, fit
 from metabonk.dream.token_model import TokenModel, TokenModelConfig, WorldModelLearner
 from metabonk.measure.evaluation import evaluate
 from metabonk.measure.statistics import ratio_interval, score_table
+from metabonk.record.cache import Cache
 from metabonk.record.recorder import record
 from metabonk.record.sampling import SequenceConfig
 from metabonk.record.store import Store
+from metabonk.sense.logmel import LogMelConfig
+from metabonk.sense.picture import PictureConfig
+from metabonk.sense.sound import SoundConfig
 from metabonk.sense.tokens import Senses, TokenBatch, TokenCache, TokenData, Tokenizers, train_tokenizers
 
 ARMS = {"both senses": "both", "pictures only": "picture", "sound only": "sound", "sound shuffled in time": "both"}
-WORLD = {"chargers": 2, "darkness": 2, "start_screen": 8}
+WORLD = "bonk:danger"
 RESULTS = Path(__file__).parent / "results" / "hearing.csv"
 
 
@@ -71,18 +76,24 @@ class ShuffledSenses(Senses):
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
     """Of every game here."""
-    return {"max_steps": options.episode_steps, "ticks_per_step": options.ticks, "settings": WORLD}
+    return {"max_steps": options.episode_steps, "ticks_per_step": options.ticks}
 
 
 def prepare(folder: Path, seed: int, options: argparse.Namespace) -> Tokenizers:
     """The recording of random play and its tokenizers, shared by the arms of a seed."""
     if not (folder / "ready").exists():
         shutil.rmtree(folder, ignore_errors=True)
-        record("bonk", folder / "store", "random", options.steps, seed=seed, settings=settings(options))
+        record(WORLD, folder / "store", "random", options.steps, seed=seed, settings=settings(options))
         training = TrainConfig(steps=options.picture_steps, lr=2e-3, warmup=50, seed=seed)
         sound = training.change(steps=options.sound_steps)
-        train_tokenizers(folder / "store", folder / "tokenizers", training=training, sound_training=sound, seed=seed)
-        TokenCache.build(folder / "store", Tokenizers.load(folder / "tokenizers"))
+        store = Store.open(folder / "store")
+        samples = Cache.build(store).samples / len(store)  # of a step
+        logmel = LogMelConfig.preset("tiny", sample_rate=store.schema.sample_rate)
+        logmel = logmel.change(n_fft=2 ** math.ceil(math.log2(samples / logmel.frames_per_step)))
+        ears = SoundConfig.preset("tiny", channels=store.schema.channels, tokens=8, codes=128)
+        eyes = PictureConfig.preset("tiny", codes=64)
+        train_tokenizers(store, folder / "tokenizers", eyes, ears, logmel, training, sound, seed=seed)
+        TokenCache.build(store, Tokenizers.load(folder / "tokenizers"))
         (folder / "ready").touch()
     return Tokenizers.load(folder / "tokenizers")
 
@@ -123,13 +134,13 @@ def train(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         policy.change(steps=options.round_dream_steps), dreams,
     )
     tuning = FineTuneConfig(rounds=options.rounds, steps=options.round_steps, episodes=10, seed=seed)
-    rounds = FineTune(Agent(model, actor_critic, senses), "bonk", folder / "store", folder / "rounds", update, tuning,
+    rounds = FineTune(Agent(model, actor_critic, senses), WORLD, folder / "store", folder / "rounds", update, tuning,
                       settings(options))
     rounds.run()
     best = Agent.load(rounds.best_agent, TokenModel.load, senses=senses)
     fresh = spawn_seeds(1_000 + seed, 1)[0]
-    played = play_episodes(best, "bonk", options.episodes, fresh, 10, settings(options))
-    chance = evaluate("bonk", "random", options.episodes, fresh, settings(options))
+    played = play_episodes(best, WORLD, options.episodes, fresh, 10, settings(options))
+    chance = evaluate(WORLD, "random", options.episodes, fresh, settings(options))
     if not options.keep:
         shutil.rmtree(folder)
     return {"arm": arm, "seed": seed, "score": played["return"].mean(), "random": chance["return"].mean(),
@@ -159,18 +170,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of a training run")
     parser.add_argument("--keep", action="store_true", help="keep the folders of training runs")
     parser.add_argument("--table", action="store_true", help="print the table and stop")
-    sizes = {"steps": 10_000, "ticks": 8, "episode-steps": 450, "picture-steps": 800, "sound-steps": 400, "model-steps": 3_000,
-             "dream-steps": 300, "rounds": 3, "round-steps": 2_000, "round-model-steps": 600, "round-dream-steps": 200,
+    sizes = {"steps": 12_000, "ticks": 12, "episode-steps": 300, "picture-steps": 250, "sound-steps": 400, "model-steps": 1_200,
+             "dream-steps": 250, "rounds": 3, "round-steps": 2_000, "round-model-steps": 250, "round-dream-steps": 200,
              "episodes": 20}  # fmt: skip
     for name, value in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--reward-scale", type=float, default=10.0)
-    parser.add_argument("--entropy", type=float, default=3e-3)
+    parser.add_argument("--entropy", type=float, default=1e-2)
+    parser.add_argument("--seeds", type=int, nargs="*", help="of the runs to make; all if not given")
     options = parser.parse_args()
     if not options.table:
         torch.set_num_threads(options.threads)
         RESULTS.parent.mkdir(exist_ok=True)
-        for seed in range(options.runs):
+        for seed in options.seeds or range(options.runs):
             for arm in options.arms:
                 done = pd.read_csv(RESULTS) if RESULTS.exists() else pd.DataFrame({"arm": [], "seed": []})
                 if ((done["arm"] == arm) & (done["seed"] == seed)).any():

@@ -302,7 +302,8 @@ def test_actions_that_are_none(action):
         ("bonk", {"music": 9}, "from 0 to 2"),
         ("bonk", {"ticks_per_step": 0}, "at least 1"),
         ("bonk", {"image_size": (64, 0)}, "image_size"),
-        ("bonk:x", {}, "write 'bonk'"),
+        ("bonk:drak", {}, "did you mean 'dark'"),
+        ("bonk:dark", {"musik": 1}, "did you mean 'music'"),
         ("gameboy", {}, "gameboy:PATH"),
         ("atari:ms_pakman", {}, "did you mean 'ms_pacman'"),
         ("atari:pong", {"sample_rate": 44_100}, "30720"),
@@ -513,3 +514,10 @@ def test_no_process_outlives_its_parent(sign, name, tmp_path):
     parent.stdout.close()
     parent.stderr.close()
     assert not left
+
+
+def test_a_world_is_a_name_for_settings_that_single_ones_override():
+    named, spelled = make_game("bonk:dark", hp=3), make_game("bonk", chargers=0, darkness=2, opponents=0, start_screen=8, hp=3)
+    seen = [game.reset(seed=5)[1]["probes"] for game in (named, spelled, make_game("bonk", hp=3))]
+    assert seen[0] == seen[1] != seen[2]
+    assert seen[0]["dark"] == 1 and seen[0]["hp"] == 3 and named.name == "bonk"

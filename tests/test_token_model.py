@@ -194,3 +194,24 @@ def test_gumbel_latents_cool_with_training(tmp_path):
     before = float(learner.model.rssm.latents.temperature)
     fit(learner, [rows()], tmp_path, TrainConfig(steps=3, warmup=0))
     assert float(learner.model.rssm.latents.temperature) < before
+
+
+def test_foresight_teaches_the_prior_what_will_be_seen():
+    """Without it the prior learns from the latents alone; with it, from the tokens and the reward of each row too."""
+    batch = rows()
+
+    def taught_by(model: TokenModel, loss: str) -> bool:
+        model.zero_grad()
+        model.losses(batch)[0][loss].sum().backward()
+        return any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.rssm.prior.parameters())
+
+    assert "foresight" not in build().losses(batch)[0]
+    model = build(foresight=0.5)
+    assert model.scales["foresight"] == 0.5
+    assert not taught_by(model, "image") and taught_by(model, "foresight")
+    torch.nn.init.normal_(model.reward_head[-1].bias)  # a head that expects something, so that it can be wrong
+    asked = []
+    for reward in (batch.reward, 5 * batch.reward):
+        torch.manual_seed(2)
+        asked.append(model.losses(TokenBatch(**{**vars(batch), "reward": reward}))[0]["foresight"].mean())
+    assert asked[0] != asked[1]  # the reward counts in it
