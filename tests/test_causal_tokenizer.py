@@ -57,6 +57,11 @@ def test_pictures_of_any_size_are_padded_with_black_and_cropped_back(size):
     assert build(size=(height, width)).patches(Clip(whole, rows.audio))["image"].equal(patches["image"])
 
 
+def test_padding_to_a_multiple_of_patches():
+    model, rows = build(size=(9, 6), multiple=2), clip(size=(9, 6))
+    assert model.config.grids["image"] == (4, 2) and model.look(model.patches(rows))["image"].equal(rows.image)
+
+
 def test_silence_is_as_dark_as_black_and_a_power_of_one_as_bright_as_white():
     model = build()
     levels = torch.stack([torch.full((1, 2, 4), level) for level in (math.log10(1e-4), 0.0)])[None]
@@ -100,7 +105,7 @@ def test_learned_vectors_begin_with_gradients_of_ordinary_size():
     sum(loss.mean() for loss in model.losses(clip()).values()).backward()
     usual = max(float(p.grad.norm()) for p in model.parameters() if p.grad is not None)
     learned = (*model.hidden.values(), model.latent, model.given, *model.asking.values())
-    assert all(float(vector.norm()) > 0.1 for vector in learned)
+    assert all(float(vector.detach().norm()) > 0.1 for vector in learned)
     assert usual < 1e3
 
 

@@ -131,6 +131,7 @@ class CausalTokenizerConfig(Config):
 
     size: tuple[int, int] | None = (64, 64)  # height and width of the pictures; `None` without eyes
     patch: int = 8  # height and width of a patch of the picture
+    multiple: int = 1  # the picture is padded to a multiple of so many patches
     channels: int = 0  # of the sound; 0 without ears
     frames: int = 4  # log-mel frames in a step
     bands: int = 32  # mel bands in a frame
@@ -153,7 +154,7 @@ class CausalTokenizerConfig(Config):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {},
         "small": {"latents": 32, "width": 256, "layers": 8, "heads": 8, "decoder_time": True, "context": 64},
-        "paper": {"size": (360, 640), "patch": 16, "latents": 512, "width": 1024, "layers": 16, "heads": 16,
+        "paper": {"size": (360, 640), "patch": 16, "multiple": 2, "latents": 512, "width": 1024, "layers": 16, "heads": 16,
                   "decoder_time": True, "context": 192, "checkpointing": True},
     }  # fmt: skip
 
@@ -167,7 +168,8 @@ class CausalTokenizerConfig(Config):
     @property
     def grids(self) -> dict[str, tuple[int, int]]:  # rows and columns of patches of "image" and "audio"
         "Patches of each sense, those at the edges padded"
-        image = {"image": tuple(-(-side // self.patch) for side in self.size)} if self.size else {}
+        whole = self.patch * self.multiple
+        image = {"image": tuple(-(-side // whole) * self.multiple for side in self.size)} if self.size else {}
         sides = zip((self.frames, self.bands), self.sound_patch, strict=True)
         return image | ({"audio": tuple(-(-side // part) for side, part in sides)} if self.channels else {})  # type: ignore[return-value]
 
@@ -216,8 +218,9 @@ class CausalTokenizer(nn.Module):
         self.encoder = Transformer(config.transformer(True), encoder_layout(config.grids, config.latents))
         self.decoder = Transformer(config.transformer(config.decoder_time), decoder_layout(config.grids, config.latents))
         sizes = {name: math.prod(config.patch_shapes[name]) for name in self.senses}
-        self.embed = nn.ModuleDict({name: nn.Linear(size, width) for name, size in sizes.items()})
-        self.restore = nn.ModuleDict({name: nn.Linear(width, size) for name, size in sizes.items()})
+        embed = {name: nn.Linear(size, width) for name, size in sizes.items()}
+        restore = {name: nn.Linear(width, size) for name, size in sizes.items()}
+        self.embed, self.restore = nn.ModuleDict(embed), nn.ModuleDict(restore)
         self.hidden = nn.ParameterDict({name: torch.empty(width) for name in self.senses})
         self.places = nn.ParameterDict({name: torch.empty(self.encoder.layout.sizes[name], width) for name in self.senses})
         self.asking = nn.ParameterDict({name: torch.empty(self.encoder.layout.sizes[name], width) for name in self.senses})
@@ -230,9 +233,9 @@ class CausalTokenizer(nn.Module):
         for vectors in (*self.hidden.values(), *self.places.values(), *self.asking.values(), self.latent, self.given):
             start_weights(vectors, 16)
         for name, size in sizes.items():
-            start_weights(self.embed[name].weight, size)
-            start_weights(self.restore[name].weight, width, 0.3)
-            nn.init.zeros_(self.restore[name].bias)
+            start_weights(embed[name].weight, size)
+            start_weights(restore[name].weight, width, 0.3)
+            nn.init.zeros_(restore[name].bias)
         self.rms = RunningRMS(self.terms, config.rms_decay, config.rms_floor)
         self.scales = {name: config.detail if name in ("perceptual", "structure") else 1.0 for name in self.terms}
 
