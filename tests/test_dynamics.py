@@ -1,0 +1,306 @@
+"""The dynamics: actions of every kind, what is learned from what, dreams as they were learned, and what it says to bad input."""
+
+import pytest
+import torch
+from metabonk.dream.dynamics import (
+    ActionEmbedding,
+    ActionSpec,
+    DynamicsConfig,
+    DynamicsLearner,
+    ShortcutModel,
+    batch_length,
+    camera_angles,
+    camera_classes,
+    cut_clip,
+)
+
+from metabonk.core.errors import FolderError, UsageError
+from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, Clip, bouncing_ball
+from metabonk.dream.interface import DreamEnv, dream_along, imagine, pick_states
+from metabonk.dream.shortcut import ShortcutConfig
+from metabonk.sense.logmel import LogMelConfig
+
+torch.set_num_threads(1)
+THREE = ActionSpec(categorical=(3,))
+
+
+def build(spec: ActionSpec = THREE, decoder_time: bool = False, finest: int = 8, **changes) -> ShortcutModel:
+    torch.manual_seed(0)
+    both = {"width": 16, "layers": 2, "heads": 2, "time_every": 2, "context": 3}
+    code = CausalTokenizerConfig(size=(8, 8), patch=4, latents=2, bottleneck=3, decoder_time=decoder_time, **both)
+    config = DynamicsConfig(**{**both, "kv_heads": 1, "registers": 1, "units": 8, **changes})
+    return ShortcutModel(CausalTokenizer(code), spec, config, ShortcutConfig(finest=finest)).eval()
+
+
+def codes(batch: int = 3, time: int = 6, seed: int = 0) -> Clip:
+    """Clips of random codes, all episodes from their beginning."""
+    torch.manual_seed(seed)
+    no = torch.zeros(batch, time, dtype=torch.bool)
+    first = no.clone()
+    first[:, 0] = True
+    latent, action = torch.rand(batch, time, 2, 3) * 2 - 1, torch.randint(3, (batch, time))
+    return Clip(latent=latent, action=action, reward=torch.rand(batch, time), terminated=no, truncated=no, first=first)
+
+
+def test_actions_of_every_kind_become_vectors():
+    spec = ActionSpec(binary=2, categorical=(3, 2), continuous=1)
+    vector = spec.vectors(torch.tensor([[[1.0, 0.0, 2.0, 1.0, -0.5]]]))
+    assert vector.tolist() == [[[1, 0, 0, 0, 1, 0, 1, -0.5]]] and spec.size == 8 and not spec.discrete
+    assert THREE.discrete and THREE.vectors(torch.tensor([[2, 0]])).tolist() == [[[0, 0, 1], [1, 0, 0]]]
+    assert ActionSpec(continuous=16).vectors(torch.randn(2, 3, 16)).shape == (2, 3, 16)
+
+
+@pytest.mark.parametrize(("spec", "action"), [
+    (THREE, torch.tensor([[3]])), (THREE, torch.tensor([[-1]])), (THREE, torch.tensor([[0.5]])), (THREE, torch.zeros(1, 1, 2)),
+    (ActionSpec(binary=2), torch.tensor([[[0, 2]]])), (ActionSpec(continuous=1), torch.tensor([[[torch.nan]]])),
+])  # fmt: skip
+def test_actions_out_of_range_or_of_the_wrong_kind_say_so(spec, action):
+    with pytest.raises(UsageError):
+        spec.vectors(action)
+
+
+SPECS = [THREE, ActionSpec(binary=23, categorical=(121,)), ActionSpec(continuous=16), ActionSpec(binary=3)]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_every_component_is_added_and_an_unknown_action_is_one_embedding(spec):
+    torch.manual_seed(0)
+    embedding, known = ActionEmbedding(spec, 2, 8), torch.tensor([[False, True, True]])
+    action = torch.rand(1, 3, spec.size).round()
+    tokens = embedding(action, known)
+    assert tokens.shape == (1, 3, 2, 8) and tokens[0, 0].equal(embedding.unknown)
+    assert embedding(None, known).equal(embedding.unknown.expand(1, 3, -1, -1))
+    for i in range(spec.size):
+        other = action.clone()
+        other[:, 1, i] = 1 - other[:, 1, i]
+        moved = (embedding(other, known) != tokens).flatten(2).any(2)[0].tolist()
+        assert moved == [False, True, False]
+
+
+def test_the_camera_is_fine_in_the_middle():
+    angles = camera_angles(torch.arange(121))
+    assert camera_classes(angles).equal(torch.arange(121)) and angles[60].eq(0).all()
+    steps = angles[55:66, 1].diff()
+    assert steps[5] < steps[9] / 3 and float(angles.max()) == pytest.approx(10)
+    assert camera_classes(torch.tensor([[-90.0, 90.0]])).tolist() == [10]
+
+
+def test_losses_have_one_entry_a_row_and_the_tokenizer_is_never_trained():
+    model, rows = build().train(), codes()
+    losses = model.losses(rows)
+    assert losses.keys() == model.scales.keys() and all(loss.shape == (3, 6) for loss in losses.values())
+    sum(loss.mean() for loss in losses.values()).backward()
+    assert not model.tokenizer.training and not any(p.requires_grad for p in model.tokenizer.parameters())
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    assert max(float(p.grad.norm()) for p in model.parameters() if p.grad is not None) < 1e3
+
+
+def test_the_denoiser_is_told_how_noisy_each_frame_is(monkeypatch):
+    "Negative control: a context that is left clean, and called noisy, holds no noise of the right kind."
+    model, rows, seen = build(single=0.0).train(), codes(40, 6), []
+    rows.latent = rows.latent * 0.1 + 3
+    forward = model.dynamics.forward
+    monkeypatch.setattr(model.dynamics, "forward", lambda z, tau, d, *rest: seen.append((z, tau)) or forward(z, tau, d, *rest))
+    model.losses(rows)
+    z, tau = seen[-1]
+    t = tau[..., None, None]
+    noise = (z - t * rows.latent) / (1 - t)
+    assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.1
+    clean = (rows.latent - t * rows.latent) / (1 - t)
+    assert abs(clean.mean()) > 1
+
+
+def test_larger_steps_wait_for_the_warm_up(monkeypatch):
+    model, passes = build().train(), []
+    forward = model.dynamics.forward
+    monkeypatch.setattr(model.dynamics, "forward", lambda *given: passes.append(1) or forward(*given))
+    model.losses(codes(8), updates=model.shortcut.warmup - 1)
+    assert len(passes) == 1
+    model.losses(codes(8), updates=model.shortcut.warmup)
+    assert len(passes) == 4
+
+
+def test_single_pictures_know_neither_past_nor_action(monkeypatch):
+    model, seen = build(single=1.0).train(), []
+    forward = model.dynamics.forward
+    monkeypatch.setattr(model.dynamics, "forward", lambda *given: seen.append(given) or forward(*given))
+    losses = model.losses(codes())
+    *_, known, first = seen[-1]
+    assert first.all() and not known.any() and losses["reward"].eq(0).all()
+
+
+def test_a_video_without_actions_and_rewards_teaches_the_rest():
+    model, rows = build().train(), codes()
+    losses = model.losses(Clip(latent=rows.latent, first=rows.first))
+    assert losses["shortcut"].mean() > 0 and losses["reward"].eq(0).all()
+
+
+def test_the_reward_head_sees_the_action():
+    "Negative control: were it blind to what was done, another last action would change nothing."
+    model, rows = build(), codes(1)
+    states = []
+    for last in (0, 2):
+        rows.action[0, -1] = last
+        torch.manual_seed(5)
+        states.append(model.observe(rows))
+    assert (model.features(states[0]) - model.features(states[1])).abs().max() > 1e-4
+
+
+def test_nothing_of_the_world_reads_the_agent():
+    model, rows = build(), codes(1)
+    tau, d = torch.full((1, 6), 0.5), torch.full((1, 6), 1 / 8)
+    given = (rows.latent, tau, d, THREE.vectors(rows.action), ~rows.first)
+    before, agent = model.dynamics(*given)
+    with torch.no_grad():
+        model.dynamics.learned["agent"].add_(1)
+    after, other = model.dynamics(*given)
+    assert before.equal(after) and not agent.equal(other)
+
+
+@pytest.mark.parametrize("decoder_time", [False, True])
+def test_reading_row_by_row_is_reading_at_once(decoder_time, monkeypatch):
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)  # no chance in what is remembered
+    model = build(decoder_time=decoder_time)
+    rows = bouncing_ball(2, 7, size=8)
+    rows.audio = None
+    rows.first[1, 3] = True
+    at_once, every = model.observe(rows), model.observe(rows, every=True)
+    state = None
+    for t in range(7):
+        state = model.observe(rows.map(lambda x, t=t: x[:, t : t + 1]), state)
+        mine = pick_states(every, [t, 7 + t])
+        for name in ("latent", "agent", "frames", "start"):
+            torch.testing.assert_close(mine[name], state[name], atol=1e-5, rtol=0)
+        assert model.look(mine)["image"].sub(model.look(state)["image"]).abs().float().mean() < 1
+    torch.testing.assert_close(at_once["agent"], state["agent"], atol=1e-5, rtol=0)
+    assert state.keys() == at_once.keys() == every.keys()
+
+
+def test_finished_frames_are_noisy_again_when_they_are_remembered(monkeypatch):
+    "Negative control: a cache without new noise is the one that a level of 1 would give."
+    model, rows, seen = build(), codes(), []
+    tokens = model.dynamics.tokens
+    monkeypatch.setattr(model.dynamics, "tokens", lambda *given: seen.append(given) or tokens(*given))
+    state = model.observe(rows)
+    model.advance(state, torch.eye(3))
+    level, finest = model.shortcut.context_level, model.shortcut.finest
+    assert [float(tau[0, 0]) for _, tau, *_ in seen] == [level, 0, 0.25, 0.5, 0.75, level]
+    assert [float(d[0, 0]) for _, _, d, *_ in seen] == [1 / finest, *[0.25] * 4, 1 / finest]
+    noise = (seen[0][0] - level * rows.latent) / (1 - level)
+    assert 0.7 < noise.std() < 1.3
+
+
+def test_a_dream_is_what_the_whole_pass_would_give(monkeypatch):
+    "Cached generation against a denoiser that sees all frames at once, step by step."
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
+    model, rows = build(), codes(2, 3)
+    state, level, finest = model.observe(rows), model.shortcut.context_level, model.shortcut.finest
+    past, action, known = rows.latent * level, THREE.vectors(rows.action), ~rows.first
+    for step in range(6):  # beyond the context
+        done = torch.eye(3)[[step % 3, 0]]
+        state = model.advance(state, done)
+        action, known = torch.cat([action, done[:, None]], 1), torch.cat([known, torch.ones(2, 1).bool()], 1)
+        z, T = torch.zeros(2, 1, 2, 3), past.shape[1]
+        for k in range(4):
+            tau = torch.cat([torch.full((2, T), level), torch.full((2, 1), k / 4)], 1)
+            d = torch.cat([torch.full((2, T), 1 / finest), torch.full((2, 1), 1 / 4)], 1)
+            with torch.no_grad():
+                clean = model.dynamics(torch.cat([past, z], 1), tau, d, action, known)[0][:, -1:]
+            z = z + (clean - z) / 4 / (1 - k / 4)
+        torch.testing.assert_close(state["latent"], z[:, 0], atol=1e-5, rtol=0)
+        past = torch.cat([past, z * level], 1)
+
+
+def test_it_is_a_world_model_like_every_other():
+    model, rows = build(), codes()
+    state = model.observe(rows)
+    policy = lambda features: torch.distributions.OneHotCategorical(logits=torch.zeros(*features.shape[:-1], 3))  # noqa: E731
+    dream = imagine(model, policy, state, 3, keep_states=True)
+    assert dream.features.shape == (3, 4, model.feature_size) and dream.states[-1].keys() == state.keys()
+    again = dream_along(model, state, dream.action[:, 1:])
+    assert again.reward.shape == (3, 4) and ((again.continuation > 0) & (again.continuation < 1)).all()
+    assert model.decode(state)["image"].shape == (3, 8, 8, 3)
+
+
+def test_memory_stays_as_large_however_long_the_dream():
+    model = build()
+    state = model.observe(codes())
+    sizes = set()
+    for _ in range(6):
+        state = model.advance(state, torch.eye(3))
+        sizes.add(sum(t.nbytes for t in state.values()))
+    assert len(sizes) == 1
+
+
+def test_saved_and_loaded_it_is_the_same(tmp_path):
+    model = build(decoder_time=True)
+    again = ShortcutModel.load(model.save(tmp_path / "model"))
+    states = []
+    for one in (model, again):
+        torch.manual_seed(3)
+        states.append(one.advance(one.observe(codes()), torch.eye(3)))
+    assert all(states[0][name].equal(states[1][name]) for name in states[0])
+    with pytest.raises(FolderError, match="holds no shortcut model"):
+        ShortcutModel.load(tmp_path)
+    (tmp_path / "model/model.safetensors").write_bytes(b"no")
+    with pytest.raises(FolderError, match="damaged"):
+        ShortcutModel.load(tmp_path / "model")
+
+
+def test_batches_are_long_now_and_then_and_at_the_end():
+    lengths = [batch_length(update, 100) for update in range(100)]
+    assert set(lengths[90:]) == {256} and lengths[:90].count(256) == 22 and lengths[0] == 64
+    rows = codes(2, 6)
+    short = cut_clip(rows, 3)
+    assert short.shape == (4, 3) and short.latent[1].equal(rows.latent[0, 3:])
+    with pytest.raises(UsageError, match="can't be cut"):
+        cut_clip(rows, 4)
+
+
+def test_the_learner_cuts_and_counts():
+    learner = DynamicsLearner(build().train(), short=2)
+    assert learner.losses(codes(2, 6))["shortcut"].shape == (6, 2)
+    assert learner.scales.keys() == {"shortcut", "reward", "continue"}
+
+
+def test_bad_input_says_so():
+    model, rows = build(), codes()
+    with pytest.raises(UsageError, match="encode anew"):
+        model.observe(Clip(latent=rows.latent[..., :2], action=rows.action, first=rows.first))
+    with pytest.raises(UsageError, match="another model"):
+        model.advance(build(context=4).observe(rows), torch.eye(3))
+    with pytest.raises(UsageError, match="this model knows 3"):
+        model.advance(model.observe(rows), torch.zeros(3, 4))
+    rows.latent[0, 0] = torch.nan
+    with pytest.raises(UsageError, match="not finite"):
+        model.observe(rows)
+    with pytest.raises(UsageError, match="can't be packed"):
+        build(pack=3)
+
+
+def test_playing_in_a_dream_needs_both_senses_or_says_what_is_missing():
+    torch.manual_seed(0)
+    sound = {"channels": 1, "frames": 2, "bands": 4, "sound_patch": (2, 2)}
+    code = CausalTokenizerConfig(size=(8, 8), patch=4, latents=2, bottleneck=3, width=16, layers=1, heads=2, **sound)
+    config = DynamicsConfig(width=16, heads=2, kv_heads=1, layers=2, context=3, units=8)
+    model = ShortcutModel(CausalTokenizer(code), THREE, config).eval()
+    with pytest.raises(UsageError, match="how long a step sounds"):
+        model.decode(model.observe(codes()))
+    model.logmel, model.step_samples = LogMelConfig(sample_rate=8_000, n_fft=256, bands=4, frames_per_step=2), 400.0
+    game = DreamEnv(model, model.observe(codes()), max_steps=2)
+    seen, info = game.reset(seed=0)
+    assert seen["image"].shape == (8, 8, 3) and seen["audio"].shape == (1, 400)
+    *_, cut, info = (game.step(1), game.step(2))[1]
+    assert cut and 0 < info["continuation"] < 1
+
+
+def test_published_sizes():
+    with torch.device("meta"):
+        tokenizer = CausalTokenizer(CausalTokenizerConfig.preset("paper"))
+        model = ShortcutModel(tokenizer, ActionSpec(binary=23, categorical=(121,)), DynamicsConfig.preset("paper"),
+                              ShortcutConfig.preset("paper"))  # fmt: skip
+    count = {name: sum(p.numel() for p in part.parameters()) for name, part in (("t", tokenizer), ("d", model.dynamics))}
+    assert 3.9e8 < count["t"] < 4.2e8 and 1.55e9 < count["d"] < 1.65e9
+    layout = model.dynamics.transformer.layout
+    assert layout.sizes == {"spatial": 256, "register": 8, "shortcut": 1, "action": 1, "agent": 1}
+    assert tokenizer.encoder.layout.sizes == {"image": 960, "latent": 512}
