@@ -11,13 +11,13 @@ import pytest
 
 from metabonk.act.agent import Agent
 from metabonk.dream.token_model import TokenModel
-from metabonk.pipeline.execute import execute
 from metabonk.record.store import Store
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
     "record.steps": 500, "record.episode_steps": 90, "tokenise.picture_steps": 10, "tokenise.sound_steps": 10,
-    "model.steps": 5, "dream.steps": 3, "play.rounds": 1, "play.round_steps": 100, "play.episodes": 2, "report.dream_steps": 15,
+    "model.steps": 5, "dream.steps": 3, "play.rounds": 1, "play.round_steps": 100, "play.episodes": 2,
+    "listen.moments_each": 6, "listen.decoy_steps": 400, "listen.decoys": 64, "report.dream_steps": 15,
 }  # fmt: skip
 
 
@@ -63,8 +63,6 @@ def what_runs_again(run: Path) -> None:
 
 def what_is_heard(run: Path) -> None:
     """The listen stage measures every part on Bonk, even where the model has learned next to nothing."""
-    few = {"run": str(run), "moments_each": 6, "decoy_steps": 400, "decoys": 64}
-    execute(ROOT / "nbs/stages/listen.ipynb", parameters=few)
     found = pd.read_csv(run / "stages/listen/listening.csv", index_col="part")["what was found"]
     assert list(found.index) == ["attribution", "exchange", "codes", "decoys"]
     assert not found.str.startswith("left out").any(), found.to_dict()
