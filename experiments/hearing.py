@@ -191,7 +191,7 @@ def main() -> None:
                 print(row, flush=True)
                 new = not RESULTS.exists()
                 with RESULTS.open("a", newline="") as file:
-                    writer = csv.DictWriter(file, row)
+                    writer = csv.DictWriter(file, row, lineterminator="\n")
                     if new:
                         writer.writeheader()
                     writer.writerow(row)
