@@ -1,11 +1,11 @@
 """Every machine behind the one interface: contract, bad input, silence, many games at once"""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import textwrap
-import time
 from fractions import Fraction
 
 import gymnasium as gym
@@ -487,7 +487,9 @@ def descendants(pid):
 def test_no_process_outlives_its_parent(sign, name, tmp_path):
     script = tmp_path / "play.py"  # no main guard: none is needed
     script.write_text(textwrap.dedent(f"""
+        import signal
         from metabonk.play.vector import make_vector
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin deaf to Ctrl-C
         games = make_vector({name!r}, 2, how="processes", workers=2)
         games.reset(seed=0)
         print("ready", flush=True)
@@ -500,20 +502,23 @@ def test_no_process_outlives_its_parent(sign, name, tmp_path):
     pipe = subprocess.PIPE
     parent = subprocess.Popen([sys.executable, script], stdout=pipe, stderr=pipe, text=True, env=environment,
                               start_new_session=True, cwd=tmp_path)  # fmt: skip
-    assert parent.stdout.readline() == "ready\n", parent.stderr.read()
-    children = descendants(parent.pid)
-    assert len(children) >= 2
-    parent.send_signal(sign) if sign != signal.SIGINT else os.killpg(parent.pid, sign)  # Ctrl-C reaches the whole group
-    parent.wait(20)
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and any(child.is_running() and child.status() != "zombie" for child in children):
-        time.sleep(0.1)
-    left = [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
-    for child in left:
-        child.kill()
-    parent.stdout.close()
-    parent.stderr.close()
-    assert not left
+    children = []
+    try:
+        assert parent.stdout.readline() == "ready\n", parent.stderr.read()
+        children = descendants(parent.pid)
+        assert len(children) >= 2
+        parent.send_signal(sign) if sign != signal.SIGINT else os.killpg(parent.pid, sign)  # Ctrl-C reaches the whole group
+        parent.wait(20)
+        left = psutil.wait_procs(children, timeout=20)[1]
+        assert not left
+    finally:
+        parent.kill()
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        parent.wait()
+        parent.stdout.close()
+        parent.stderr.close()
 
 
 def test_a_world_is_a_name_for_settings_that_single_ones_override():
