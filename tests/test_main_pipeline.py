@@ -15,16 +15,18 @@ from metabonk.record.store import Store
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
-    "record.steps": 500, "record.episode_steps": 90, "tokenise.picture_steps": 10, "tokenise.sound_steps": 10,
-    "model.steps": 5, "dream.steps": 3, "play.rounds": 1, "play.round_steps": 100, "play.episodes": 2,
-    "listen.moments_each": 6, "listen.decoy_steps": 400, "listen.decoys": 64, "report.dream_steps": 15,
+    "record.steps": 500, "record.episode_steps": 90, "record.ticks_per_step": 4,
+    "tokenise.picture_steps": 10, "tokenise.sound_steps": 10, "model.steps": 5,
+    "dream.steps": 3, "play.rounds": 1, "play.round_steps": 100, "play.episodes": 2,
+    "listen.moments_each": 6, "listen.decoy_steps": 400, "listen.decoys": 64, "listen.after": 1, "report.dream_steps": 15,
 }  # fmt: skip
 
 
 def metabonk(*arguments: str, **sets: object) -> subprocess.CompletedProcess[str]:
     """Run the command as a user does, one thread a process."""
     given = [part for name, value in {**SMALL, **sets}.items() for part in ("--set", f"{name}={value}")]
-    command = [sys.executable, "-m", "metabonk.cli", "run", str(ROOT / "pipelines/metabonk.yaml"), *arguments, *given]
+    pipeline = (str(ROOT / "pipelines/metabonk.yaml"), "--game", "bonk")  # in the light there is music without a hum, too
+    command = [sys.executable, "-m", "metabonk.cli", "run", *pipeline, *arguments, *given]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
 

@@ -282,6 +282,15 @@ def test_other_errors_pass(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.fixture
+def hearing_ctrl_c():
+    """A shell's background jobs begin deaf to Ctrl-C; here it is heard."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("hearing_ctrl_c")
 def test_second_ctrl_c(tmp_path: Path) -> None:
     """The second Ctrl-C interrupts at once, and leaves signals as they were."""
 
