@@ -239,7 +239,7 @@ def explore(player: str, music: str, seed: int, base: Path, folder: Path, argume
         model = TokenModel.load(base / "model")
         explorer = make_explorer(player, model)
         agent = ActorCritic(ActorCriticConfig.preset("tiny"), model.feature_size, model.action_size)
-        learner = ExplorerLearner(model, explorer, agent, DreamConfig.preset("tiny", starts=128, replay=0.0))
+        learner = ExplorerLearner(model, explorer, agent, DreamConfig.preset("tiny", replay=0.0))
     for number, chance in enumerate(spawn_seeds(seed + 1, arguments.rounds)):
         if number:
             play(store, music, Agent(model, agent) if curious else "random", arguments.steps, chance >> 1)

@@ -1,14 +1,16 @@
 """Does hearing help? On Bonk with chargers in every screen and all screens dark: both senses, one of them, or shuffled sound.
 
 `python experiments/hearing.py --runs 5` trains every arm that many times from nothing and writes one row a training run
-to experiments/results/hearing.csv; rows that are there already are not made again. `--table` prints the table alone.
+to experiments/results/hearing.csv, with a fingerprint of its sizes; rows of these sizes that are there already are not
+made again. `--table` prints their table alone.
 Runs of the same seed share the recording of random play and the tokenizers; everything else is learned anew.
 """
 
 import argparse
 import csv
 import dataclasses
-import math
+import hashlib
+import json
 import shutil
 import time
 from pathlib import Path
@@ -87,9 +89,8 @@ def prepare(folder: Path, seed: int, options: argparse.Namespace) -> Tokenizers:
         training = TrainConfig(steps=options.picture_steps, lr=2e-3, warmup=50, seed=seed)
         sound = training.change(steps=options.sound_steps)
         store = Store.open(folder / "store")
-        samples = Cache.build(store).samples / len(store)  # of a step
         logmel = LogMelConfig.preset("tiny", sample_rate=store.schema.sample_rate)
-        logmel = logmel.change(n_fft=2 ** math.ceil(math.log2(samples / logmel.frames_per_step)))
+        logmel = logmel.covering(Cache.build(store).samples / len(store))
         ears = SoundConfig.preset("tiny", channels=store.schema.channels, tokens=8, codes=128)
         eyes = PictureConfig.preset("tiny", codes=64)
         train_tokenizers(store, folder / "tokenizers", eyes, ears, logmel, training, sound, seed=seed)
@@ -101,9 +102,10 @@ def prepare(folder: Path, seed: int, options: argparse.Namespace) -> Tokenizers:
 def train(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """One training run, from a recording of random play to the score of the best agent on fresh episodes."""
     begun = time.monotonic()
-    base = options.folder / f"seed-{seed}"
+    folders = options.folder / options.sizes
+    base = folders / f"seed-{seed}"
     tokenizers = prepare(base, seed, options)
-    folder = options.folder / f"seed-{seed}-{arm.replace(' ', '-')}"
+    folder = folders / f"seed-{seed}-{arm.replace(' ', '-')}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name in ("store", "store.cache", "store.tokens"):
@@ -143,19 +145,26 @@ def train(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     chance = evaluate(WORLD, "random", options.episodes, fresh, settings(options))
     if not options.keep:
         shutil.rmtree(folder)
-    return {"arm": arm, "seed": seed, "score": played["return"].mean(), "random": chance["return"].mean(),
+    return {"sizes": options.sizes, "arm": arm, "seed": seed, "score": played["return"].mean(), "random": chance["return"].mean(),
             "best round": rounds.best, "steps": options.steps + options.rounds * options.round_steps,
             "model steps": options.model_steps + options.rounds * options.round_model_steps,
             "minutes": round((time.monotonic() - begun) / 60, 1)}  # fmt: skip
 
 
-def show() -> None:
+def done(sizes: str) -> pd.DataFrame:
+    """Training runs of these sizes that are in the results."""
+    rows = pd.read_csv(RESULTS) if RESULTS.exists() else pd.DataFrame({"sizes": [], "arm": [], "seed": []})
+    return rows[rows["sizes"] == sizes]
+
+
+def show(rows: pd.DataFrame) -> None:
     """The table: Student intervals over training runs, and how each arm stands to pictures only."""
-    rows = pd.read_csv(RESULTS)
-    scores = {arm: group["score"].to_numpy() for arm, group in rows.groupby("arm", sort=False)}
+    scores = {arm: group["score"].to_numpy() for arm, group in rows.groupby("arm", sort=False) if len(group) > 1}
+    if not scores:
+        return print("fewer than two training runs of every arm: no interval can be given")
     scores["random play"] = rows.groupby("seed")["random"].mean().to_numpy()
     control = "pictures only"
-    scores = {**{arm: values for arm, values in scores.items() if arm != control}, control: scores[control]}
+    scores = dict(sorted(scores.items(), key=lambda item: item[0] == control))  # the last one is the control
     print(score_table(scores, method="t").round(2).to_string())
     if {"both senses", control} <= scores.keys():
         print("both senses / pictures only:", ratio_interval(scores["both senses"], scores[control], method="t"))
@@ -173,19 +182,20 @@ def main() -> None:
     sizes = {"steps": 12_000, "ticks": 12, "episode-steps": 300, "picture-steps": 250, "sound-steps": 400, "model-steps": 1_200,
              "dream-steps": 250, "rounds": 3, "round-steps": 2_000, "round-model-steps": 250, "round-dream-steps": 200,
              "episodes": 20}  # fmt: skip
-    for name, value in sizes.items():
-        parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--reward-scale", type=float, default=10.0)
-    parser.add_argument("--entropy", type=float, default=1e-2)
+    learning = {"reward-scale": 10.0, "entropy": 1e-2}
+    for name, value in {**sizes, **learning}.items():
+        parser.add_argument(f"--{name}", type=type(value), default=value)
     parser.add_argument("--seeds", type=int, nargs="*", help="of the runs to make; all if not given")
     options = parser.parse_args()
+    chosen = {name: getattr(options, name.replace("-", "_")) for name in (*sizes, *learning)}
+    options.sizes = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
     if not options.table:
         torch.set_num_threads(options.threads)
         RESULTS.parent.mkdir(exist_ok=True)
         for seed in options.seeds or range(options.runs):
             for arm in options.arms:
-                done = pd.read_csv(RESULTS) if RESULTS.exists() else pd.DataFrame({"arm": [], "seed": []})
-                if ((done["arm"] == arm) & (done["seed"] == seed)).any():
+                rows = done(options.sizes)
+                if ((rows["arm"] == arm) & (rows["seed"] == seed)).any():
                     continue
                 row = train(arm, seed, options)
                 print(row, flush=True)
@@ -195,7 +205,7 @@ def main() -> None:
                     if new:
                         writer.writeheader()
                     writer.writerow(row)
-    show()
+    show(done(options.sizes))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+
+from metabonk.core.errors import FolderError, UsageError
+from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, Clip, bouncing_ball
 from metabonk.dream.dynamics import (
     ActionEmbedding,
     ActionSpec,
@@ -13,9 +16,6 @@ from metabonk.dream.dynamics import (
     camera_classes,
     cut_clip,
 )
-
-from metabonk.core.errors import FolderError, UsageError
-from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, Clip, bouncing_ball
 from metabonk.dream.interface import DreamEnv, dream_along, imagine, pick_states
 from metabonk.dream.shortcut import ShortcutConfig
 from metabonk.sense.logmel import LogMelConfig

@@ -7,7 +7,6 @@ __all__ = ['Clip', 'ClipCache', 'ClipData', 'CausalTokenizerConfig', 'structure_
            'CausalTokenizerLearner', 'bouncing_ball']
 
 # %% ../../nbs/dream/54_causal_tokenizer.ipynb #54-causal-tokenizer-002
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,13 +29,14 @@ from .layout import decoder_layout, encoder_layout, join_tokens, take_tokens
 from .shortcut import RunningRMS
 from .transformer import Transformer, TransformerConfig
 from ..record.cache import Cache
+from ..record.experience import Columns
 from ..record.sampling import ExperienceData, SequenceConfig
 from ..sense.logmel import LogMel, LogMelConfig
 from ..sense.tokens import Hearing
 
 # %% ../../nbs/dream/54_causal_tokenizer.ipynb #54-causal-tokenizer-005
 @dataclass
-class Clip:
+class Clip(Columns):
     "B sequences of T rows to learn from: arrays (B, T, ...), NumPy's or torch's"
 
     image: Any = None  # (B, T, height, width, 3) uint8; `None` without eyes
@@ -56,30 +56,6 @@ class Clip:
 
     def __len__(self) -> int:
         return self.shape[0]
-
-    def map(
-        self,
-        function: Callable[[Any], Any],  # takes an array, gives an array
-    ) -> "Clip":  # with every array replaced
-        "The same function on every array"
-        columns = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Clip(**{name: None if column is None else function(column) for name, column in columns.items()})
-
-    def torch(self) -> "Clip":  # shares memory with this one
-        "The clip as torch tensors"
-        return self.map(lambda array: array if isinstance(array, Tensor) else torch.from_numpy(np.ascontiguousarray(array)))
-
-    def to(
-        self,
-        device: Any,  # as torch takes it
-        non_blocking: bool = False,  # whether to copy in the background
-    ) -> "Clip":  # tensors on that device
-        "The clip on a device; Lightning calls this"
-        return self.torch().map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> "Clip":  # in page-locked memory
-        "The clip ready for a fast copy to a GPU; the data loader calls this"
-        return self.torch().map(lambda tensor: tensor.pin_memory())
 
 # %% ../../nbs/dream/54_causal_tokenizer.ipynb #54-causal-tokenizer-007
 class ClipCache:

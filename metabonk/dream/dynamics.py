@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -42,7 +41,7 @@ from metabonk.dream.shortcut import (
     shortcut_losses,
 )
 from .transformer import Transformer, TransformerConfig
-from ..sense.logmel import LogMelConfig, to_audio
+from ..sense.logmel import LogMelConfig, each_step
 
 # %% ../../nbs/dream/55_dynamics.ipynb #55-dynamics-005
 @dataclass(frozen=True)
@@ -434,15 +433,7 @@ class ShortcutModel(WorldModel):
         if "audio" in seen:
             if self.logmel is None or self.step_samples < 1:
                 raise UsageError("this model does not know how long a step sounds: build it with logmel and step_samples")
-            config, size = self.logmel, round(self.step_samples)
-
-            def voice(channel: Tensor) -> np.ndarray:
-                "The step in the middle of three like it: a transform needs something on both sides"
-                sound = to_audio(channel.expand(3, *channel.shape), config, self.step_samples)
-                return np.pad(sound, (0, 2 * size))[size : 2 * size]
-
-            steps = np.stack([np.stack([voice(channel) for channel in step]) for step in seen["audio"].cpu()])
-            seen["audio"] = torch.from_numpy((steps.clip(-1, 1) * 32767).astype(np.int16)).to(state["latent"].device)
+            seen["audio"] = each_step(seen["audio"], self.logmel, self.step_samples)
         return seen
 
     def save(

@@ -201,11 +201,10 @@ class DreamEnv(gym.Env):
     ):
         self.model, self.starts, self.max_steps, self.ends_below = model, starts, max_steps, ends_below
         self.steps, self.state = 0, pick_states(starts, slice(0, 1))
-        shapes = {name: value.shape[1:] for name, value in self._decode().items()}
-        self.observation_space = gym.spaces.Dict(
-            image=gym.spaces.Box(0, 255, tuple(shapes["image"]), np.uint8),
-            audio=gym.spaces.Box(-(2**15), 2**15 - 1, tuple(shapes["audio"]), np.int16),
-        )
+        examples = {name: value[0].cpu().numpy() for name, value in self._decode().items()}
+        self.observation_space = gym.spaces.Dict({
+            name: gym.spaces.Box(np.iinfo(x.dtype).min, np.iinfo(x.dtype).max, x.shape, x.dtype) for name, x in examples.items()
+        })
         n = model.action_size
         self.action_space: gym.Space = gym.spaces.Discrete(n) if model.discrete else gym.spaces.Box(-1, 1, (n,), np.float32)
 

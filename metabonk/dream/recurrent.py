@@ -84,15 +84,12 @@ class RecurrentModel(WorldModel):
         return losses, states
 
     def _foresight(self, batch: Any, states: State) -> Tensor:
-        "Of every second sequence, counted for two: it is the heads that training spends its time on"
-        size, latents = len(batch.first), self.rssm.latents
-        some, deter = batch.map(lambda column: column[::2]), states["deter"][::2]
+        deter, latents = states["deter"], self.rssm.latents
         guess = latents.sample(self.rssm.prior(deter), latents.noise(tuple(deter.shape[:-1]), deter))
         features = self.rssm.features({"deter": deter, "stoch": guess})
-        parts = [self.scales["reward"] * TwoHot(self.reward_head(features)).loss(some.reward.to(features.dtype))]
-        parts += [self.scales[name] * self._decoder(name).loss(features, some) for name in self.decoders]
-        asked = torch.stack(parts).sum(0) * size / len(deter)  # (half, T)
-        return asked.new_zeros(size, asked.shape[1]).index_copy(0, torch.arange(0, size, 2, device=asked.device), asked)
+        reward = TwoHot(self.reward_head(features)).loss(batch.reward.to(features.dtype))
+        seen = [self.scales[name] * self._decoder(name).loss(features, batch) for name in self.decoders]
+        return torch.stack([self.scales["reward"] * reward, *seen]).sum(0)
 
     def total(
         self,

@@ -27,7 +27,7 @@ from .latents import GumbelLatents
 from .recurrent import RecurrentModel
 from .rssm import RSSMConfig
 from .token_heads import TokenHead
-from ..sense.logmel import to_audio
+from ..sense.logmel import each_step
 from ..sense.tokens import TokenBatch, TokenCache, Tokenizers
 
 # %% ../../nbs/dream/50_token_model.ipynb #50-token-model-004
@@ -153,18 +153,9 @@ class TokenModel(RecurrentModel):
         return decoded
 
     def _sound(self, frames: Tensor) -> Int16[Tensor, "batch channels samples"]:
-        config = self.tokenizers.logmel
-        if config is None or self.step_samples < 1:
+        if self.tokenizers.logmel is None or self.step_samples < 1:
             raise UsageError("this model does not know how long a step sounds: build it with step_samples")
-        size = round(self.step_samples)
-
-        def voice(channel: Tensor) -> np.ndarray:
-            "The step in the middle of three like it: a transform needs something on both sides"
-            sound = to_audio(channel.expand(3, *channel.shape), config, self.step_samples)
-            return np.pad(sound, (0, 2 * size))[size : 2 * size]
-
-        steps = np.stack([np.stack([voice(channel) for channel in step]) for step in frames.cpu()])
-        return torch.from_numpy((steps.clip(-1, 1) * 32767).astype(np.int16)).to(frames.device)
+        return each_step(frames, self.tokenizers.logmel, self.step_samples)
 
     def save(
         self,

@@ -8,7 +8,6 @@ __all__ = ['AlignmentConfig', 'Clips', 'ClipCache', 'AlignmentData', 'info_nce',
            'separation_figure']
 
 # %% ../../nbs/sense/35_alignment.ipynb #35-alignment-002
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from ..core.config import Config
 from ..core.errors import StoreError, UsageError
 from ..core.training import Learner
 from ..record.cache import Cache
+from ..record.experience import Columns
 from ..record.sampling import ExperienceData, SequenceConfig, held_out
 from ..record.store import Store
 from .logmel import LogMel, LogMelConfig
@@ -65,30 +65,13 @@ class AlignmentConfig(Config):
 
 
 @dataclass
-class Clips:
+class Clips(Columns):
     "N moments, seen and heard: NumPy's or torch's arrays"
 
     image: Any  # (N, clip, height, width, 3) uint8
     sound: Any  # (N, clip, channels, frames, bands): log-mel
     row: Any  # (N,) int64: number of each clip's last row in the training cache
     episode: Any  # (N,) int64: which episode it is of
-
-    def torch(self) -> "Clips":
-        "As torch tensors"
-        return Clips(*(torch.as_tensor(getattr(self, f.name)) for f in dataclasses.fields(self)))
-
-    def to(
-        self,
-        device: Any,  # as torch takes it
-        non_blocking: bool = False,  # whether to copy in the background
-    ) -> "Clips":  # tensors on that device
-        "The clips on a device; Lightning calls this"
-        tensors = (torch.as_tensor(getattr(self, f.name)) for f in dataclasses.fields(self))
-        return Clips(*(tensor.to(device, non_blocking=non_blocking) for tensor in tensors))
-
-    def pin_memory(self) -> "Clips":
-        "In page-locked memory"
-        return Clips(*(torch.as_tensor(getattr(self, f.name)).pin_memory() for f in dataclasses.fields(self)))
 
 
 class ClipCache:

@@ -7,7 +7,6 @@ __all__ = ['Tokenizers', 'has_sound', 'hear_each', 'Hearing', 'TokenBatch', 'tok
            'pick_senses', 'Senses', 'Rows', 'RowCache', 'RowData', 'TokenizerLearner', 'train_tokenizers']
 
 # %% ../../nbs/sense/34_tokens.ipynb #34-tokens-002
-import dataclasses
 import hashlib
 import json
 import os
@@ -28,7 +27,7 @@ from ..core.progress import progress
 from ..core.seed import seed_everything, spawn_seeds
 from ..core.training import Learner, TrainConfig, fit
 from ..record.cache import Cache
-from ..record.experience import Schema
+from ..record.experience import Columns, Schema
 from ..record.sampling import ExperienceData, SequenceConfig
 from ..record.store import Store
 from .logmel import LogMel, LogMelConfig
@@ -298,7 +297,7 @@ class Hearing:
 
 # %% ../../nbs/sense/34_tokens.ipynb #34-tokens-020
 @dataclass
-class TokenBatch:
+class TokenBatch(Columns):
     "B sequences of T rows: arrays (B, T, ...), NumPy's or torch's"
 
     image: Any  # (B, T, picture tokens) int64; `None` without eyes
@@ -318,34 +317,6 @@ class TokenBatch:
 
     def __len__(self) -> int:
         return self.shape[0]
-
-    def map(
-        self,
-        function: Any,  # takes an array, gives an array
-    ) -> "TokenBatch":  # with every array replaced
-        "The same function on every array"
-        columns = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return TokenBatch(**{name: None if column is None else function(column) for name, column in columns.items()})
-
-    def torch(self) -> "TokenBatch":  # shares memory with this one
-        "The batch as torch tensors"
-        return self.map(lambda array: array if isinstance(array, Tensor) else torch.from_numpy(np.ascontiguousarray(array)))
-
-    def numpy(self) -> "TokenBatch":  # shares memory with this one where it can
-        "The batch as NumPy arrays"
-        return self.map(lambda array: array if isinstance(array, np.ndarray) else array.detach().cpu().numpy())
-
-    def to(
-        self,
-        device: Any,  # as torch takes it
-        non_blocking: bool = False,  # whether to copy in the background
-    ) -> "TokenBatch":  # tensors on that device
-        "The batch on a device; Lightning calls this"
-        return self.torch().map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> "TokenBatch":  # in page-locked memory
-        "The batch ready for a fast copy to a GPU; the data loader calls this"
-        return self.torch().map(lambda tensor: tensor.pin_memory())
 
 # %% ../../nbs/sense/34_tokens.ipynb #34-tokens-022
 def token_type(
@@ -650,26 +621,10 @@ def _last(before: np.ndarray, now: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/sense/34_tokens.ipynb #34-tokens-037
 @dataclass
-class Rows:
+class Rows(Columns):
     "What a tokenizer learns from: single rows of one sense"
 
     values: Any  # (B, height, width, 3) uint8 pictures, or (B, channels, frames, bands) log-mel
-
-    def torch(self) -> "Rows":
-        "As torch tensors"
-        return Rows(torch.as_tensor(self.values))
-
-    def to(
-        self,
-        device: Any,  # as torch takes it
-        non_blocking: bool = False,  # whether to copy in the background
-    ) -> "Rows":  # tensors on that device
-        "The rows on a device; Lightning calls this"
-        return Rows(torch.as_tensor(self.values).to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> "Rows":
-        "In page-locked memory"
-        return Rows(torch.as_tensor(self.values).pin_memory())
 
 
 class RowCache:
