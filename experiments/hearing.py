@@ -164,8 +164,7 @@ def show(rows: pd.DataFrame) -> None:
         return print("fewer than two training runs of every arm: no interval can be given")
     scores["random play"] = rows.groupby("seed")["random"].mean().to_numpy()
     control = "pictures only"
-    scores = dict(sorted(scores.items(), key=lambda item: item[0] == control))  # the last one is the control
-    print(score_table(scores, method="t").round(2).to_string())
+    print(score_table(scores, control if control in scores else "", method="t").round(2).to_string())
     if {"both senses", control} <= scores.keys():
         print("both senses / pictures only:", ratio_interval(scores["both senses"], scores[control], method="t"))
 

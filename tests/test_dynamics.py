@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from mutants import mutant
 
 from metabonk.core.errors import FolderError, UsageError
+from metabonk.dream import dynamics
 from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, Clip, bouncing_ball
 from metabonk.dream.dynamics import (
     ActionEmbedding,
@@ -17,7 +19,7 @@ from metabonk.dream.dynamics import (
     cut_clip,
 )
 from metabonk.dream.interface import DreamEnv, dream_along, imagine, pick_states
-from metabonk.dream.shortcut import ShortcutConfig
+from metabonk.dream.shortcut import ShortcutConfig, ramp
 from metabonk.sense.logmel import LogMelConfig
 
 torch.set_num_threads(1)
@@ -95,8 +97,38 @@ def test_losses_have_one_entry_a_row_and_the_tokenizer_is_never_trained():
     assert max(float(p.grad.norm()) for p in model.parameters() if p.grad is not None) < 1e3
 
 
-def test_the_denoiser_is_told_how_noisy_each_frame_is(monkeypatch):
-    "Negative control: a context that is left clean, and called noisy, holds no noise of the right kind."
+def ramped(model: ShortcutModel, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
+    """By how much every frame's loss differs from ramp times error, where all errors are 1."""
+    levels = []
+
+    def ones(f, z1, z, tau, d, few):
+        clean = f(z, tau, d, slice(0, len(z)))
+        levels.append((tau, few))
+        return torch.ones_like(tau), clean
+
+    monkeypatch.setattr(dynamics, "shortcut_losses", ones)
+    monkeypatch.setattr(model.rms, "forward", lambda name, loss: loss)
+    found = model.train().losses(codes(8))["shortcut"]
+    (tau, few), = levels
+    assert 0 < few < 8
+    return (found - ramp(tau)).abs()
+
+
+def test_the_ramp_weighs_both_branches(monkeypatch):
+    assert ramped(build(single=0.0), monkeypatch).max() < 1e-6
+
+
+def test_a_ramp_on_one_branch_alone_is_caught(monkeypatch):
+    "Negative control."
+    one_branch = "torch.cat([ramp(tau[:-few]), torch.ones_like(tau[-few:])]) * error"
+    wrong = mutant(ShortcutModel.losses, "ramp(tau) * error", one_branch)
+    monkeypatch.setattr(ShortcutModel, "losses", wrong)
+    off = ramped(build(single=0.0), monkeypatch)
+    assert off.max() > 0.1 and off[0].max() < 1e-6
+
+
+def noise_in_training(monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
+    """What must have been mixed into the codes, if they are as noisy as the denoiser was told."""
     model, rows, seen = build(single=0.0).train(), codes(40, 6), []
     rows.latent = rows.latent * 0.1 + 3
     forward = model.dynamics.forward
@@ -104,10 +136,33 @@ def test_the_denoiser_is_told_how_noisy_each_frame_is(monkeypatch):
     model.losses(rows)
     z, tau = seen[-1]
     t = tau[..., None, None]
-    noise = (z - t * rows.latent) / (1 - t)
-    assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.1
-    clean = (rows.latent - t * rows.latent) / (1 - t)
-    assert abs(clean.mean()) > 1
+    return (z - t * rows.latent) / (1 - t)
+
+
+def noise_in_memory(monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
+    """The same of the frames that a dream remembers."""
+    model, rows, seen = build(), codes(20), []
+    tokens = model.dynamics.tokens
+    monkeypatch.setattr(model.dynamics, "tokens", lambda z, *rest: seen.append(z) or tokens(z, *rest))
+    model.observe(rows)
+    level = model.shortcut.context_level
+    return (seen[0] - level * rows.latent) / (1 - level)
+
+
+@pytest.mark.parametrize("noise", [noise_in_training, noise_in_memory])
+def test_frames_are_as_noisy_as_the_denoiser_is_told(noise, monkeypatch):
+    mixed = noise(monkeypatch)
+    assert abs(mixed.mean()) < 0.2 and abs(mixed.std() - 1) < 0.2
+
+
+@pytest.mark.parametrize(("noise", "name", "old", "new"), [
+    (noise_in_training, "losses", "corrupt(z1, tau)", "z1"), (noise_in_memory, "_remember", "corrupt(z, tau)", "z"),
+])  # fmt: skip
+def test_a_context_left_clean_but_told_otherwise_is_caught(noise, name, old, new, monkeypatch):
+    "Negative control, in training and in the cache."
+    monkeypatch.setattr(ShortcutModel, name, mutant(getattr(ShortcutModel, name), old, new))
+    mixed = noise(monkeypatch)
+    assert abs(mixed.mean()) > 1 or abs(mixed.std() - 1) > 0.3
 
 
 def test_larger_steps_wait_for_the_warm_up(monkeypatch):
@@ -176,18 +231,14 @@ def test_reading_row_by_row_is_reading_at_once(decoder_time, monkeypatch):
     assert state.keys() == at_once.keys() == every.keys()
 
 
-def test_finished_frames_are_noisy_again_when_they_are_remembered(monkeypatch):
-    "Negative control: a cache without new noise is the one that a level of 1 would give."
-    model, rows, seen = build(), codes(), []
+def test_a_dream_tells_levels_and_steps_of_every_pass(monkeypatch):
+    model, seen = build(), []
     tokens = model.dynamics.tokens
     monkeypatch.setattr(model.dynamics, "tokens", lambda *given: seen.append(given) or tokens(*given))
-    state = model.observe(rows)
-    model.advance(state, torch.eye(3))
+    model.advance(model.observe(codes()), torch.eye(3))
     level, finest = model.shortcut.context_level, model.shortcut.finest
     assert [float(tau[0, 0]) for _, tau, *_ in seen] == [level, 0, 0.25, 0.5, 0.75, level]
     assert [float(d[0, 0]) for _, _, d, *_ in seen] == [1 / finest, *[0.25] * 4, 1 / finest]
-    noise = (seen[0][0] - level * rows.latent) / (1 - level)
-    assert 0.7 < noise.std() < 1.3
 
 
 def test_a_dream_is_what_the_whole_pass_would_give(monkeypatch):
@@ -300,7 +351,7 @@ def test_published_sizes():
         model = ShortcutModel(tokenizer, ActionSpec(binary=23, categorical=(121,)), DynamicsConfig.preset("paper"),
                               ShortcutConfig.preset("paper"))  # fmt: skip
     count = {name: sum(p.numel() for p in part.parameters()) for name, part in (("t", tokenizer), ("d", model.dynamics))}
-    assert 3.9e8 < count["t"] < 4.2e8 and 1.55e9 < count["d"] < 1.65e9
+    assert count == {"t": 407_869_712, "d": 1_586_807_960}
     layout = model.dynamics.transformer.layout
     assert layout.sizes == {"spatial": 256, "register": 8, "shortcut": 1, "action": 1, "agent": 1}
     assert tokenizer.encoder.layout.sizes == {"image": 960, "latent": 512}

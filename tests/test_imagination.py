@@ -89,6 +89,19 @@ def test_a_dream_is_a_gymnasium_environment(discrete):
         check_env(env, skip_render_check=True)
 
 
+class Deaf(Counter):
+    """The same for eyes alone."""
+
+    def decode(self, state):
+        return {"image": super().decode(state)["image"]}
+
+
+def test_a_dream_of_one_sense_is_an_environment_too():
+    env = DreamEnv(Deaf(), {"sum": torch.tensor([0])})
+    assert list(env.observation_space) == ["image"] and env.observation_space.contains(env.reset()[0])
+    assert env.observation_space.contains(env.step(1)[0])
+
+
 def test_a_dream_ends_where_the_model_says_and_is_cut_off_in_time():
     env = DreamEnv(Counter(), {"sum": torch.tensor([0])}, max_steps=4)
     env.reset()

@@ -62,3 +62,13 @@ def test_silence_stays_silent() -> None:
     config = LogMelConfig(sample_rate=RATE, n_fft=256, bands=24)
     sound = to_audio(torch.full((3, 4, 24), -4.0), config, 266.7)
     assert sound.shape == (800,) and not sound.any()
+
+
+def test_no_sound_falls_between_two_frames_that_cover_their_step() -> None:
+    config = LogMelConfig(sample_rate=RATE, n_fft=256, bands=24, frames_per_step=2)
+    click, step = np.zeros(3_000, np.float32), 1_000
+    click[1_600] = 0.5  # after the second step's first frame, 400 samples before its second
+    for used, heard in ((config, False), (config.covering(step), True)):
+        quiet = frames(np.zeros_like(click), used, step)
+        assert bool((frames(click, used, step)[1] - quiet[1]).abs().max() > 0.05) is heard
+    assert config.covering(step).n_fft == 512 and config.covering(200) == config

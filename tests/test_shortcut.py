@@ -1,12 +1,16 @@
 """Shortcut forcing: the numbers of the paper's equations, and each deliberate error caught."""
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mutants import mutant
 
 from metabonk.core.errors import UsageError
+from metabonk.dream import shortcut
 from metabonk.dream.shortcut import (
     RunningRMS,
     ShortcutConfig,
@@ -76,25 +80,23 @@ def test_bootstrap_everywhere(golden):
     torch.testing.assert_close(losses, golden["boot"], atol=1e-12, rtol=0)
 
 
-def written_out(golden: dict, factor: bool = True, stop: bool = True, both: bool = True) -> tuple[torch.Tensor, Linear]:
-    """Equation 7 as it is printed, with errors to choose from; and the denoiser it was computed with."""
+def printed(golden: dict) -> tuple[torch.Tensor, Linear]:
+    """Equation 7 as it is printed, and the denoiser it was computed with."""
     f, (z1, z, tau, d) = Linear(), arguments(golden)
-    emp, t, rows = golden["emp"], per_frame(tau, z), slice(0, 16)
+    t, rows = per_frame(tau, z), slice(0, 16)
     clean = f(z, tau, d, rows)
     b1 = (f(z, tau, d / 2, rows) - z) / (1 - t)
     middle = z + b1 * per_frame(d / 2, z)
     b2 = (f(middle, tau + d / 2, d / 2, rows) - middle) / (1 - (t + per_frame(d / 2, z)))
-    target = (b1 + b2) / 2
-    coarse = ((clean - z) / (1 - t) - (target.detach() if stop else target)).square().mean((-1, -2))
-    coarse = (1 - tau) ** 2 * coarse if factor else coarse
-    flow, w = (clean - z1).square().mean((-1, -2)), ramp(tau)
-    return torch.where(emp[:, None], w * flow, w * coarse if both else coarse).mean(), f
+    coarse = (1 - tau) ** 2 * ((clean - z) / (1 - t) - (b1 + b2).detach() / 2).square().mean((-1, -2))
+    flow = (clean - z1).square().mean((-1, -2))
+    return (ramp(tau) * torch.where(golden["emp"][:, None], flow, coarse)).mean(), f
 
 
-def ours(golden: dict) -> tuple[torch.Tensor, Linear]:
+def ours(golden: dict, losses_of: Callable = shortcut_losses) -> tuple[torch.Tensor, Linear]:
     """The same by the library."""
     f = Linear()
-    losses, _ = shortcut_losses(f, *arguments(golden), BOOTSTRAP)
+    losses, _ = losses_of(f, *arguments(golden), BOOTSTRAP)
     return (ramp(golden["tau"]) * losses).mean(), f
 
 
@@ -104,35 +106,31 @@ def gradient(loss: torch.Tensor, f: Linear) -> torch.Tensor:
 
 
 def test_loss_and_gradient_are_those_of_the_printed_equation(golden):
-    torch.testing.assert_close(ours(golden)[0], written_out(golden)[0], atol=1e-12, rtol=0)
-    torch.testing.assert_close(gradient(*ours(golden)), gradient(*written_out(golden)), atol=1e-12, rtol=0)
+    torch.testing.assert_close(ours(golden)[0], printed(golden)[0], atol=1e-12, rtol=0)
+    torch.testing.assert_close(gradient(*ours(golden)), gradient(*printed(golden)), atol=1e-12, rtol=0)
 
 
 def test_a_missing_factor_is_caught(golden):
-    "Negative control: without (1 - tau)^2 the loss is another."
-    assert abs(written_out(golden, factor=False)[0] / golden["loss"] - 1) > 0.05
+    "Negative control: without (1 - tau)^2 the loss of the bootstrap rows is another."
+    factor = "torch.cat([torch.ones_like(per_frame(tau[:flow], z)), 1 - per_frame(tau[flow:], z)])"
+    without = mutant(shortcut_losses, "(clean - target)", f"((clean - target) / {factor})")
+    assert abs(ours(golden, without)[0] / golden["loss"] - 1) > 0.05
 
 
-def test_a_ramp_on_one_branch_alone_is_caught(golden):
-    "Negative control."
-    assert abs(written_out(golden, both=False)[0] / golden["loss"] - 1) > 0.01
-
-
-def test_an_unstopped_target_is_caught_by_its_gradient(golden):
+def test_an_unstopped_target_is_caught_by_its_gradient(golden, monkeypatch):
     "Negative control: the loss is the same, what is learned is not."
-    loss, f = written_out(golden, stop=False)
+    right = gradient(*ours(golden))
+    monkeypatch.setattr(shortcut, "bootstrap_velocity", inspect.unwrap(bootstrap_velocity))
+    loss, f = ours(golden)
     torch.testing.assert_close(loss, golden["loss"], atol=1e-12, rtol=0)
-    assert (gradient(loss, f) - gradient(*ours(golden))).abs().max() > 1e-2
+    assert (gradient(loss, f) - right).abs().max() > 1e-2
 
 
 def test_half_steps_at_the_old_level_are_caught(golden):
     "Negative control: the second half step must know that it begins half a step later."
-    f, (_, z, tau, d) = Linear(), arguments(golden)
-
-    def stuck(z: torch.Tensor, level: torch.Tensor, d: torch.Tensor, rows: slice) -> torch.Tensor:
-        return f(z, tau, d, rows)
-
-    assert (bootstrap_velocity(stuck, z, tau, d, slice(0, 16)) - golden["v_target"]).abs().max() > 1e-2
+    stuck = mutant(bootstrap_velocity, "f(middle, tau + half,", "f(middle, tau,")
+    v = stuck(Linear(), *(golden[name] for name in ("z_tilde", "tau", "d")), slice(0, 16))
+    assert (v - golden["v_target"]).abs().max() > 1e-2
 
 
 def test_only_rows_with_larger_steps_make_the_further_passes(golden):
