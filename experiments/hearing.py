@@ -181,7 +181,7 @@ def main() -> None:
     sizes = {"steps": 12_000, "ticks": 12, "episode-steps": 300, "picture-steps": 250, "sound-steps": 400, "model-steps": 1_200,
              "dream-steps": 250, "rounds": 3, "round-steps": 2_000, "round-model-steps": 250, "round-dream-steps": 200,
              "episodes": 20}  # fmt: skip
-    learning = {"reward-scale": 10.0, "entropy": 1e-2}
+    learning = {"reward-scale": 10.0, "entropy": 3e-3}
     for name, value in {**sizes, **learning}.items():
         parser.add_argument(f"--{name}", type=type(value), default=value)
     parser.add_argument("--seeds", type=int, nargs="*", help="of the runs to make; all if not given")
