@@ -95,7 +95,7 @@ class Fixed(Curiosity):
 
 def dream(features, action, reward=0.0):
     B, rows, _ = features.shape
-    return Imagined(features, action, torch.full((B, rows), reward), torch.full((B, rows), 0.9), [])
+    return Imagined(features, action, torch.zeros(B, rows), torch.full((B, rows), reward), torch.full((B, rows), 0.9), [])
 
 
 def test_a_row_is_paid_for_the_step_that_led_to_it():

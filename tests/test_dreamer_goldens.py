@@ -10,6 +10,7 @@ from metabonk.act.actor_critic import ActorCriticConfig, actor_critic_losses
 from metabonk.act.returns import ReturnScale, lambda_returns
 from metabonk.core.optimizer import LaProp
 from metabonk.dream.distributions import Categorical, TwoHot, categorical_kl, mixed_probabilities, symexp_bins
+from metabonk.dream.interface import Imagined
 from metabonk.dream.layers import BlockGRU
 
 
@@ -137,15 +138,19 @@ def test_lambda_returns_with_rewards_a_row_late_are_caught(golden):
     assert not torch.allclose(returns, golden["lambda_return"], atol=1e-3)
 
 
+def led_to(decided: torch.Tensor) -> torch.Tensor:
+    """One-hot actions, moved from the rows where they were decided to those that they led to."""
+    return torch.nn.functional.one_hot(decided, 6).float().roll(1, dims=1)
+
+
 def imagination_losses(golden, **changes) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean actor and critic loss on the golden imagined rows."""
+    action, reward, goes_on = led_to(golden["imag_actions"]), golden["imag_reward"], golden["imag_cont"]
     inputs = {
-        "policy": Categorical(golden["imag_policy_logits"], unimix=0.0),
+        "policy": Categorical(golden["imag_policy_logits"][:, :-1], unimix=0.0),
         "value": TwoHot(golden["imag_value_logits"]),
         "slow_value": TwoHot(golden["imag_slow_value_logits"]),
-        "action": torch.nn.functional.one_hot(golden["imag_actions"], 6).float(),
-        "reward": golden["imag_reward"],
-        "continuation": golden["imag_cont"],
+        "dream": Imagined(action, action, torch.zeros_like(reward), reward, goes_on, []),
         "scale": ReturnScale(),
         "config": ActorCriticConfig(),
         **changes,
@@ -174,6 +179,5 @@ def test_a_critic_without_its_slow_copy_is_caught(golden):
 
 def test_actions_a_row_late_are_caught(golden):
     "Negative control: an action that led to a row, taken for the one decided there."
-    action = torch.nn.functional.one_hot(golden["imag_actions"], 6).float()
-    actor, _ = imagination_losses(golden, action=action.roll(1, dims=1))
+    actor, _ = imagination_losses({**golden, "imag_actions": golden["imag_actions"].roll(1, dims=1)})
     assert abs(actor - golden["imag_policy_mean"]) > 0.1

@@ -66,6 +66,15 @@ def test_states_are_kept_only_when_asked():
     assert [int(state["sum"][0]) for state in imagine(Counter(), always(1), start, 3, True).states] == [0, 1, 2, 3]
 
 
+def test_dreams_remember_how_likely_each_action_was():
+    policy = lambda features: Categorical(torch.tensor([0.0, 0.0, 1.0]).expand(len(features), 3), unimix=0.0)  # noqa: E731
+    start = {"sum": torch.tensor([0, 1])}
+    dream = imagine(Counter(), policy, start, horizon=4)
+    chance = torch.tensor([0.0, 0.0, 1.0]).log_softmax(0)[dream.action[:, 1:].argmax(-1)]
+    torch.testing.assert_close(dream.log_prob, torch.cat([torch.zeros(2, 1), chance], 1))
+    assert dream_along(Counter(), start, dream.action[:, 1:]).log_prob.eq(0).all()
+
+
 def test_dreaming_along_follows_the_actions_given():
     dream = dream_along(Counter(), {"sum": torch.tensor([0])}, action_vectors(torch.tensor([[2, 0, 1]]), 3))
     assert dream.features[0, :, 0].tolist() == [0, 2, 2, 3] and not dream.features.requires_grad
@@ -136,8 +145,8 @@ def test_decisions_are_matched_with_the_rows_they_were_taken_at():
     agent = ActorCritic(ActorCriticConfig(entropy=0.0), feature_size=3, action_size=2)
     rows = torch.eye(3)[None]  # three different states in a row
     action = torch.tensor([[[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]]])  # action 1 was decided in state 0, action 0 in state 1
-    dream = Imagined(rows, action, torch.tensor([[0.0, 10.0, 0.0]]), torch.tensor([[0.9, 0.01, 0.9]]), [])
-    logits = torch.zeros(1, 3, 2, requires_grad=True)
+    dream = Imagined(rows, action, torch.zeros(1, 3), torch.tensor([[0.0, 10.0, 0.0]]), torch.tensor([[0.9, 0.01, 0.9]]), [])
+    logits = torch.zeros(1, 2, 2, requires_grad=True)
     agent.policy = lambda features: Categorical(logits)
     agent.losses(dream)[0]["actor"].sum().backward()
     assert logits.grad[0, 0, 1] < -0.1 and logits.grad[0, 0, 0] > 0.1

@@ -6,6 +6,7 @@
 __all__ = ['DreamConfig', 'replay_returns', 'last_rows', 'check_learnable', 'DreamLearner']
 
 # %% ../../nbs/act/63_dreaming.ipynb #63-dreaming-002
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .actor_critic import ActorCritic
+from .actor_critic import ActorCritic, Objective
 from .returns import lambda_returns
 from ..core.config import Config
 from ..core.errors import UsageError
@@ -32,6 +33,7 @@ class DreamConfig(Config):
     starts: int = 0  # rows of a batch from which dreams start, drawn at random; 0 for all of them
     replay: float = 0.3  # weight of what the critic learns from the recorded rows; 0 for nothing
     discount: float = 1 - 1 / 333  # γ of the recorded rows; that of imagined ones is in the model's continuation
+    reuse: int = 1  # updates from the same dreams; more than 1 needs an objective for it, and replay 0
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {"starts": 128}, "small": {}, "paper": {}}
 
@@ -39,6 +41,8 @@ class DreamConfig(Config):
         super().__post_init__()
         if self.horizon < 1 or self.starts < 0 or self.replay < 0 or not 0 <= self.discount <= 1:
             raise UsageError(f"horizon must be at least 1, starts and replay at least 0, discount from 0 to 1: {self}")
+        if self.reuse < 1 or self.reuse > 1 and self.replay:
+            raise UsageError(f"reuse must be at least 1, and replay 0 where it is more: reuse {self.reuse}, replay {self.replay}")
 
 # %% ../../nbs/act/63_dreaming.ipynb #63-dreaming-008
 def replay_returns(
@@ -88,9 +92,10 @@ class DreamLearner(Learner):
         actor_critic: ActorCritic,  # what learns
         config: DreamConfig | None = None,  # how; as published if not given
         change: Callable[[Imagined], Imagined] | None = None,  # replaces the rewards of dreams
+        objective: Objective | None = None,  # what the actor learns; REINFORCE if not given
     ):
         super().__init__()
-        self.config, self.change = config or DreamConfig(), change
+        self.config, self.change, self.objective = config or DreamConfig(), change, objective
         if change and self.config.replay:
             raise UsageError("recorded rewards are not of the kind that `change` gives: set replay=0")
         self._model = [model]  # in a list, so that it does not become a part of this module
@@ -98,6 +103,7 @@ class DreamLearner(Learner):
         self.identity = {"game": str(getattr(model, "game", "")), "actions": str(model.action_size)}
         self.scales = {"actor": 1.0, "critic": 1.0, **({"replay": self.config.replay} if self.config.replay else {})}
         self._begun = 0.0
+        self._kept: list[Imagined] = []  # the same dreams, as many times as they will be used again
 
     @property
     def model(self) -> WorldModel:  # in evaluation mode
@@ -132,8 +138,12 @@ class DreamLearner(Learner):
         batch: Any,  # recorded rows (B, T), as the model was trained on
     ) -> dict[str, Tensor]:  # "actor", "critic" (starts, horizon) and "replay" (B, T - 1)
         "Dream, and say what actor and critic have to learn"
-        futures, states, chosen = self.dream(batch)
-        losses, watched = self.actor_critic.losses(futures)
+        if self._kept:
+            futures = self._kept.pop()
+        else:
+            futures, states, chosen = self.dream(batch)
+            self._kept = [dataclasses.replace(futures, states=[])] * (self.config.reuse - 1)
+        losses, watched = self.actor_critic.losses(futures, self.objective)
         if self.config.replay:
             losses["replay"] = self._replay(batch, futures, states, chosen)
         for name, value in watched.items():
@@ -147,6 +157,22 @@ class DreamLearner(Learner):
     def after_step(self) -> None:
         "The slow critic follows"
         self.actor_critic.follow()
+
+    def on_save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],  # Lightning's
+    ) -> None:
+        "Lightning's hook: dreams that will be used again are kept, too"
+        dreams = {field.name: getattr(self._kept[0], field.name) for field in dataclasses.fields(Imagined)} if self._kept else {}
+        checkpoint["dreams"] = {"times": len(self._kept), **dreams}
+
+    def on_load_checkpoint(
+        self,
+        checkpoint: dict[str, Any],  # Lightning's
+    ) -> None:
+        "Lightning's hook"
+        dreams = dict(checkpoint["dreams"])
+        self._kept = [Imagined(**dreams)] * times if (times := dreams.pop("times")) else []
 
     def _replay(self, batch: Any, futures: Imagined, states: State, chosen: Tensor | None) -> Tensor:
         (B, T), agent = batch.first.shape, self.actor_critic

@@ -155,6 +155,13 @@ class Categorical:
         "How undecided it is"
         return -(self.probabilities * self.log_probabilities).sum(-1)
 
+    def kl(
+        self,
+        other: "Categorical",  # over the same actions
+    ) -> Float[Tensor, "*batch"]:  # nats
+        "Divergence KL[self || other]"
+        return (self.probabilities * (self.log_probabilities - other.log_probabilities)).sum(-1)
+
 # %% ../../nbs/dream/40_distributions.ipynb #40-distributions-033
 class Normal:
     "A vector of continuous actions, each with its own bell curve"
@@ -189,3 +196,11 @@ class Normal:
     def entropy(self) -> Float[Tensor, "*batch"]:  # nats
         "How undecided it is"
         return (self.std.log() + 0.5 * torch.log(torch.tensor(2 * torch.pi * torch.e))).sum(-1)
+
+    def kl(
+        self,
+        other: "Normal",  # over the same actions
+    ) -> Float[Tensor, "*batch"]:  # nats
+        "Divergence KL[self || other]"
+        apart, ratio = (self.mean - other.mean) / other.std, self.std / other.std
+        return (0.5 * (apart.square() + ratio.square() - 1) - ratio.log()).sum(-1)

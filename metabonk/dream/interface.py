@@ -130,6 +130,9 @@ class Distribution(Protocol):
     def entropy(self) -> Tensor:
         "How undecided it is"
 
+    def kl(self, other: Any) -> Tensor:
+        "Divergence from another of its kind"
+
 
 Policy = Callable[[Tensor], Any]  # features (*batch, features) -> Distribution over action vectors
 
@@ -140,6 +143,7 @@ class Imagined:
 
     features: Float[Tensor, "batch rows features"]  # of every state
     action: Float[Tensor, "batch rows actions"]  # that led to each row; zeros in row 0
+    log_prob: Float[Tensor, "batch rows"]  # of each action by the policy that chose it; zeros in row 0, and where none did
     reward: Float[Tensor, "batch rows"]  # predicted, earned on the way to each row
     continuation: Float[Tensor, "batch rows"]  # predicted weight of what comes after each row
     states: list[State]  # of every row if they were kept, otherwise of the last row alone
@@ -151,17 +155,20 @@ class Imagined:
         return torch.cat([first, self.continuation[:, :-1].cumprod(1)], 1)
 
 
-def _unroll(model: WorldModel, state: State, act: Callable[[int, Tensor], Tensor], steps: int, keep: bool) -> Imagined:
-    features, actions, states = [model.features(state)], [], [state]
+def _unroll(
+    model: WorldModel, state: State, act: Callable[[int, Tensor], tuple[Tensor, Tensor]], steps: int, keep: bool
+) -> Imagined:
+    features, actions, chances, states = [model.features(state)], [], [], [state]
     for t in range(steps):
-        action = act(t, features[-1])
+        action, chance = act(t, features[-1])
         state = model.advance(state, action)
         features.append(model.features(state))
         actions.append(action)
+        chances.append(chance)
         states = [*states, state] if keep else [state]
     rows = torch.stack(features, 1)  # (B, steps + 1, F)
-    action = torch.stack([torch.zeros_like(actions[0]), *actions], 1)
-    return Imagined(rows, action, model.reward(rows), model.continuation(rows), states)
+    action, chance = (torch.stack([torch.zeros_like(column[0]), *column], 1) for column in (actions, chances))
+    return Imagined(rows, action, chance, model.reward(rows), model.continuation(rows), states)
 
 
 @torch.no_grad()
@@ -175,7 +182,13 @@ def imagine(
     "Futures as model and policy imagine them; without gradients"
     if horizon < 1:
         raise UsageError(f"horizon must be at least 1 step, not {horizon}")
-    return _unroll(model, state, lambda t, features: policy(features).sample(), horizon, keep_states)
+
+    def act(t: int, features: Tensor) -> tuple[Tensor, Tensor]:
+        choice = policy(features)
+        action = choice.sample()
+        return action, choice.log_prob(action)
+
+    return _unroll(model, state, act, horizon, keep_states)
 
 
 @torch.no_grad()
@@ -186,7 +199,8 @@ def dream_along(
     keep_states: bool = False,  # whether to keep the state of every row, for decoding
 ) -> Imagined:  # time + 1 rows
     "What the model expects of given actions, to be compared with what they really led to"
-    return _unroll(model, state, lambda t, features: action[:, t], action.shape[1], keep_states)
+    none = action.new_zeros(len(action))
+    return _unroll(model, state, lambda t, features: (action[:, t], none), action.shape[1], keep_states)
 
 # %% ../../nbs/dream/43_interface.ipynb #43-interface-023
 class DreamEnv(gym.Env):

@@ -1,0 +1,183 @@
+"""What a policy makes of a dream: PMPO's golden number with each deliberate error caught, PPO, and dreams used again."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mutants import mutant
+from torch import nn
+
+from metabonk.act import objectives
+from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig, reinforce
+from metabonk.act.dreaming import DreamConfig, DreamLearner
+from metabonk.act.objectives import PMPO, PPO, pmpo_losses
+from metabonk.core.errors import UsageError
+from metabonk.core.training import TrainConfig, fit, read_log
+from metabonk.dream.interface import Categorical, Imagined, Normal, WorldModel
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, torch.Tensor]:
+    """Inputs and outputs by name."""
+    with np.load(Path(__file__).parent / "goldens/pmpo.npz") as file:
+        return {name: torch.from_numpy(np.asarray(file[name])) for name in file.files}
+
+
+class Told(ActorCritic):
+    """A prior whose logits are the features."""
+
+    def __init__(self):
+        super().__init__(ActorCriticConfig(units=4), 6, 6)
+
+    def policy(self, features):
+        return Categorical(features, unimix=0.0)
+
+
+def by_hand(golden) -> torch.Tensor:
+    """Equation 11 by the library: 40 futures of one step."""
+    action = nn.functional.one_hot(golden["actions"], 6).to(golden["logits"].dtype)
+    rows = torch.stack([golden["prior"], golden["prior"]], 1)
+    nothing = torch.zeros(40, 2)
+    dream = Imagined(rows, torch.stack([action, action], 1), nothing, nothing, nothing, [])
+    objective = PMPO(Told())
+    losses = objective(Categorical(golden["logits"][:, None], unimix=0.0), dream, golden["adv"][:, None], nothing[:, :1])
+    return losses.mean()
+
+
+def test_pmpo_has_the_golden_loss(golden):
+    torch.testing.assert_close(by_hand(golden), golden["loss"], atol=1e-10, rtol=0)
+    p, q = (Categorical(golden[name], unimix=0.0) for name in ("logits", "prior"))
+    torch.testing.assert_close(p.kl(q).mean(), golden["kl"], atol=1e-10, rtol=0)
+
+
+PRIOR = "self.prior.policy(dream.features[:, :-1])"
+
+
+@pytest.mark.parametrize(("function", "old", "new"), [
+    (PMPO.forward, f"policy.kl({PRIOR})", f"{PRIOR}.kl(policy)"),
+    (PMPO.forward, "policy.log_prob(dream", "advantage.abs() * policy.log_prob(dream"),
+    (PMPO.forward, "advantage >= 0", "advantage < 0"),
+    (pmpo_losses, "-alpha / share, (1 - alpha) / (1 - share)", "-alpha * share / share, 1 - alpha"),
+], ids=["KL in the wrong direction", "weighted by magnitude", "signs exchanged", "votes as large as their sets"])  # fmt: skip
+def test_deliberate_errors_are_caught(golden, monkeypatch, function, old, new):
+    "Negative controls."
+    owner = PMPO if function is PMPO.forward else objectives
+    monkeypatch.setattr(owner, function.__name__, mutant(function, old, new))
+    assert abs(by_hand(golden) - golden["loss"]) > 1e-3
+
+
+def test_only_signs_count(golden):
+    larger = {**golden, "adv": golden["adv"] * torch.linspace(0.1, 1000, 40)}
+    torch.testing.assert_close(by_hand(larger), golden["loss"], atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_an_empty_set_has_no_vote(sign):
+    log_prob = torch.randn(8, requires_grad=True)
+    losses = pmpo_losses(log_prob, torch.zeros(8), torch.full((8,), sign) > 0)
+    losses.mean().backward()
+    assert losses.isfinite().all() and torch.allclose(log_prob.grad, torch.full((8,), -0.5 * sign / 8))
+
+
+def test_the_prior_stays_what_it_was():
+    torch.manual_seed(0)
+    agent = ActorCritic(ActorCriticConfig(), 3, 2)
+    objective, before = PMPO(agent), agent.policy(torch.eye(3)).probabilities.detach()
+    for p in agent.actor.parameters():
+        p.data += 0.5
+    assert objective.prior.policy(torch.eye(3)).probabilities.equal(before)
+    assert not any(p.requires_grad for p in objective.parameters())
+
+
+def test_divergence_of_bell_curves_is_that_of_torch():
+    torch.manual_seed(0)
+    p, q = Normal(torch.randn(5, 6)), Normal(torch.randn(5, 6))
+    theirs = torch.distributions.kl_divergence(*(torch.distributions.Normal(x.mean, x.std) for x in (p, q)))
+    torch.testing.assert_close(p.kl(q), theirs.sum(-1))
+    torch.testing.assert_close(p.kl(p), torch.zeros(5))
+
+
+def one_step(old: float) -> Imagined:
+    """Two futures in which action 0 was decided when its log-probability was `old`."""
+    action = torch.tensor([1.0, 0.0]).expand(2, 2, 2)
+    return Imagined(torch.zeros(2, 2, 1), action, torch.full((2, 2), old), torch.zeros(2, 2), torch.ones(2, 2), [])
+
+
+def gradient(objective, old: float, advantage: float) -> torch.Tensor:
+    """Of the logits of a policy that is undecided."""
+    logits = torch.zeros(2, 1, 2, requires_grad=True)
+    given = torch.full((2, 1), advantage), torch.ones(2, 1)
+    objective(Categorical(logits, unimix=0.0), one_step(old), *given).mean().backward()
+    return logits.grad
+
+
+def test_the_first_update_of_ppo_is_reinforce():
+    half = float(np.log(0.5))
+    for advantage in (2.0, -3.0):
+        torch.testing.assert_close(gradient(PPO(), half, advantage), gradient(reinforce, half, advantage))
+
+
+@pytest.mark.parametrize(("old", "advantage", "learns"), [
+    (0.4, 1.0, False), (0.4, -1.0, True), (0.6, 1.0, True), (0.6, -1.0, True), (0.7, -1.0, False), (0.7, 1.0, True),
+])  # fmt: skip
+def test_ppo_stops_where_it_has_moved_far_enough(old, advantage, learns):
+    assert bool(gradient(PPO(entropy=0.0), float(np.log(old)), advantage).abs().max() > 0) is learns
+
+
+class Coin(WorldModel):
+    """A state is a number; an action is added to it."""
+
+    feature_size, action_size, discrete = 1, 2, True
+
+    def observe(self, context, state=None, every=False):
+        return {"sum": context.flatten()}
+
+    def advance(self, state, action):
+        return {"sum": state["sum"] + action[:, 1]}
+
+    def features(self, state):
+        return state["sum"][:, None]
+
+    def reward(self, features):
+        return features[..., 0]
+
+    def continuation(self, features):
+        return torch.full_like(features[..., 0], 0.9)
+
+
+DATA = [torch.rand(1, 4, generator=torch.Generator().manual_seed(i)) for i in range(6)]
+
+
+def learner(make=lambda agent: None, **changes) -> DreamLearner:
+    """Of an objective that is made from the actor-critic as it begins."""
+    torch.manual_seed(0)
+    agent = ActorCritic(ActorCriticConfig(units=8), 1, 2)
+    return DreamLearner(Coin(), agent, DreamConfig(horizon=3, replay=0.0, **changes), objective=make(agent))
+
+
+def test_dreams_are_used_as_often_as_was_asked(monkeypatch):
+    begun, dream = [], DreamLearner.dream
+    monkeypatch.setattr(DreamLearner, "dream", lambda self, batch: begun.append(1) or dream(self, batch))
+    it = learner(lambda agent: PPO(), reuse=3)
+    seen = [it.losses(DATA[0])["actor"].detach() for _ in range(7)]
+    assert len(begun) == 3 and seen[0].equal(seen[1]) and not seen[0].equal(seen[3])
+
+
+@pytest.mark.parametrize(("make", "reuse"), [(lambda agent: PPO(), 3), (PMPO, 1), (lambda agent: None, 1)])
+def test_a_resumed_training_has_the_numbers_of_one_that_went_on(tmp_path, make, reuse):
+    config = TrainConfig(steps=7, log_every=1, checkpoint_every=1, warmup=0)
+    whole = fit(learner(make, reuse=reuse), DATA, tmp_path / "whole", config)
+    for steps in (2, 5, 7):
+        part = fit(learner(make, reuse=reuse), DATA, tmp_path / "parts", config.change(steps=steps))
+    for name, tensor in whole.state_dict().items():
+        assert tensor.equal(part.state_dict()[name]), name
+    logs = [read_log(tmp_path / name).filter(like="loss") for name in ("whole", "parts")]
+    assert len(logs[0]) == 7 and logs[0].equals(logs[1])
+
+
+def test_bad_input_is_told():
+    for wrong in (lambda: PPO(clip=0), lambda: PMPO(ActorCritic(ActorCriticConfig(), 1, 2), alpha=2),
+                  lambda: DreamConfig(reuse=2), lambda: DreamConfig(reuse=0)):  # fmt: skip
+        with pytest.raises(UsageError):
+            wrong()
