@@ -1,16 +1,12 @@
 """Does hearing help? On Bonk with chargers in every screen and all screens dark: both senses, one of them, or shuffled sound.
 
 `python experiments/hearing.py --runs 5` trains every arm that many times from nothing and writes one row a training run
-to experiments/results/hearing.csv, with a fingerprint of its sizes; rows of these sizes that are there already are not
-made again. `--table` prints their table alone.
+to experiments/results/hearing.csv; rows that are there already are not made again. `--table` prints the table alone.
 Runs of the same seed share the recording of random play and the tokenizers; everything else is learned anew.
 """
 
 import argparse
-import csv
 import dataclasses
-import hashlib
-import json
 import shutil
 import time
 from pathlib import Path
@@ -19,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from rows import Rows, add_sizes, chosen
 
 from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
 from metabonk.act.agent import Agent, play_episodes
@@ -40,7 +37,9 @@ from metabonk.sense.tokens import Senses, TokenBatch, TokenCache, TokenData, Tok
 
 ARMS = {"both senses": "both", "pictures only": "picture", "sound only": "sound", "sound shuffled in time": "both"}
 WORLD = "bonk:danger"
-RESULTS = Path(__file__).parent / "results" / "hearing.csv"
+SIZES = {"steps": 12_000, "ticks": 12, "episode_steps": 300, "picture_steps": 250, "sound_steps": 400, "model_steps": 1_200,
+         "dream_steps": 250, "rounds": 3, "round_steps": 2_000, "round_model_steps": 250, "round_dream_steps": 200,
+         "episodes": 20, "reward_scale": 10.0, "entropy": 3e-3}  # fmt: skip
 
 
 class ShuffledCache:
@@ -99,10 +98,9 @@ def prepare(folder: Path, seed: int, options: argparse.Namespace) -> Tokenizers:
     return Tokenizers.load(folder / "tokenizers")
 
 
-def train(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def train(arm: str, seed: int, folders: Path, options: argparse.Namespace) -> dict[str, Any]:
     """One training run, from a recording of random play to the score of the best agent on fresh episodes."""
     begun = time.monotonic()
-    folders = options.folder / options.sizes
     base = folders / f"seed-{seed}"
     tokenizers = prepare(base, seed, options)
     folder = folders / f"seed-{seed}-{arm.replace(' ', '-')}"
@@ -145,16 +143,10 @@ def train(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     chance = evaluate(WORLD, "random", options.episodes, fresh, settings(options))
     if not options.keep:
         shutil.rmtree(folder)
-    return {"sizes": options.sizes, "arm": arm, "seed": seed, "score": played["return"].mean(), "random": chance["return"].mean(),
+    return {"arm": arm, "seed": seed, "score": played["return"].mean(), "random": chance["return"].mean(),
             "best round": rounds.best, "steps": options.steps + options.rounds * options.round_steps,
             "model steps": options.model_steps + options.rounds * options.round_model_steps,
             "minutes": round((time.monotonic() - begun) / 60, 1)}  # fmt: skip
-
-
-def done(sizes: str) -> pd.DataFrame:
-    """Training runs of these sizes that are in the results."""
-    rows = pd.read_csv(RESULTS) if RESULTS.exists() else pd.DataFrame({"sizes": [], "arm": [], "seed": []})
-    return rows[rows["sizes"] == sizes]
 
 
 def show(rows: pd.DataFrame) -> None:
@@ -178,33 +170,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of a training run")
     parser.add_argument("--keep", action="store_true", help="keep the folders of training runs")
     parser.add_argument("--table", action="store_true", help="print the table and stop")
-    sizes = {"steps": 12_000, "ticks": 12, "episode-steps": 300, "picture-steps": 250, "sound-steps": 400, "model-steps": 1_200,
-             "dream-steps": 250, "rounds": 3, "round-steps": 2_000, "round-model-steps": 250, "round-dream-steps": 200,
-             "episodes": 20}  # fmt: skip
-    learning = {"reward-scale": 10.0, "entropy": 3e-3}
-    for name, value in {**sizes, **learning}.items():
-        parser.add_argument(f"--{name}", type=type(value), default=value)
     parser.add_argument("--seeds", type=int, nargs="*", help="of the runs to make; all if not given")
+    add_sizes(parser, SIZES)
     options = parser.parse_args()
-    chosen = {name: getattr(options, name.replace("-", "_")) for name in (*sizes, *learning)}
-    options.sizes = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
-    if not options.table:
-        torch.set_num_threads(options.threads)
-        RESULTS.parent.mkdir(exist_ok=True)
-        for seed in options.seeds or range(options.runs):
-            for arm in options.arms:
-                rows = done(options.sizes)
-                if ((rows["arm"] == arm) & (rows["seed"] == seed)).any():
-                    continue
-                row = train(arm, seed, options)
-                print(row, flush=True)
-                new = not RESULTS.exists()
-                with RESULTS.open("a", newline="") as file:
-                    writer = csv.DictWriter(file, row, lineterminator="\n")
-                    if new:
-                        writer.writeheader()
-                    writer.writerow(row)
-    show(done(options.sizes))
+    torch.set_num_threads(options.threads)
+    rows = Rows("hearing", chosen(options, SIZES))
+    for seed in [] if options.table else options.seeds or range(options.runs):
+        for arm in options.arms:
+            if not rows.has(arm=arm, seed=seed):
+                rows.add(train(arm, seed, options.folder / rows.sizes, options))
+    show(rows.table())
 
 
 if __name__ == "__main__":

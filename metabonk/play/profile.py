@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['SPEC', 'KINDS', 'Number', 'Memory', 'Rows', 'REMEMBER', 'LOOK', 'NUMBERS', 'TABLES', 'OPERATORS', 'MACHINES',
            'SECTIONS', 'PROFILES', 'Probe', 'spans', 'compile_probes', 'was', 'gain', 'loss', 'changed', 'best', 'new',
-           'since', 'row_changes', 'row_gain', 'row_loss', 'divide', 'Translator', 'Loader', 'read_yaml', 'check_names',
-           'check_actions', 'Profile', 'rom_title', 'ProfileState', 'load_profile', 'profile_names', 'profile_for',
-           'compile_profile', 'compile_table']
+           'since', 'row_changes', 'row_gain', 'row_loss', 'divide', 'Translator', 'compile_expressions', 'Loader',
+           'read_yaml', 'check_names', 'check_actions', 'Profile', 'rom_title', 'ProfileState', 'load_profile',
+           'profile_names', 'profile_for', 'compile_profile', 'compile_table']
 
 # %% ../../nbs/play/16_profile.ipynb #16-profile-002
 import ast
 import hashlib
 import keyword
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -341,6 +341,26 @@ class Translator:
                 return float(sign * first.value), self.number(node.right)
         return 1.0, self.number(node)
 
+    def function(self, probes: Iterable[str], head: list[str], result: str) -> Callable[[Mapping[str, Number], Memory], Any]:
+        "What was translated so far, compiled: from probes and memory to `result`"
+        lines = [*(f"x_{name} = p[{name!r}]" for name in probes), *head, *self.lines, f"return {result}"]
+        scope: dict[str, Any] = {**LOOK, **REMEMBER, "row_gain": row_gain, "row_loss": row_loss, "divide": divide}
+        exec("\n    ".join(["def update(p, memory):", *lines]), scope)  # built from checked names and syntax trees only
+        return scope["update"]
+
+
+def compile_expressions(
+    expressions: Mapping[str, Any],  # by name
+    probes: Iterable[str],  # numbers that they may use
+    path: str,  # of the file they stand in, for errors
+    kind: str,  # what they are, for errors: "task"
+) -> tuple[Callable[[Mapping[str, Number], Memory], tuple[Number, ...]], int]:  # takes probes and memory; places of the memory
+    "Expressions outside a profile, in its language"
+    translator = Translator(path, set(probes), {})
+    sources = [translator.number(translator.parse(text, f"{kind} {name!r}")) for name, text in expressions.items()]
+    update = translator.function(sorted(translator.used), [], "(" + "".join(f"{source}, " for source in sources) + ")")
+    return update, translator.places
+
 # %% ../../nbs/play/16_profile.ipynb #16-profile-029
 MACHINES = {"gameboy": ("a", "b", "start", "select", "up", "down", "left", "right")}  # the buttons of each
 SECTIONS = ("title", "machine", "rom", "notes", "actions", "probes", "records", "values", "terms", "milestones", "ends", "names")
@@ -360,22 +380,25 @@ class Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    "The sections of a profile's file"
+def read_yaml(
+    path: Path,  # of the file
+    what: str = "profile",  # what it should be, for errors
+    sections: tuple[str, ...] = SECTIONS,  # that it may have; each holds names with values, but for those that are one value
+) -> dict[str, Any]:  # by section
+    "The sections of a file"
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UsageError(f"{path}{line}: not a profile: {error.problem}") from None
+        raise UsageError(f"{path}{line}: not a {what}: {error.problem}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: can't be read as a profile: {error}") from None
+        raise UsageError(f"{path}: can't be read as a {what}: {error}") from None
     if not isinstance(content, dict):
-        raise UsageError(f"{path}: not a profile: sections such as 'title:' and 'probes:' are needed")
+        raise UsageError(f"{path}: not a {what}: sections such as 'title:' and '{sections[-1]}:' are needed")
     for section, value in content.items():
-        if section not in SECTIONS:
-            raise UsageError(f"{path}: {unknown('section', str(section), SECTIONS)}")
-        plain = section in ("title", "machine", "notes", "ends")
-        if not plain and not isinstance(value, dict):
+        if section not in sections:
+            raise UsageError(f"{path}: {unknown('section', str(section), sections)}")
+        if section not in ("title", "machine", "notes", "ends") and not isinstance(value, dict):
             raise UsageError(f"{path}: section {section!r} must hold lines 'name: ...', not {value!r}")
     return content
 
@@ -602,10 +625,8 @@ def compile_profile(
     ends = translator.number(translator.parse(content.get("ends", 0), "ends"))
     result = ", ".join("(" + "".join(f"{source}, " for source in part) + ")" for part in parts)
     counts = {spec["count"] for spec in content.get("records", {}).values()}
-    wanted = [f"x_{key} = p[{key!r}]" for key in table if key in named & (translator.used | counts)]
-    source = "\n    ".join(["def update(p, memory):", *wanted, *lines, *translator.lines, f"return {result}, bool({ends})"])
-    scope: dict[str, Any] = {**LOOK, **REMEMBER, "row_gain": row_gain, "row_loss": row_loss, "divide": divide}
-    exec(source, scope)  # built from checked names and syntax trees only
+    wanted = [key for key in table if key in named & (translator.used | counts)]
+    update = translator.function(wanted, lines, f"{result}, bool({ends})")
 
     used = {key: weight for key, (weight, _) in terms.items()}
     for key, weight in (weights or {}).items():
@@ -621,7 +642,7 @@ def compile_profile(
         rom_title=rom.get("title"), rom_sha1=sha1.lower() if sha1 else None,
         actions=check_actions(path, machine, content.get("actions", {})), table=table, weights=used,
         milestones=list(content.get("milestones", {})), labels=labels, value_names=list(content.get("values", {})),
-        probes=compile_probes(table), _update=scope["update"], _places=translator.places,
+        probes=compile_probes(table), _update=update, _places=translator.places,
     )  # fmt: skip
 
 # %% ../../nbs/play/16_profile.ipynb #16-profile-037
