@@ -3,7 +3,10 @@
 import os
 from pathlib import Path
 
-from jaxtyping import install_import_hook
+# Before torch is imported: there are as many workers as cores, and threads of their own would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from jaxtyping import install_import_hook  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 

@@ -29,14 +29,6 @@ ACTIONS = 11  # of Bonk
 SETTINGS = {"max_steps": 24}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 # Dreams in a corridor
 
 

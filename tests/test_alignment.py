@@ -33,8 +33,6 @@ from metabonk.sense.alignment import (
 )
 from metabonk.sense.logmel import LogMel, LogMelConfig
 
-torch.set_num_threads(1)
-
 SCHEMA = Schema(game="flash", image_shape=(16, 16, 3), channels=1, sample_rate=4000, clock_rate=60.0, probes={"hit": "int64"})
 LOGMEL = LogMelConfig(sample_rate=4000, n_fft=128, bands=8, frames_per_step=2)
 CONFIG = AlignmentConfig(

@@ -22,7 +22,6 @@ from metabonk.record.sampling import SequenceConfig
 from metabonk.record.store import Store
 from metabonk.sense.logmel import LogMel, LogMelConfig
 
-torch.set_num_threads(1)
 SMALL = {"size": (8, 8), "patch": 4, "channels": 1, "frames": 2, "bands": 4, "sound_patch": (2, 2), "latents": 2, "bottleneck": 3,
          "width": 16, "layers": 2, "heads": 2, "time_every": 2, "context": 3}  # fmt: skip
 

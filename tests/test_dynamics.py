@@ -22,7 +22,6 @@ from metabonk.dream.interface import DreamEnv, dream_along, imagine, pick_states
 from metabonk.dream.shortcut import ShortcutConfig, ramp
 from metabonk.sense.logmel import LogMelConfig
 
-torch.set_num_threads(1)
 THREE = ActionSpec(categorical=(3,))
 
 

@@ -1,6 +1,5 @@
 """Whether the measures of listening find what was planted, and nothing where nothing is."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -135,15 +134,6 @@ def world(games: int = 12, rows: int = 60, seed: int = 0, decoys: bool = True) -
         terminated=first & False, truncated=first & False, first=first, episode=episode, step=step,
     )  # fmt: skip
     return batch, kind
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Products this small are faster alone."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The main pipeline from nothing to its report, at the smallest size, as a user starts it."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,8 +26,7 @@ def metabonk(*arguments: str, **sets: object) -> subprocess.CompletedProcess[str
     given = [part for name, value in {**SMALL, **sets}.items() for part in ("--set", f"{name}={value}")]
     pipeline = (str(ROOT / "pipelines/metabonk.yaml"), "--game", "bonk")  # in the light there is music without a hum, too
     command = [sys.executable, "-m", "metabonk.cli", "run", *pipeline, *arguments, *given]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 
 def what_is_left(run: Path) -> None:

@@ -62,14 +62,6 @@ GENERATOR = np.random.default_rng(5)
 FEW, MANY = GENERATOR.normal(3, 1, 6), GENERATOR.normal(2, 1, 9)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 # ---------------------------------------------------------------- statistics
 
 

@@ -15,15 +15,6 @@ from metabonk.dream.scan import fast_observe
 KINDS = ["categorical", "gumbel", "gaussian"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Products this small are faster alone."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def small(kind: str = "categorical", dtype: torch.dtype = torch.float64, **changes) -> SimpleNamespace:
     """A model, a recording of 3 x 7 rows with resets in it, a carried state and noise."""
     torch.manual_seed(0)
@@ -248,6 +239,10 @@ def test_a_scan_of_small_rows_takes_one_thread_and_gives_the_others_back(deter, 
     drawer, pullback = latents.drawer, latents.pullback
     latents.drawer = lambda noise: seen.append(torch.get_num_threads()) or drawer(noise)
     latents.pullback = lambda raw, noise: seen.append(torch.get_num_threads()) or pullback(raw, noise)
+    before = torch.get_num_threads()
     torch.set_num_threads(3)
-    gradients(fast_observe, case)
-    assert seen == [wanted, wanted] and torch.get_num_threads() == 3
+    try:
+        gradients(fast_observe, case)
+        assert seen == [wanted, wanted] and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

@@ -35,8 +35,6 @@ from metabonk.sense.tokens import (
     train_tokenizers,
 )
 
-torch.set_num_threads(1)
-
 SCHEMA = Schema(game="test", image_shape=(16, 16, 3), channels=2, sample_rate=2000, clock_rate=60.0, action_count=5)
 SILENT = SCHEMA.change(channels=0, sample_rate=0)
 LOGMEL = LogMelConfig(sample_rate=2000, n_fft=64, bands=8, frames_per_step=2, f_min=20.0)
