@@ -6,18 +6,9 @@ from mutants import mutant
 
 from metabonk.core.errors import FolderError, UsageError
 from metabonk.dream import dynamics
+from metabonk.dream.actions import ActionEmbedding, ActionSpec, camera_angles, camera_classes
 from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, Clip, bouncing_ball
-from metabonk.dream.dynamics import (
-    ActionEmbedding,
-    ActionSpec,
-    DynamicsConfig,
-    DynamicsLearner,
-    ShortcutModel,
-    batch_length,
-    camera_angles,
-    camera_classes,
-    cut_clip,
-)
+from metabonk.dream.dynamics import Dynamics, DynamicsConfig, DynamicsLearner, ShortcutModel, batch_length, cut_clip
 from metabonk.dream.interface import DreamEnv, dream_along, imagine, pick_states
 from metabonk.dream.shortcut import ShortcutConfig, ramp
 from metabonk.sense.logmel import LogMelConfig
@@ -179,8 +170,8 @@ def test_single_pictures_know_neither_past_nor_action(monkeypatch):
     forward = model.dynamics.forward
     monkeypatch.setattr(model.dynamics, "forward", lambda *given: seen.append(given) or forward(*given))
     losses = model.losses(codes())
-    *_, known, first = seen[-1]
-    assert first.all() and not known.any() and losses["reward"].eq(0).all()
+    *_, known, first, _ = seen[-1]
+    assert first.all() and not known.any() and all(losses[name].eq(0).all() for name in ("policy", "reward", "continue"))
 
 
 def test_a_video_without_actions_and_rewards_teaches_the_rest():
@@ -189,15 +180,24 @@ def test_a_video_without_actions_and_rewards_teaches_the_rest():
     assert losses["shortcut"].mean() > 0 and losses["reward"].eq(0).all()
 
 
-def test_the_reward_head_sees_the_action():
-    "Negative control: were it blind to what was done, another last action would change nothing."
-    model, rows = build(), codes(1)
-    states = []
+def told_apart() -> torch.Tensor:
+    """How far what the heads read after action 0 is from what they read after action 2."""
+    model, rows, features = build(), codes(1), []
     for last in (0, 2):
         rows.action[0, -1] = last
         torch.manual_seed(5)
-        states.append(model.observe(rows))
-    assert (model.features(states[0]) - model.features(states[1])).abs().max() > 1e-4
+        features.append(model.features(model.observe(rows)))
+    return (features[0] - features[1]).abs().max()
+
+
+def test_the_reward_head_sees_the_action():
+    assert told_apart() > 1e-4
+
+
+def test_a_reward_head_that_does_not_see_the_action_is_caught(monkeypatch):
+    "Negative control."
+    monkeypatch.setattr(Dynamics, "tokens", mutant(Dynamics.tokens, "self.actions(action, known)", "self.actions(None, known)"))
+    assert told_apart() == 0
 
 
 def test_nothing_of_the_world_reads_the_agent():
@@ -209,6 +209,27 @@ def test_nothing_of_the_world_reads_the_agent():
         model.dynamics.learned["agent"].add_(1)
     after, other = model.dynamics(*given)
     assert before.equal(after) and not agent.equal(other)
+
+
+def test_the_world_does_not_know_what_the_agent_is_asked_for(monkeypatch):
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)  # no chance in what is remembered and dreamed
+    model, rows, states = build(tasks=3), codes(2), []
+    for task in (0, 2):
+        rows.task = torch.full((2, 6), task)
+        states.append(model.advance(model.observe(rows), torch.eye(3)[:2]))
+        assert states[-1]["task"].tolist() == [task, task]
+    assert states[0]["latent"].equal(states[1]["latent"]) and not states[0]["agent"].equal(states[1]["agent"])
+    rows.task = None
+    assert model.advance(model.observe(rows), torch.eye(3)[:2])["agent"].equal(states[0]["agent"])
+
+
+def test_relevant_rows_teach_what_to_do_and_the_others_how_the_world_goes_on():
+    model, rows = build(single=0.0).train(), codes(4)
+    rows.relevant = torch.tensor([False, False, True, True])[:, None].expand(4, 6)
+    losses = model.losses(rows)
+    assert losses["shortcut"][2:].eq(0).all() and losses["shortcut"][:2].gt(0).all()
+    assert losses["policy"][:2].eq(0).all() and losses["policy"][2:, :-1].gt(0).all() and losses["policy"][:, -1].eq(0).all()
+    assert losses["reward"].gt(0).all()
 
 
 @pytest.mark.parametrize("decoder_time", [False, True])
@@ -310,7 +331,7 @@ def test_batches_are_long_now_and_then_and_at_the_end():
 def test_the_learner_cuts_and_counts():
     learner = DynamicsLearner(build().train(), short=2)
     assert learner.losses(codes(2, 6))["shortcut"].shape == (6, 2)
-    assert learner.scales.keys() == {"shortcut", "reward", "continue"}
+    assert learner.scales.keys() == {"shortcut", "policy", "reward", "continue"}
 
 
 def test_bad_input_says_so():

@@ -47,6 +47,8 @@ class Clip(Columns):
     terminated: Any = None  # (B, T) bool
     truncated: Any = None  # (B, T) bool
     first: Any = None  # (B, T) bool
+    task: Any = None  # (B, T) int64: which of several tasks an agent is asked for
+    relevant: Any = None  # (B, T) bool: rows that a task is cloned from; the others teach how the world goes on
 
     @property
     def shape(self) -> tuple[int, int]:  # B, T
