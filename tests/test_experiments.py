@@ -1,0 +1,37 @@
+"""What experiments keep: rows that are found again, and rows of other sizes that are not."""
+
+import importlib.util
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+
+@pytest.fixture
+def rows(root: Path):
+    """The module, which lies beside the experiments."""
+    spec = importlib.util.spec_from_file_location("rows", root / "experiments/rows.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_rows_of_other_sizes_do_not_mix(rows, tmp_path):
+    small, large = rows.Rows("test", {"steps": 10}), rows.Rows("test", {"steps": 20})
+    small.path = large.path = tmp_path / "results" / "test.csv"
+    assert not small.has(arm="a", seed=0) and not len(small.table())
+    small.add({"arm": "a", "seed": 0, "score": 1.5})
+    assert small.has(arm="a", seed=0) and not small.has(arm="a", seed=1) and not small.has(arm="b", seed=0)
+    assert not large.has(arm="a", seed=0)
+    large.add({"arm": "a", "seed": 0, "score": 2.5})
+    assert small.table()["score"].tolist() == [1.5] and large.table()["score"].tolist() == [2.5]
+    again = rows.Rows("test", {"steps": 10})
+    again.path = small.path
+    assert again.has(arm="a", seed=0)
+
+
+def test_results_in_the_repository_can_be_read(root):
+    keys = ("sizes", "arm", "fusion", "player", "music", "round", "seed")
+    for path in (root / "experiments/results").glob("*.csv"):
+        table = pd.read_csv(path)
+        assert len(table) and "seed" in table and not table.duplicated([key for key in keys if key in table]).any(), path
