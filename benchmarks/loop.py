@@ -46,7 +46,7 @@ def make_agent(size: str, game) -> Agent:
     tokenizers = Tokenizers(PictureTokenizer(picture), SoundTokenizer(sound), logmel, game.name)
     model = TokenModel(config, tokenizers, int(game.action_space.n)).eval()
     units = size if size in ActorCriticConfig.presets else "tiny"
-    return Agent(model, ActorCritic(ActorCriticConfig.preset(units), model.feature_size, model.action_size))
+    return Agent(model, ActorCritic(ActorCriticConfig.preset(units), model.feature_size, model.spec))
 
 
 def loop(game, seconds: float, agent: Agent | None, clock: Callable[[], float]) -> dict[str, float]:

@@ -125,7 +125,7 @@ def main() -> None:
 
     config = RSSMConfig.preset("1M")
     model = RecurrentModel(config, nn.Identity(), 256, {}, ACTIONS)
-    agent = ActorCritic(ActorCriticConfig.preset("1M"), model.feature_size, ACTIONS)
+    agent = ActorCritic(ActorCriticConfig.preset("1M"), model.feature_size, model.spec)
     starts = model.rssm.initial(STARTS)
     dream = {"dream": lambda: imagine(model, agent.policy, starts, HORIZON)}
     times = fastest({**product, **dream}, 3 * options.rounds, clock, options.threads)

@@ -238,7 +238,7 @@ def explore(player: str, music: str, seed: int, base: Path, folder: Path, argume
         seed_everything(seed)
         model = TokenModel.load(base / "model")
         explorer = make_explorer(player, model)
-        agent = ActorCritic(ActorCriticConfig.preset("tiny"), model.feature_size, model.action_size)
+        agent = ActorCritic(ActorCriticConfig.preset("tiny"), model.feature_size, model.spec)
         learner = ExplorerLearner(model, explorer, agent, DreamConfig.preset("tiny", replay=0.0))
     for number, chance in enumerate(spawn_seeds(seed + 1, arguments.rounds)):
         if number:

@@ -125,7 +125,7 @@ def train(arm: str, seed: int, folders: Path, options: argparse.Namespace) -> di
     model.start_from(TokenCache(folder / "store.tokens"), seed=seed)
     fit(WorldModelLearner(model), data(folder / "store", 0.0), folder / "model",
         TrainConfig(steps=options.model_steps, lr=3e-3, warmup=100, checkpoint_every=10**6, seed=seed))
-    actor_critic = ActorCritic(ActorCriticConfig(units=64, entropy=options.entropy), model.feature_size, model.action_size)
+    actor_critic = ActorCritic(ActorCriticConfig(units=64, entropy=options.entropy), model.feature_size, model.spec)
     dreams, policy = DreamConfig.preset("tiny"), TrainConfig(lr=1e-3, warmup=20, checkpoint_every=10**6, seed=seed)
     fit(DreamLearner(model, actor_critic, dreams), data(folder / "store", 0.0), folder / "dream",
         policy.change(steps=options.dream_steps))

@@ -18,6 +18,7 @@ from metabonk.act.dreaming import DreamConfig, DreamLearner, check_learnable, la
 from metabonk.act.finetune import FineTune, FineTuneConfig, ShortUpdates
 from metabonk.core.errors import FolderError, MetaBonkError, UsageError
 from metabonk.core.training import TrainConfig, fit, read_log
+from metabonk.dream.actions import ActionSpec
 from metabonk.dream.interface import WorldModel, action_vectors
 from metabonk.play.game import make_game
 from metabonk.record.cache import Cache
@@ -81,7 +82,7 @@ def walk(seed, batch=4, time=12):
 
 def dreamer(seed=0, **config):
     torch.manual_seed(seed)
-    agent = ActorCritic(ActorCriticConfig(layers=1, units=16), 9, 2)
+    agent = ActorCritic(ActorCriticConfig(layers=1, units=16), 9, ActionSpec(categorical=(2,)))
     return DreamLearner(Corridor(), agent, DreamConfig(**{"horizon": 6, "discount": 0.9, **config}))
 
 
@@ -152,7 +153,7 @@ def test_a_policy_learns_in_dreams_and_not_from_dreams_without_reward(tmp_path):
         learner = dreamer(replay=0.0)
         learner.change = change
         fit(learner, [walk(seed) for seed in range(10)], tmp_path / str(change), TrainConfig.preset("tiny", steps=40, lr=1e-2))
-        return float(learner.actor_critic.policy(torch.eye(9)[1:8]).probabilities[:, 1].mean())
+        return float(learner.actor_critic.policy(torch.eye(9)[1:8]).parts[0].probabilities[:, 1].mean())
 
     def unpaid(dream):
         dream.reward.zero_()
@@ -223,7 +224,7 @@ class Watcher(WorldModel):
 def player(noise=0.0, greedy=False, seed=0):
     torch.manual_seed(seed)
     model = Watcher(noise=noise)
-    actor_critic = ActorCritic(ActorCriticConfig(layers=1, units=16), model.feature_size, ACTIONS)
+    actor_critic = ActorCritic(ActorCriticConfig(layers=1, units=16), model.feature_size, model.spec)
     nn.init.normal_(actor_critic.actor[-1].weight)  # opinions, for the first weights of an actor have none
     return Agent(model, actor_critic, greedy=greedy)
 
@@ -262,7 +263,7 @@ def test_it_is_as_undecided_as_its_policy_unless_greedy(bonk):
     agent = player(greedy=True)
     assert play(agent, bonk, 3) == play(agent, bonk, 4)
     state = agent.state
-    expected = agent.actor_critic.policy(agent.model.features(state)).probabilities.argmax(-1)
+    expected = agent.actor_critic.policy(agent.model.features(state)).parts[0].probabilities.argmax(-1)
     assert agent.action == int(expected)
 
 
@@ -327,7 +328,7 @@ def test_a_failed_save_leaves_the_old_agent(tmp_path):
 def test_games_that_an_agent_can_not_play_are_refused(bonk):
     agent = player()
     agent.check(bonk)
-    for changes, match in (({"actions": ("a", "b")}, "2 discrete actions"), ({"image_size": (32, 32)}, "shows")):
+    for changes, match in (({"actions": ("a", "b")}, "a choice of 2"), ({"image_size": (32, 32)}, "shows")):
         agent.model.tokenizers = type("Eyes", (), {"image_shape": (64, 64, 3)})()
         game = make_game("bonk", **changes)
         with pytest.raises(UsageError, match=match):

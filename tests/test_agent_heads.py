@@ -1,5 +1,6 @@
 """What an agent decides and foretells: distributions over actions of every kind, and several steps ahead from one moment."""
 
+import gymnasium as gym
 import pytest
 import torch
 from mutants import mutant
@@ -156,3 +157,24 @@ def test_the_actor_is_the_policy_of_the_next_step(layers):
     torch.testing.assert_close(ActionChoice(alone(features), SPEC).entropy(), heads.policy(features).entropy())
     torch.nn.init.normal_(alone[-1].weight)
     assert not torch.allclose(ActionChoice(alone(features), SPEC).entropy(), heads.policy(features).entropy())
+
+
+@pytest.mark.parametrize(("spec", "space"), [
+    (ActionSpec(categorical=(5,)), gym.spaces.Discrete(5)), (ActionSpec(categorical=(2, 3)), gym.spaces.MultiDiscrete([2, 3])),
+    (ActionSpec(binary=4), gym.spaces.MultiBinary(4)), (ActionSpec(continuous=2), gym.spaces.Box(-1, 1, (2,))),
+], ids=str)  # fmt: skip
+def test_actions_go_from_a_game_to_vectors_and_back(spec, space):
+    assert ActionSpec.of(space) == spec == ActionSpec.of(spec.space())
+    space.seed(0)
+    action = torch.stack([torch.as_tensor(space.sample()) for _ in range(6)])[None]
+    assert torch.allclose(spec.recorded(spec.vectors(action)).to(action.dtype), action)
+    drawn = spec.recorded(ActionChoice(torch.randn(6, spec.outputs), spec).sample())
+    if not spec.continuous:  # drawn controls may lie a little outside
+        assert all(space.contains(one.numpy().astype(space.dtype)) for one in drawn)
+
+
+def test_numbers_of_several_kinds_share_a_box():
+    space = MIXED.space()
+    assert space.high.tolist() == [1, 1, 2, 3, 1, 1] and space.low.tolist() == [0, 0, 0, 0, -1, -1]
+    with pytest.raises(UsageError, match="Discrete"):
+        ActionSpec.of(gym.spaces.Text(3))

@@ -25,6 +25,7 @@ from metabonk.act.curiosity import (
 from metabonk.act.dreaming import DreamConfig
 from metabonk.core.errors import UsageError
 from metabonk.core.training import TrainConfig, fit, read_log
+from metabonk.dream.actions import ActionSpec
 from metabonk.dream.interface import Imagined, imagine
 from metabonk.dream.recurrent import RecurrentModel
 from metabonk.dream.rssm import RSSMConfig
@@ -236,7 +237,7 @@ def test_an_explorer_learns_in_the_dreams_of_a_recurrent_model(tmp_path):
     model = RecurrentModel(config, Eye(), 6, {"picture": Picture(features)}, action_size=3)
     kinds = {"latent": Plan2Explore(TINY, features, 3, 16), "all": Plan2Explore(TINY, features, 3, features, latent="")}
     explorer = Explorer(kinds)
-    agent = ActorCritic(ActorCriticConfig(units=8), features, 3)
+    agent = ActorCritic(ActorCriticConfig(units=8), features, ActionSpec(categorical=(3,)))
     learner = ExplorerLearner(model, explorer, agent, DreamConfig(horizon=3, starts=5, replay=0.0))
     model_before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
@@ -258,7 +259,7 @@ def test_paid_futures_are_those_that_were_imagined():
     "The model's own reward is replaced, and nothing else."
     torch.manual_seed(0)
     model = RecurrentModel(RSSMConfig(deter=32, hidden=8, units=8, latents=4, classes=4, blocks=4), Eye(), 6, {}, action_size=3)
-    agent = ActorCritic(ActorCriticConfig(units=8), 48, 3)
+    agent = ActorCritic(ActorCriticConfig(units=8), 48, ActionSpec(categorical=(3,)))
     futures = imagine(model, agent.policy, model.observe(recording()[0]), 4)
     paid = intrinsic_rewards(futures, Explorer({"latent": Plan2Explore(TINY, 48, 3, 16)}))
     assert paid.reward[:, 1:].ne(0).all() and not paid.reward.requires_grad

@@ -6,9 +6,17 @@ from mutants import mutant
 
 from metabonk.core.errors import FolderError, UsageError
 from metabonk.dream import dynamics
-from metabonk.dream.actions import ActionEmbedding, ActionSpec, camera_angles, camera_classes
+from metabonk.dream.actions import ActionSpec, camera_angles, camera_classes
 from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, Clip, bouncing_ball
-from metabonk.dream.dynamics import Dynamics, DynamicsConfig, DynamicsLearner, ShortcutModel, batch_length, cut_clip
+from metabonk.dream.dynamics import (
+    ActionEmbedding,
+    Dynamics,
+    DynamicsConfig,
+    DynamicsLearner,
+    ShortcutModel,
+    batch_length,
+    cut_clip,
+)
 from metabonk.dream.interface import DreamEnv, dream_along, imagine, pick_states
 from metabonk.dream.shortcut import ShortcutConfig, ramp
 from metabonk.sense.logmel import LogMelConfig

@@ -8,6 +8,7 @@ from gymnasium.utils.env_checker import check_env
 from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
 from metabonk.act.returns import ReturnScale, lambda_returns
 from metabonk.core.errors import UsageError
+from metabonk.dream.actions import ActionSpec
 from metabonk.dream.interface import (
     Categorical,
     DreamEnv,
@@ -130,7 +131,7 @@ def test_bad_input_is_told():
 
 def test_what_follows_an_end_has_no_weight_in_the_losses():
     torch.manual_seed(0)
-    agent = ActorCritic(ActorCriticConfig(), feature_size=1, action_size=3)
+    agent = ActorCritic(ActorCriticConfig(), feature_size=1, spec=ActionSpec(categorical=(3,)))
     dream = imagine(Counter(), always(2), {"sum": torch.tensor([0.0, 9.0])}, horizon=5)
     losses, watched = agent.losses(dream)
     assert losses["critic"].shape == losses["actor"].shape == (2, 5)
@@ -142,7 +143,7 @@ def test_what_follows_an_end_has_no_weight_in_the_losses():
 def test_decisions_are_matched_with_the_rows_they_were_taken_at():
     "The gradient of the actor makes the decision likelier that was rewarded, in the state where it was taken."
     torch.manual_seed(0)
-    agent = ActorCritic(ActorCriticConfig(entropy=0.0), feature_size=3, action_size=2)
+    agent = ActorCritic(ActorCriticConfig(entropy=0.0), feature_size=3, spec=ActionSpec(categorical=(2,)))
     rows = torch.eye(3)[None]  # three different states in a row
     action = torch.tensor([[[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]]])  # action 1 was decided in state 0, action 0 in state 1
     dream = Imagined(rows, action, torch.zeros(1, 3), torch.tensor([[0.0, 10.0, 0.0]]), torch.tensor([[0.9, 0.01, 0.9]]), [])
@@ -155,7 +156,7 @@ def test_decisions_are_matched_with_the_rows_they_were_taken_at():
 
 def test_the_critic_gets_no_gradient_from_the_actor_and_the_slow_one_none_at_all():
     torch.manual_seed(0)
-    agent = ActorCritic(ActorCriticConfig(), feature_size=1, action_size=3)
+    agent = ActorCritic(ActorCriticConfig(), feature_size=1, spec=ActionSpec(categorical=(3,)))
     dream = imagine(Counter(), always(1), {"sum": torch.tensor([0.0, 1.0])}, horizon=3)
     losses, _ = agent.losses(dream)
     losses["actor"].sum().backward(retain_graph=True)
@@ -169,8 +170,8 @@ def test_the_critic_gets_no_gradient_from_the_actor_and_the_slow_one_none_at_all
 
 def test_continuous_actions_learn_too():
     torch.manual_seed(0)
-    agent = ActorCritic(ActorCriticConfig(), feature_size=1, action_size=1, discrete=False)
-    assert isinstance(agent.policy(torch.zeros(2, 1)), Normal)
+    agent = ActorCritic(ActorCriticConfig(), feature_size=1, spec=ActionSpec(continuous=1))
+    assert isinstance(agent.policy(torch.zeros(2, 1)).parts[0], Normal)
     optimizer = torch.optim.Adam([*agent.actor.parameters(), *agent.critic.parameters()], lr=3e-3)
     earned = []
     for _ in range(60):

@@ -634,7 +634,7 @@ def bonk_agent():
     ears = SoundTokenizer(SoundConfig.preset("tiny", channels=2, frames=4, tokens=4, bands=16))
     logmel = LogMelConfig.preset("tiny", sample_rate=24000, bands=16, frames_per_step=4)
     model = TokenModel(TokenModelConfig.preset("tiny"), Tokenizers(eyes, ears, logmel, "bonk"), 11)
-    policy = ActorCritic(ActorCriticConfig.preset("tiny"), model.feature_size, 11, True)
+    policy = ActorCritic(ActorCriticConfig.preset("tiny"), model.feature_size, model.spec)
     return Agent(model, policy)
 
 

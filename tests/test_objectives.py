@@ -14,7 +14,10 @@ from metabonk.act.dreaming import DreamConfig, DreamLearner
 from metabonk.act.objectives import PMPO, PPO, pmpo_losses
 from metabonk.core.errors import UsageError
 from metabonk.core.training import TrainConfig, fit, read_log
+from metabonk.dream.actions import ActionSpec
 from metabonk.dream.interface import Categorical, Imagined, Normal, WorldModel
+
+TWO = ActionSpec(categorical=(2,))
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ class Told(ActorCritic):
     """A prior whose logits are the features."""
 
     def __init__(self):
-        super().__init__(ActorCriticConfig(units=4), 6, 6)
+        super().__init__(ActorCriticConfig(units=4), 6, ActionSpec(categorical=(6,)))
 
     def policy(self, features):
         return Categorical(features, unimix=0.0)
@@ -82,11 +85,11 @@ def test_an_empty_set_has_no_vote(sign):
 
 def test_the_prior_stays_what_it_was():
     torch.manual_seed(0)
-    agent = ActorCritic(ActorCriticConfig(), 3, 2)
-    objective, before = PMPO(agent), agent.policy(torch.eye(3)).probabilities.detach()
+    agent = ActorCritic(ActorCriticConfig(), 3, TWO)
+    objective, before = PMPO(agent), agent.policy(torch.eye(3)).parts[0].probabilities.detach()
     for p in agent.actor.parameters():
         p.data += 0.5
-    assert objective.prior.policy(torch.eye(3)).probabilities.equal(before)
+    assert objective.prior.policy(torch.eye(3)).parts[0].probabilities.equal(before)
     assert not any(p.requires_grad for p in objective.parameters())
 
 
@@ -152,7 +155,7 @@ DATA = [torch.rand(1, 4, generator=torch.Generator().manual_seed(i)) for i in ra
 def learner(make=lambda agent: None, **changes) -> DreamLearner:
     """Of an objective that is made from the actor-critic as it begins."""
     torch.manual_seed(0)
-    agent = ActorCritic(ActorCriticConfig(units=8), 1, 2)
+    agent = ActorCritic(ActorCriticConfig(units=8), 1, TWO)
     return DreamLearner(Coin(), agent, DreamConfig(horizon=3, replay=0.0, **changes), objective=make(agent))
 
 
@@ -177,7 +180,7 @@ def test_a_resumed_training_has_the_numbers_of_one_that_went_on(tmp_path, make, 
 
 
 def test_bad_input_is_told():
-    for wrong in (lambda: PPO(clip=0), lambda: PMPO(ActorCritic(ActorCriticConfig(), 1, 2), alpha=2),
+    for wrong in (lambda: PPO(clip=0), lambda: PMPO(ActorCritic(ActorCriticConfig(), 1, TWO), alpha=2),
                   lambda: DreamConfig(reuse=2), lambda: DreamConfig(reuse=0)):  # fmt: skip
         with pytest.raises(UsageError):
             wrong()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .returns import ReturnScale, lambda_returns
 from ..core.config import Config
-from ..dream.interface import MLP, Categorical, Imagined, Normal, TwoHot
+from ..dream.interface import MLP, ActionChoice, ActionSpec, Imagined, TwoHot
 
 # %% ../../nbs/act/61_actor_critic.ipynb #61-actor-critic-005
 @dataclass(frozen=True)
@@ -89,13 +89,11 @@ class ActorCritic(nn.Module):
         self,
         config: ActorCriticConfig,  # sizes and constants
         feature_size: int,  # numbers in the features of a state
-        action_size: int,  # numbers in an action vector
-        discrete: bool = True,  # whether it is one-hot
+        spec: ActionSpec,  # which actions there are: a model's `spec`
     ):
         super().__init__()
-        self.config, self.discrete = config, discrete
-        outputs = action_size if discrete else 2 * action_size
-        self.actor = MLP(feature_size, outputs, config.layers, config.units, scale=0.01)
+        self.config, self.feature_size, self.spec = config, feature_size, spec
+        self.actor = MLP(feature_size, spec.outputs, config.layers, config.units, scale=0.01)
         self.critic = MLP(feature_size, 255, config.layers, config.units, scale=0.0)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.scale = ReturnScale(config.scale_rate, config.scale_limit)
@@ -103,10 +101,9 @@ class ActorCritic(nn.Module):
     def policy(
         self,
         features: Float[Tensor, "*batch features"],  # of states
-    ) -> Categorical | Normal:  # over action vectors
+    ) -> ActionChoice:  # over action vectors
         "The actor's distribution"
-        output = self.actor(features)
-        return Categorical(output, self.config.unimix) if self.discrete else Normal(output)
+        return ActionChoice(self.actor(features), self.spec, self.config.unimix)
 
     def value(
         self,

@@ -31,7 +31,7 @@ from ..core.errors import FolderError, UsageError
 from ..core.files import disk_errors, write_atomic
 from ..core.progress import progress
 from ..core.seed import spawn_seeds
-from ..dream.interface import State, WorldModel
+from ..dream.interface import ActionSpec, State, WorldModel
 from ..play.game import make_game
 from ..record.experience import Batch
 
@@ -119,11 +119,10 @@ class Agent:
     ):
         self.model, self.actor_critic, self.greedy = model, actor_critic, greedy
         self.game = game or str(getattr(model, "game", "") or "")
-        reads, acts = _sizes(actor_critic)
-        if (actor_critic.discrete, reads, acts) != (model.discrete, model.feature_size, model.action_size):
+        if (actor_critic.spec, actor_critic.feature_size) != (model.spec, model.feature_size):
             raise UsageError(
-                f"the policy reads {reads} features and has {acts} {_kind(actor_critic.discrete)} actions, the model gives "
-                f"{model.feature_size} and takes {model.action_size} {_kind(model.discrete)}: use two that were trained together"
+                f"the policy reads {actor_critic.feature_size} features and has {actor_critic.spec.told}, the model gives "
+                f"{model.feature_size} and takes {model.spec.told}: use two that were trained together"
             )
         self.make_senses: Callable[[int], Any] = senses or _senses_of(model)
         self.reset(0)
@@ -172,7 +171,7 @@ class Agent:
             self.model.eval()
         sights, sounds = ([observation[name] for observation in observations] for name in ("image", "audio"))
         rows = senses({"image": np.stack(sights), "audio": sounds})
-        shape, kind = ((), np.int64) if self.model.discrete else ((self.model.action_size,), np.float32)
+        shape, kind = ((), np.int64) if self.model.discrete else ((self.model.spec.parts,), np.float32)
         done = np.zeros((len(first), 1, *shape), kind)
         for game, action in enumerate(actions):
             if not first[game]:
@@ -187,7 +186,8 @@ class Agent:
         vectors: Tensor,  # (games, actions)
     ) -> list[Any]:  # numbers, or arrays
         "Action vectors as games take them"
-        return vectors.argmax(-1).tolist() if self.model.discrete else list(vectors.cpu().numpy())
+        done = self.model.spec.recorded(vectors).cpu()
+        return done.tolist() if self.model.discrete else list((done if self.model.spec.continuous else done.long()).numpy())
 
     @torch.no_grad()
     def predict(self) -> Expected:
@@ -208,12 +208,10 @@ class Agent:
             raise UsageError(
                 f"this agent learned {self.game!r}, not {game.unwrapped.name!r}: train one for it, or play its own game"
             )
-        count = getattr(game.action_space, "n", None)
-        wanted = int(count) if count is not None else int(np.prod(game.action_space.shape))
-        if (count is not None, wanted) != (self.model.discrete, self.model.action_size):
-            known = f"the agent knows {self.model.action_size} {_kind(self.model.discrete)}"
+        wanted = ActionSpec.of(game.action_space)
+        if wanted != self.model.spec:
             raise UsageError(
-                f"{game.unwrapped.name} has {wanted} {_kind(count is not None)} actions, {known}: "
+                f"{game.unwrapped.name} has {wanted.told}, the agent knows {self.model.spec.told}: "
                 "give the game the actions with which it was recorded, or train anew"
             )
         size, shape = _picture_size(self.model), tuple(game.observation_space["image"].shape[:2])
@@ -230,7 +228,7 @@ class Agent:
         about = {
             "format": "metabonk agent", "version": 1, "game": self.game, "greedy": self.greedy,
             "actor_critic": self.actor_critic.config.to_dict(), "features": self.model.feature_size,
-            "actions": self.model.action_size, "discrete": self.model.discrete,
+            "actions": self.model.spec.to_dict(),
         }  # fmt: skip
         with disk_errors(folder):
             whole.mkdir(parents=True)
@@ -263,12 +261,11 @@ class Agent:
         try:
             about = json.loads((folder / "agent.json").read_text())
             assert about["format"] == "metabonk agent"
+            config, spec = ActorCriticConfig.from_dict(about["actor_critic"]), ActionSpec.from_dict(about["actions"])
         except (OSError, ValueError, AssertionError, KeyError, TypeError):
             raise FolderError(f"{folder} holds no agent: name a folder that `Agent.save` wrote") from None
         loaded = model if isinstance(model, WorldModel) else model(folder / "model")
-        actor_critic = ActorCritic(
-            ActorCriticConfig.from_dict(about["actor_critic"]), about["features"], about["actions"], about["discrete"]
-        )
+        actor_critic = ActorCritic(config, about["features"], spec)
         try:
             actor_critic.load_state_dict(load_file(folder / "actor_critic.safetensors"))
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -282,16 +279,6 @@ class Agent:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.reset(0)
-
-
-def _kind(discrete: bool) -> str:
-    return "discrete" if discrete else "continuous"
-
-
-def _sizes(actor_critic: ActorCritic) -> tuple[int, int]:
-    "How many features a policy reads, and how many actions it has"
-    weights = [p.shape for p in actor_critic.actor.parameters() if p.ndim == 2]
-    return weights[0][1], weights[-1][0] if actor_critic.discrete else weights[-1][0] // 2
 
 
 def _picture_size(model: Any) -> tuple[int, int] | None:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['State', 'Policy', 'pick_states', 'repeat_states', 'join_states', 'action_vectors', 'WorldModel', 'Distribution',
-           'Imagined', 'imagine', 'dream_along', 'DreamEnv', 'Categorical', 'Normal', 'TwoHot', 'MLP']
+           'Imagined', 'imagine', 'dream_along', 'DreamEnv', 'ActionChoice', 'ActionSpec', 'Categorical', 'Normal',
+           'TwoHot', 'MLP']
 
 # %% ../../nbs/dream/43_interface.ipynb #43-interface-002
 from collections.abc import Callable
@@ -19,11 +20,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..core.errors import UsageError
+from .actions import ActionChoice, ActionSpec
 from .distributions import Categorical, Normal, TwoHot
 from .layers import MLP
 
 # %% ../../nbs/dream/43_interface.ipynb #43-interface-004
-_all_ = ["Categorical", "Normal", "TwoHot", "MLP"]  # what policies and critics are made of comes from here, too
+_all_ = ["ActionChoice", "ActionSpec", "Categorical", "Normal", "TwoHot", "MLP"]  # what policies and critics are made of
 
 # %% ../../nbs/dream/43_interface.ipynb #43-interface-006
 State = dict[str, Tensor]  # (batch, ...) each
@@ -71,6 +73,11 @@ class WorldModel(nn.Module):
     feature_size: int  # numbers in the features of a state
     action_size: int  # numbers in an action vector
     discrete: bool  # whether actions are one-hot
+
+    @property
+    def spec(self) -> ActionSpec:  # one choice, or controls, unless a model says otherwise
+        "Which actions there are"
+        return ActionSpec(categorical=(self.action_size,)) if self.discrete else ActionSpec(continuous=self.action_size)
 
     def observe(
         self,
@@ -219,8 +226,7 @@ class DreamEnv(gym.Env):
         self.observation_space = gym.spaces.Dict({
             name: gym.spaces.Box(np.iinfo(x.dtype).min, np.iinfo(x.dtype).max, x.shape, x.dtype) for name, x in examples.items()
         })
-        n = model.action_size
-        self.action_space: gym.Space = gym.spaces.Discrete(n) if model.discrete else gym.spaces.Box(-1, 1, (n,), np.float32)
+        self.action_space = model.spec.space()
 
     @torch.no_grad()
     def _decode(self) -> dict[str, Tensor]:
@@ -255,8 +261,7 @@ class DreamEnv(gym.Env):
         if not self.action_space.contains(np.asarray(action, self.action_space.dtype)):
             raise UsageError(f"action {action!r} is not one of {self.action_space}")
         tensor = torch.as_tensor(np.asarray(action), device=next(iter(self.state.values())).device)[None]
-        vector = action_vectors(tensor, self.model.action_size if self.model.discrete else 0)
-        self.state = self.model.advance(self.state, vector)
+        self.state = self.model.advance(self.state, self.model.spec.vectors(tensor[:, None])[:, 0])
         self.steps += 1
         features = self.model.features(self.state)
         goes_on = float(self.model.continuation(features)[0])
