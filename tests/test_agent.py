@@ -325,11 +325,11 @@ def test_a_failed_save_leaves_the_old_agent(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["agent"] and Agent.load(folder, Watcher.load)
 
 
-def test_games_that_an_agent_can_not_play_are_refused(bonk):
+def test_games_that_an_agent_can_not_play_are_refused(bonk, monkeypatch):
     agent = player()
     agent.check(bonk)
+    monkeypatch.setattr(type(agent.model), "picture_size", (64, 64))
     for changes, match in (({"actions": ("a", "b")}, "a choice of 2"), ({"image_size": (32, 32)}, "shows")):
-        agent.model.tokenizers = type("Eyes", (), {"image_shape": (64, 64, 3)})()
         game = make_game("bonk", **changes)
         with pytest.raises(UsageError, match=match):
             agent.check(game)

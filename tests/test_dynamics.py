@@ -1,13 +1,27 @@
 """The dynamics: actions of every kind, what is learned from what, dreams as they were learned, and what it says to bad input."""
 
+import numpy as np
 import pytest
 import torch
 from mutants import mutant
 
+from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
+from metabonk.act.agent import Agent, play_episodes
+from metabonk.act.dreaming import DreamConfig, DreamLearner
+from metabonk.act.objectives import PMPO
 from metabonk.core.errors import FolderError, UsageError
+from metabonk.core.training import TrainConfig, fit
 from metabonk.dream import dynamics
 from metabonk.dream.actions import ActionSpec, camera_angles, camera_classes
-from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, Clip, bouncing_ball
+from metabonk.dream.causal_tokenizer import (
+    CausalTokenizer,
+    CausalTokenizerConfig,
+    Clip,
+    ClipCache,
+    ClipData,
+    ClipSenses,
+    bouncing_ball,
+)
 from metabonk.dream.dynamics import (
     ActionEmbedding,
     Dynamics,
@@ -19,6 +33,10 @@ from metabonk.dream.dynamics import (
 )
 from metabonk.dream.interface import DreamEnv, dream_along, imagine, pick_states
 from metabonk.dream.shortcut import ShortcutConfig, ramp
+from metabonk.record.cache import Cache
+from metabonk.record.recorder import record
+from metabonk.record.sampling import SequenceConfig
+from metabonk.record.store import Store
 from metabonk.sense.logmel import LogMelConfig
 
 THREE = ActionSpec(categorical=(3,))
@@ -383,3 +401,67 @@ def test_published_sizes():
     layout = model.dynamics.transformer.layout
     assert layout.sizes == {"spatial": 256, "register": 8, "shortcut": 1, "action": 1, "agent": 1}
     assert tokenizer.encoder.layout.sizes == {"image": 960, "latent": 512}
+
+
+@pytest.fixture(scope="module")
+def bonk_store(tmp_path_factory):
+    """Two short episodes of Bonk, small and with sound."""
+    folder = tmp_path_factory.mktemp("bonk") / "store"
+    record("bonk", folder, steps=24, seed=2, settings=SMALL)
+    return Store.open(folder)
+
+
+SMALL = {"image_size": (16, 16), "max_steps": 12}
+HEARD = LogMelConfig(sample_rate=32_768, n_fft=512, bands=16, frames_per_step=2)
+
+
+def player(actions: int) -> Agent:
+    """A policy in a small model of Bonk; neither has learned anything."""
+    torch.manual_seed(0)
+    both = {"width": 16, "layers": 2, "heads": 2, "time_every": 2, "context": 3}
+    code = CausalTokenizerConfig(size=(16, 16), patch=8, channels=2, frames=2, bands=16, latents=2, bottleneck=3, **both)
+    config = DynamicsConfig(**both, kv_heads=1, registers=1, units=8, distances=2)
+    spec, shortcut = ActionSpec(categorical=(actions,)), ShortcutConfig(finest=8)
+    model = ShortcutModel(CausalTokenizer(code), spec, config, shortcut, "bonk", HEARD, 550.0)
+    return Agent(model, ActorCritic(ActorCriticConfig(layers=1, units=8), model.feature_size, model.spec))
+
+
+def test_what_is_heard_live_is_what_clips_of_the_recording_hold(bonk_store):
+    cache = ClipCache(Cache.build(bonk_store), HEARD)
+    first = cache.cache.table["first"]
+    senses = ClipSenses((16, 16), HEARD, 2)
+    for begin, end in zip(np.flatnonzero(first), [*np.flatnonzero(first)[1:], len(first)], strict=True):
+        clip = cache.gather([[(int(begin), int(end))]])
+        rows = bonk_store.read(int(cache.cache.table["episode"][begin]))
+        senses.reset(0)
+        for t in range(end - begin):
+            live = senses({"image": rows.image[t][None], "audio": [rows[t].audio]})
+            torch.testing.assert_close(live.audio[0, 0], clip.audio[0, t], atol=1e-5, rtol=0)
+            assert live.image[0, 0].numpy().tobytes() == clip.image[0, t].tobytes()
+
+
+def test_an_agent_plays_a_real_game_in_such_a_model(bonk_store):
+    agent = player(bonk_store.schema.action_count)
+    played, again = (play_episodes(agent, "bonk", 2, 0, 2, SMALL) for _ in range(2))
+    assert played["length"].tolist() == [12, 12] and played.equals(again)
+    deaf = ShortcutModel(agent.model.tokenizer, agent.model.spec, agent.model.config, agent.model.shortcut)
+    one = {"image": np.zeros((1, 16, 16, 3), np.uint8), "audio": []}
+    for games, said in ((2, "pictures"), (1, "sounds")):
+        with pytest.raises(UsageError, match=said):
+            agent.model.senses(games)(one)
+    with pytest.raises(UsageError, match="how its sound"):
+        deaf.senses(1)
+
+
+def test_it_learns_in_its_dreams_of_a_recording(bonk_store, tmp_path):
+    "Every learning rule of the project works on it: here PMPO with the cloned policy as prior."
+    agent = player(bonk_store.schema.action_count)
+    agent.actor_critic.actor.load_state_dict(agent.model.heads.actor())
+    data = ClipData(bonk_store.path, HEARD, SequenceConfig(length=6, batch_size=2))
+    policy, dreams = agent.actor_critic, DreamConfig(horizon=2, starts=4)
+    learner = DreamLearner(agent.model, policy, dreams, objective=PMPO(policy))
+    before = policy.actor[-1].weight.detach().clone()
+    world = {name: p.detach().clone() for name, p in agent.model.named_parameters()}
+    fit(learner, data, tmp_path, TrainConfig(steps=2, warmup=0))
+    assert not policy.actor[-1].weight.equal(before)
+    assert all(p.equal(world[name]) for name, p in agent.model.named_parameters())

@@ -8,7 +8,6 @@ __all__ = ['RawSenses', 'own_chance', 'begin_chance', 'Expected', 'Agent', 'play
 # %% ../../nbs/act/64_agent.ipynb #64-agent-002
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import shutil
@@ -124,8 +123,15 @@ class Agent:
                 f"the policy reads {actor_critic.feature_size} features and has {actor_critic.spec.told}, the model gives "
                 f"{model.feature_size} and takes {model.spec.told}: use two that were trained together"
             )
-        self.make_senses: Callable[[int], Any] = senses or _senses_of(model)
+        self._senses_given = senses
         self.reset(0)
+
+    def make_senses(
+        self,
+        games: int,  # how many are played side by side
+    ) -> Any:  # as they were given; otherwise the model's own, or raw ones
+        "Eyes and ears"
+        return (self._senses_given or self.model.senses)(games) or RawSenses(games)
 
     @property
     def device(self) -> torch.device:  # of the model
@@ -214,7 +220,7 @@ class Agent:
                 f"{game.unwrapped.name} has {wanted.told}, the agent knows {self.model.spec.told}: "
                 "give the game the actions with which it was recorded, or train anew"
             )
-        size, shape = _picture_size(self.model), tuple(game.observation_space["image"].shape[:2])
+        size, shape = self.model.picture_size, tuple(game.observation_space["image"].shape[:2])
         if size and size != shape:
             raise UsageError(f"{game.unwrapped.name} shows {shape} pixels, the agent reads {size}: set image_size={size}")
 
@@ -279,20 +285,6 @@ class Agent:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.reset(0)
-
-
-def _picture_size(model: Any) -> tuple[int, int] | None:
-    "Height and width of the pictures that a model's tokenizers read, if it has eyes"
-    shape = getattr(getattr(model, "tokenizers", None), "image_shape", None)
-    return (int(shape[0]), int(shape[1])) if shape else None
-
-
-def _senses_of(model: Any) -> Callable[[int], Any]:
-    if getattr(model, "tokenizers", None) is None:
-        return RawSenses
-    from metabonk.sense.tokens import Senses
-
-    return functools.partial(Senses, model.tokenizers)
 
 # %% ../../nbs/act/64_agent.ipynb #64-agent-024
 def play_episodes(

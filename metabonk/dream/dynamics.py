@@ -22,7 +22,7 @@ from ..core.files import disk_errors, write_atomic
 from ..core.training import Learner
 from .actions import ActionSpec
 from .agent_heads import AgentHeads
-from .causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, Clip
+from .causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, Clip, ClipSenses
 from .interface import State, WorldModel
 from .layers import start_weights
 from .layout import dynamics_layout, join_tokens, take_tokens
@@ -219,6 +219,18 @@ class ShortcutModel(WorldModel):
         self.heads = AgentHeads(self.feature_size, spec, self.config.distances, self.config.units)
         self.scales = dict.fromkeys(("shortcut", *self.heads.terms), 1.0)
         self.rms = RunningRMS(tuple(self.scales), self.shortcut.rms_decay, self.shortcut.rms_floor)
+
+    @property
+    def picture_size(self) -> tuple[int, int] | None:  # pixels; `None` without eyes
+        "As the interface says"
+        return self.tokenizer.config.size
+
+    def senses(self, games: int = 1) -> ClipSenses:
+        "As the interface says: pictures and log-mel"
+        code = self.tokenizer.config
+        if code.channels and self.logmel is None:
+            raise UsageError("this model does not know how its sound was heard: build it with logmel")
+        return ClipSenses(code.size, self.logmel if code.channels else None, code.channels, games)
 
     @property
     def spec(self) -> ActionSpec:  # what it was built for

@@ -79,6 +79,18 @@ class WorldModel(nn.Module):
         "Which actions there are"
         return ActionSpec(categorical=(self.action_size,)) if self.discrete else ActionSpec(continuous=self.action_size)
 
+    @property
+    def picture_size(self) -> tuple[int, int] | None:  # pixels; `None`: any, or no eyes
+        "Height and width of the pictures that it reads"
+        return None
+
+    def senses(
+        self,
+        games: int = 1,  # how many are played side by side
+    ) -> Any:  # called with the games' observations it gives rows that `observe` takes; `None`: raw ones will do
+        "Eyes and ears with which it can play"
+        return None
+
     def observe(
         self,
         context: Any,  # a recording `Batch` of (B, T) rows, as the model was trained on

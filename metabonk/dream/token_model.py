@@ -28,7 +28,7 @@ from .recurrent import RecurrentModel
 from .rssm import RSSMConfig
 from .token_heads import TokenHead
 from ..sense.logmel import each_step
-from ..sense.tokens import TokenBatch, TokenCache, Tokenizers
+from ..sense.tokens import Senses, TokenBatch, TokenCache, Tokenizers
 
 # %% ../../nbs/dream/50_token_model.ipynb #50-token-model-004
 @dataclass(frozen=True)
@@ -156,6 +156,16 @@ class TokenModel(RecurrentModel):
         if self.tokenizers.logmel is None or self.step_samples < 1:
             raise UsageError("this model does not know how long a step sounds: build it with step_samples")
         return each_step(frames, self.tokenizers.logmel, self.step_samples)
+
+    @property
+    def picture_size(self) -> tuple[int, int] | None:  # pixels; `None` without eyes
+        "As the interface says"
+        shape = self.tokenizers.image_shape
+        return (int(shape[0]), int(shape[1])) if shape else None
+
+    def senses(self, games: int = 1) -> Senses:
+        "As the interface says: tokens"
+        return Senses(self.tokenizers, games)
 
     def save(
         self,
