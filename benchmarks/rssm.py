@@ -12,12 +12,13 @@ On a computer that is busy with other things, `--threads 1 --clock cpu` counts t
 import argparse
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait do not take processors from others
 
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
+from turns import fastest  # noqa: E402
 
 from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig  # noqa: E402
 from metabonk.dream.interface import imagine  # noqa: E402
@@ -79,21 +80,6 @@ def their_step(config: RSSMConfig, embed: int) -> Callable[[], None] | None:
         (dynamics + 0.1 * representation).backward()
 
     return step
-
-
-def fastest(
-    contenders: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float], threads: int
-) -> dict[str, float]:
-    "Seconds of the fastest round of each, on one thread or on all; they take turns"
-    times: dict[str, float] = dict.fromkeys(contenders, float("inf"))
-    for count in sorted({1, threads}):
-        torch.set_num_threads(count)
-        for _ in range(rounds):
-            for name, call in contenders.items():
-                start = clock()
-                call()
-                times[name] = min(times[name], clock() - start)
-    return times
 
 
 def main() -> None:
