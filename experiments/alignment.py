@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
-from rows import Rows, add_sizes, chosen
+from common import begin
 
 from metabonk.core.seed import seed_everything
 from metabonk.core.training import TrainConfig, fit
@@ -51,18 +50,10 @@ def show(rows: pd.DataFrame) -> None:
 
 def main() -> None:
     """All runs that are not in the results yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--folder", type=Path, default=Path("runs/alignment"), help="where a run is made")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--table", action="store_true", help="print the table and stop")
-    add_sizes(parser, SIZES)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    rows = Rows("alignment", chosen(options, SIZES))
-    for seed in range(0 if options.table else options.runs):
+    options, rows = begin("alignment", __doc__, SIZES)
+    for seed in options.seeds:
         if not rows.has(seed=seed):
-            rows.add(train(seed, options.folder, options))
+            rows.add(train(seed, options.folder / f"seed-{seed}", options))
     show(rows.table())
 
 

@@ -4,8 +4,8 @@
 table; `--table` prints it alone.
 
 All runs share a recording of random play in `bonk:dark`, its tokenizers and a second recording that nothing learns from.
-On the second one: surprise at the next picture and sound tokens in nats a row, from the model's own reading
-(reconstruction), and the share of tokens that changed and are right one and five steps ahead with eyes and ears shut.
+On the second one: what is left unexplained of picture and sound after looking and listening (cross-entropy of all tokens
+of a row, in nats), and the share of the tokens that changed which are right one and five steps ahead, eyes and ears shut.
 """
 
 import argparse
@@ -15,44 +15,20 @@ from typing import Any
 
 import pandas as pd
 import torch
-from rows import Rows, add_sizes, chosen
+from common import begin, prepare
 
 from metabonk.core.seed import seed_everything
 from metabonk.core.training import TrainConfig, fit
 from metabonk.dream.token_model import TokenModel, TokenModelConfig, WorldModelLearner
 from metabonk.measure.reality import reality_check
 from metabonk.measure.statistics import mean_interval
-from metabonk.record.cache import Cache
-from metabonk.record.recorder import record
 from metabonk.record.sampling import SequenceConfig
 from metabonk.record.store import Store
-from metabonk.sense.logmel import LogMelConfig
-from metabonk.sense.picture import PictureConfig
-from metabonk.sense.sound import SoundConfig
-from metabonk.sense.tokens import TokenCache, TokenData, Tokenizers, train_tokenizers
+from metabonk.sense.tokens import TokenCache, TokenData, Tokenizers
 
 WORLD, SETTINGS = "bonk:dark", {"max_steps": 300, "ticks_per_step": 12}
 FUSIONS = ("early", "late", "concat", "cross")
 SIZES = {"steps": 8_000, "held_out": 3_000, "picture_steps": 250, "sound_steps": 400, "model_steps": 700}
-
-
-def prepare(folder: Path, options: argparse.Namespace) -> Tokenizers:
-    """What all runs share."""
-    if not (folder / "tokenizers").exists():
-        for name, steps, seed in (("store", options.steps, 0), ("held", options.held_out, 1)):
-            if not (folder / name).exists():
-                record(WORLD, folder / name, "random", steps, seed=seed, settings=SETTINGS)
-        store = Store.open(folder / "store")
-        logmel = LogMelConfig.preset("tiny", sample_rate=store.schema.sample_rate)
-        logmel = logmel.covering(Cache.build(store).samples / len(store))
-        ears = SoundConfig.preset("tiny", channels=store.schema.channels, tokens=8, codes=128)
-        training = TrainConfig(steps=options.picture_steps, lr=2e-3, warmup=50)
-        train_tokenizers(store, folder / "tokenizers", PictureConfig.preset("tiny", codes=64), ears, logmel, training,
-                         training.change(steps=options.sound_steps))  # fmt: skip
-    tokenizers = Tokenizers.load(folder / "tokenizers")
-    for name in ("store", "held"):
-        TokenCache.build(Store.open(folder / name), tokenizers)
-    return tokenizers
 
 
 def data(folder: Path, tokenizers: Tokenizers, length: int, batch: int, seed: int) -> TokenData:
@@ -63,7 +39,7 @@ def data(folder: Path, tokenizers: Tokenizers, length: int, batch: int, seed: in
 
 def train(fusion: str, seed: int, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """One training run, and what the model then knows of the recording that it has not seen."""
-    tokenizers = prepare(folder, options)
+    tokenizers = prepare(folder, WORLD, SETTINGS, 0, options, options.held_out)
     seed_everything(seed)
     schema = Store.open(folder / "store").schema
     config = TokenModelConfig.preset("tiny", fusion=fusion, reward_scale=10.0)
@@ -101,19 +77,11 @@ def show(rows: pd.DataFrame) -> None:
 
 def main() -> None:
     """All runs that are not in the results yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=5, help="of every fusion")
-    parser.add_argument("--folder", type=Path, default=Path("runs/fusion"), help="recordings and training runs")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--table", action="store_true", help="print the table and stop")
-    add_sizes(parser, SIZES)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    rows = Rows("fusion", chosen(options, SIZES))
-    for seed in range(0 if options.table else options.runs):
+    options, rows = begin("fusion", __doc__, SIZES)
+    for seed in options.seeds:
         for fusion in FUSIONS:
             if not rows.has(fusion=fusion, seed=seed):
-                rows.add(train(fusion, seed, options.folder / rows.sizes, options))
+                rows.add(train(fusion, seed, options.folder, options))
     show(rows.table())
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from rows import Rows, add_sizes, chosen
+from common import begin, prepare
 
 from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
 from metabonk.act.agent import Agent, play_episodes
@@ -26,14 +26,9 @@ from metabonk.core.training import TrainConfig, fit
 from metabonk.dream.token_model import TokenModel, TokenModelConfig, WorldModelLearner
 from metabonk.measure.evaluation import evaluate
 from metabonk.measure.statistics import ratio_interval, score_table
-from metabonk.record.cache import Cache
-from metabonk.record.recorder import record
 from metabonk.record.sampling import SequenceConfig
 from metabonk.record.store import Store
-from metabonk.sense.logmel import LogMelConfig
-from metabonk.sense.picture import PictureConfig
-from metabonk.sense.sound import SoundConfig
-from metabonk.sense.tokens import Senses, TokenBatch, TokenCache, TokenData, Tokenizers, train_tokenizers
+from metabonk.sense.tokens import Senses, TokenBatch, TokenCache, TokenData, Tokenizers
 
 ARMS = {"both senses": "both", "pictures only": "picture", "sound only": "sound", "sound shuffled in time": "both"}
 WORLD = "bonk:danger"
@@ -80,30 +75,12 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
     return {"max_steps": options.episode_steps, "ticks_per_step": options.ticks}
 
 
-def prepare(folder: Path, seed: int, options: argparse.Namespace) -> Tokenizers:
-    """The recording of random play and its tokenizers, shared by the arms of a seed."""
-    if not (folder / "ready").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        record(WORLD, folder / "store", "random", options.steps, seed=seed, settings=settings(options))
-        training = TrainConfig(steps=options.picture_steps, lr=2e-3, warmup=50, seed=seed)
-        sound = training.change(steps=options.sound_steps)
-        store = Store.open(folder / "store")
-        logmel = LogMelConfig.preset("tiny", sample_rate=store.schema.sample_rate)
-        logmel = logmel.covering(Cache.build(store).samples / len(store))
-        ears = SoundConfig.preset("tiny", channels=store.schema.channels, tokens=8, codes=128)
-        eyes = PictureConfig.preset("tiny", codes=64)
-        train_tokenizers(store, folder / "tokenizers", eyes, ears, logmel, training, sound, seed=seed)
-        TokenCache.build(store, Tokenizers.load(folder / "tokenizers"))
-        (folder / "ready").touch()
-    return Tokenizers.load(folder / "tokenizers")
-
-
-def train(arm: str, seed: int, folders: Path, options: argparse.Namespace) -> dict[str, Any]:
+def train(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """One training run, from a recording of random play to the score of the best agent on fresh episodes."""
     begun = time.monotonic()
-    base = folders / f"seed-{seed}"
-    tokenizers = prepare(base, seed, options)
-    folder = folders / f"seed-{seed}-{arm.replace(' ', '-')}"
+    base = options.folder / f"seed-{seed}"
+    tokenizers = prepare(base, WORLD, settings(options), seed, options)
+    folder = options.folder / f"seed-{seed}-{arm.replace(' ', '-')}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name in ("store", "store.cache", "store.tokens"):
@@ -163,22 +140,13 @@ def show(rows: pd.DataFrame) -> None:
 
 def main() -> None:
     """All runs that are not in the results yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=5, help="of every arm")
-    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("--folder", type=Path, default=Path("runs/hearing"), help="recordings and training runs")
-    parser.add_argument("--threads", type=int, default=1, help="of a training run")
-    parser.add_argument("--keep", action="store_true", help="keep the folders of training runs")
-    parser.add_argument("--table", action="store_true", help="print the table and stop")
-    parser.add_argument("--seeds", type=int, nargs="*", help="of the runs to make; all if not given")
-    add_sizes(parser, SIZES)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    rows = Rows("hearing", chosen(options, SIZES))
-    for seed in [] if options.table else options.seeds or range(options.runs):
+    arms = {"nargs": "*", "default": list(ARMS), "choices": list(ARMS)}
+    keep = {"action": "store_true", "help": "keep the folders of training runs"}
+    options, rows = begin("hearing", __doc__, SIZES, arms=arms, keep=keep)
+    for seed in options.seeds:
         for arm in options.arms:
             if not rows.has(arm=arm, seed=seed):
-                rows.add(train(arm, seed, options.folder / rows.sizes, options))
+                rows.add(train(arm, seed, options))
     show(rows.table())
 
 

@@ -247,6 +247,24 @@ def test_the_world_does_not_know_what_the_agent_is_asked_for(monkeypatch):
     assert states[0]["latent"].equal(states[1]["latent"]) and not states[0]["agent"].equal(states[1]["agent"])
     rows.task = None
     assert model.advance(model.observe(rows), torch.eye(3)[:2])["agent"].equal(states[0]["agent"])
+    for few, task in ((model, 3), (build(), 1)):
+        rows.task = torch.full((2, 6), task)
+        for call in (few.losses, few.observe):
+            with pytest.raises(UsageError, match="the model knows 0 to"):
+                call(rows)
+
+
+def test_another_task_can_come_within_an_episode(monkeypatch):
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)  # no chance in what is remembered
+    model, rows = build(tasks=3), codes(2)
+    rows.task = torch.tensor([[0, 0, 1, 1, 2, 2], [2, 2, 2, 0, 0, 0]])
+    every, state = model.observe(rows, every=True), None
+    assert every["task"].equal(rows.task.flatten())
+    for t in range(6):
+        state = model.observe(rows.map(lambda x, t=t: x[:, t : t + 1]), state)
+        torch.testing.assert_close(state["agent"], pick_states(every, [t, 6 + t])["agent"], atol=1e-5, rtol=0)
+    dreamed = model.advance(state, torch.eye(3)[:2])
+    assert dreamed["task"].tolist() == [2, 0]
 
 
 def test_relevant_rows_teach_what_to_do_and_the_others_how_the_world_goes_on():

@@ -10,7 +10,7 @@ import pytest
 @pytest.fixture
 def rows(root: Path):
     """The module, which lies beside the experiments."""
-    spec = importlib.util.spec_from_file_location("rows", root / "experiments/rows.py")
+    spec = importlib.util.spec_from_file_location("common", root / "experiments/common.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

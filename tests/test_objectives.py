@@ -181,6 +181,6 @@ def test_a_resumed_training_has_the_numbers_of_one_that_went_on(tmp_path, make, 
 
 def test_bad_input_is_told():
     for wrong in (lambda: PPO(clip=0), lambda: PMPO(ActorCritic(ActorCriticConfig(), 1, TWO), alpha=2),
-                  lambda: DreamConfig(reuse=2), lambda: DreamConfig(reuse=0)):  # fmt: skip
+                  lambda: DreamConfig(reuse=2), lambda: DreamConfig(reuse=0), lambda: learner(reuse=2)):  # fmt: skip
         with pytest.raises(UsageError):
             wrong()

@@ -98,6 +98,8 @@ class DreamLearner(Learner):
         self.config, self.change, self.objective = config or DreamConfig(), change, objective
         if change and self.config.replay:
             raise UsageError("recorded rewards are not of the kind that `change` gives: set replay=0")
+        if self.config.reuse > 1 and objective is None:
+            raise UsageError("REINFORCE takes a dream once: hand over an objective for dreams that are used again, such as PPO")
         self._model = [model]  # in a list, so that it does not become a part of this module
         self.actor_critic = actor_critic
         self.identity = {"game": str(getattr(model, "game", "")), "actions": str(model.action_size)}
@@ -138,7 +140,8 @@ class DreamLearner(Learner):
         batch: Any,  # recorded rows (B, T), as the model was trained on
     ) -> dict[str, Tensor]:  # "actor", "critic" (starts, horizon) and "replay" (B, T - 1)
         "Dream, and say what actor and critic have to learn"
-        if self._kept:
+        fresh = not self._kept
+        if not fresh:
             futures = self._kept.pop()
         else:
             futures, states, chosen = self.dream(batch)
@@ -150,7 +153,7 @@ class DreamLearner(Learner):
             self.watch(name, value)
         now = time.perf_counter()
         if self._begun:
-            self.watch("imagined_steps_per_second", futures.reward[:, 1:].numel() / (now - self._begun))
+            self.watch("imagined_steps_per_second", fresh * futures.reward[:, 1:].numel() / (now - self._begun))
         self._begun = now
         return losses
 

@@ -266,6 +266,16 @@ class ShortcutModel(WorldModel):
             return None, torch.zeros_like(clip.first)
         return self.spec.vectors(action), ~clip.first
 
+    def _asked(self, clip: Any) -> Tensor | None:
+        "What the agent is asked for in each row"
+        task, known = getattr(clip, "task", None), self.config.tasks
+        if task is None or not task.numel():
+            return task
+        low, high = int(task.min()), int(task.max())
+        if not 0 <= low <= high < known:
+            raise UsageError(f"tasks {low} to {high} are asked for, the model knows 0 to {known - 1}: set DynamicsConfig.tasks")
+        return task
+
     def losses(
         self,
         clip: Any,  # (B, T) rows with `first`; what else there is, is learned
@@ -273,13 +283,13 @@ class ShortcutModel(WorldModel):
     ) -> dict[str, Float[Tensor, "batch time"]]:  # one entry a row, each near 1
         "How badly frames are cleared up (equations 7 and 8), and what the agent's heads say (equation 9)"
         z1, (action, known), first = self.codes(clip), self._done(clip), clip.first
-        given = {name: getattr(clip, name, None) for name in ("reward", "terminated", "task", "relevant")}
+        given = {name: getattr(clip, name, None) for name in ("reward", "terminated", "relevant")}
         B, T = first.shape
         alone = torch.rand(B, 1, device=first.device) < self.config.single
         first, known = first | alone, known & ~alone
         few = bootstrap_rows(B, self.shortcut.bootstrap) if updates is None or updates >= self.shortcut.warmup else 0
         tau, d = draw_levels(B, T, few, self.shortcut.finest, first.device)
-        agent, task = z1, given["task"]
+        agent, task = z1, self._asked(clip)
 
         def f(z: Tensor, tau: Tensor, d: Tensor, rows: slice) -> Tensor:
             nonlocal agent  # of the last pass, the one with a gradient
@@ -305,25 +315,25 @@ class ShortcutModel(WorldModel):
         code, where = self.tokenizer.config, self.tokenizer.latent
         state = {"latent": torch.zeros(batch, code.latents, code.bottleneck, device=where.device),
                  "agent": torch.zeros(batch, self.feature_size, device=where.device),
+                 "task": torch.zeros(batch, dtype=torch.long, device=where.device),
                  **self.dynamics.transformer.new_cache(batch),
                  **_prefixed(self.tokenizer.encoder.new_cache(batch), "encoder.")}  # fmt: skip
         if self.looks_back:
             state |= _prefixed(self.tokenizer.decoder.new_cache(batch), "decoder.")
-        if self.config.tasks > 1:
-            state["task"] = torch.zeros(batch, dtype=torch.long, device=where.device)
         return state
 
-    def _remember(self, state: State, z: Tensor, action: Tensor | None, known: Tensor, first: Tensor, every: bool) -> State:
+    def _remember(
+        self, state: State, z: Tensor, action: Tensor | None, known: Tensor, first: Tensor, task: Tensor, every: bool
+    ) -> State:
         "Finished frames, a little noisy again, become the past"
         level, finest = self.shortcut.context_level, float(self.shortcut.finest)
         tau = torch.full(z.shape[:2], level, device=z.device)
-        task = state["task"][:, None].expand(tau.shape) if "task" in state else None
         tokens = self.dynamics.tokens(corrupt(z, tau), tau, torch.full_like(tau, 1 / finest), action, known, task)
         past = {name: state[name] for name in ("keys", "values", "frames", "start")}
         y, cache = self.dynamics.transformer.read(tokens, past, first, every)
         agent = self.dynamics.told(y)[1]
         pick = (lambda x: x.flatten(0, 1)) if every else (lambda x: x[:, -1])
-        longer = {**cache, "latent": pick(z), "agent": pick(agent), **({} if task is None else {"task": pick(task)})}
+        longer = {**cache, "latent": pick(z), "agent": pick(agent), "task": pick(task)}
         if self.looks_back:
             patches, before = self.tokenizer.decode_next(z, _under(state, "decoder."), first, every)
             longer |= _prefixed(before, "decoder.") | _prefixed({n: pick(x) for n, x in patches.items()}, "seen.")
@@ -334,9 +344,8 @@ class ShortcutModel(WorldModel):
         "As the interface says; the context has `first`, `latent` or what the tokenizer sees and hears, and `task` if it matters"
         batch, time = context.first.shape
         state = self.start(batch) if state is None else state
-        asked = getattr(context, "task", None)
-        if asked is not None and "task" in state:
-            state = {**state, "task": asked[:, -1]}
+        asked = self._asked(context)
+        task = state["task"][:, None].expand(batch, time) if asked is None else asked
         past = _under(state, "encoder.")
         if getattr(context, "latent", None) is None:
             z, past = self.tokenizer.encode_next(context, past, every)
@@ -344,7 +353,7 @@ class ShortcutModel(WorldModel):
             z, past = self.codes(context), {n: c.repeat_interleave(time, 0) for n, c in past.items()} if every else past
         if not bool(z.isfinite().all()):
             raise UsageError("the context holds numbers that are not finite: look at the recording, or at the tokenizer")
-        longer = self._remember(state, z, *self._done(context), context.first, every)
+        longer = self._remember(state, z, *self._done(context), context.first, task, every)
         return longer | _prefixed(past, "encoder.")
 
     @torch.no_grad()
@@ -356,11 +365,11 @@ class ShortcutModel(WorldModel):
             raise UsageError(f"action vectors of {action.shape[-1]} numbers, this model knows {self.action_size}")
         known, K = torch.ones(B, 1, dtype=torch.bool, device=action.device), self.shortcut.steps
         z, d = torch.randn_like(state["latent"])[:, None], torch.full((B, 1), 1 / K, device=action.device)
-        task = state["task"][:, None] if "task" in state else None
+        task = state["task"][:, None]
         for k in range(K):
             y = self.dynamics.transformer.glance(self.dynamics.tokens(z, k * d, d, done, known, task), state)
             z = advance_level(z, self.dynamics.told(y)[0], k / K, 1 / K)
-        return {**state, **self._remember(state, z, done, known, torch.zeros_like(known), False)}
+        return {**state, **self._remember(state, z, done, known, torch.zeros_like(known), task, False)}
 
     def features(self, state: State) -> Tensor:
         "The agent tokens, end to end"

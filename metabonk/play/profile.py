@@ -6,8 +6,8 @@
 __all__ = ['SPEC', 'KINDS', 'Number', 'Memory', 'Rows', 'REMEMBER', 'LOOK', 'NUMBERS', 'TABLES', 'OPERATORS', 'MACHINES',
            'SECTIONS', 'PROFILES', 'Probe', 'spans', 'compile_probes', 'was', 'gain', 'loss', 'changed', 'best', 'new',
            'since', 'row_changes', 'row_gain', 'row_loss', 'divide', 'Translator', 'compile_expressions', 'Loader',
-           'read_yaml', 'check_names', 'check_actions', 'Profile', 'rom_title', 'ProfileState', 'load_profile',
-           'profile_names', 'profile_for', 'compile_profile', 'compile_table']
+           'read_yaml', 'check_names', 'check_actions', 'Profile', 'rom_title', 'ProfileState', 'find_yaml',
+           'load_profile', 'profile_names', 'profile_for', 'compile_profile', 'compile_table']
 
 # %% ../../nbs/play/16_profile.ipynb #16-profile-002
 import ast
@@ -544,20 +544,30 @@ class ProfileState:
         return {**probes, **self.values}, terms
 
 # %% ../../nbs/play/16_profile.ipynb #16-profile-036
+def find_yaml(
+    name: str | Path,  # of a file that comes with the package, or the path of a .yaml file
+    folder: Path,  # where those of the package are
+    what: str,  # what it should be, for errors
+) -> Path:  # an existing file
+    "The file that is meant"
+    path, known = Path(name), sorted(file.stem for file in folder.glob("*.yaml"))
+    if path.suffix not in (".yaml", ".yml"):
+        if str(name) not in known:
+            raise unknown(what, str(name), known)
+        return folder / f"{name}.yaml"
+    if not path.is_file():
+        close = nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else None
+        hint = f"is {path.with_name(close)} meant?" if close else f"{what}s that come along: {', '.join(known)}"
+        raise UsageError(f"there is no {what} {path}: {hint}")
+    return path
+
+
 def load_profile(
     name: str | Path,  # of a profile that comes with the package, or the path of a .yaml file
     weights: Mapping[str, Number] | None = None,  # reward terms whose weight differs from the file's
 ) -> Profile:  # ready to use
     "Read and compile a profile; `UsageError` says what is wrong in which line of the file"
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
-        if str(name) not in profile_names():
-            raise unknown("profile", str(name), profile_names())
-        path = PROFILES / f"{name}.yaml"
-    elif not path.is_file():
-        close = nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else None
-        hint = f"is {path.with_name(close)} meant?" if close else f"profiles that come along: {', '.join(profile_names())}"
-        raise UsageError(f"there is no profile {path}: {hint}")
+    path = find_yaml(name, PROFILES, "profile")
     return compile_profile(read_yaml(path), path.stem, str(path), weights)
 
 

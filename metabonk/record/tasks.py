@@ -16,8 +16,8 @@ import pandas as pd
 from jaxtyping import Bool, Int
 
 import metabonk
-from ..core.errors import UsageError, unknown
-from ..play.profile import compile_expressions, read_yaml
+from ..core.errors import UsageError
+from ..play.profile import compile_expressions, find_yaml, read_yaml
 from .cache import Cache
 
 # %% ../../nbs/record/28_tasks.ipynb #28-tasks-006
@@ -55,11 +55,7 @@ class TaskSet:
         name: str | Path,  # of a file that comes with the package, or the path of a .yaml file
     ) -> Self:  # expressions are checked against a recording when they meet one
         "Read a file of tasks"
-        path = Path(name)
-        if path.suffix not in (".yaml", ".yml"):
-            if str(name) not in task_files():
-                raise unknown("task set", str(name), task_files())
-            path = TASKS / f"{name}.yaml"
+        path = find_yaml(name, TASKS, "task set")
         content = read_yaml(path, "task set", ("title", "tasks", "milestones"))
         return cls(str(content.get("title", path.stem)), content.get("tasks", {}), content.get("milestones", {}), str(path))
 

@@ -1,0 +1,100 @@
+"""What experiments share: their options, the recording and tokenizers that training runs begin with, and their results.
+
+Results are one row a training run in a CSV file of experiments/results. Rows carry a fingerprint of the sizes they were
+made with, so that runs of other sizes never mix, and an experiment that is started again goes on where it stopped.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from metabonk.core.training import TrainConfig
+from metabonk.record.cache import Cache
+from metabonk.record.recorder import record
+from metabonk.record.store import Store
+from metabonk.sense.logmel import LogMelConfig
+from metabonk.sense.picture import PictureConfig
+from metabonk.sense.sound import SoundConfig
+from metabonk.sense.tokens import TokenCache, Tokenizers, train_tokenizers
+
+
+class Rows:
+    """The rows of one experiment with one choice of sizes."""
+
+    def __init__(self, name: str, sizes: dict[str, Any]):
+        self.path = Path(__file__).parent / "results" / f"{name}.csv"
+        self.sizes = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode()).hexdigest()[:8]
+
+    def table(self) -> pd.DataFrame:
+        """All that are there."""
+        if not self.path.exists():
+            return pd.DataFrame({"sizes": []})
+        rows = pd.read_csv(self.path)
+        return rows[rows["sizes"] == self.sizes]
+
+    def has(self, **which: Any) -> bool:
+        """Whether there is a row with these entries."""
+        rows = self.table()
+        return bool(len(rows)) and bool((rows[list(which)] == pd.Series(which)).all(1).any())
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Write one more."""
+        row = {"sizes": self.sizes, **row}
+        print(row, flush=True)
+        self.path.parent.mkdir(exist_ok=True)
+        new = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, row, lineterminator="\n")
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+
+
+def begin(name: str, about: str, sizes: dict[str, Any], **more: dict[str, Any]) -> tuple[argparse.Namespace, Rows]:
+    """Options of an experiment as they were given, `seeds` of the runs to make among them; and its rows."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=5, help="whole training runs of everything that is compared")
+    parser.add_argument("--seeds", type=int, nargs="*", help="of the runs to make; 0 to runs - 1 if not given")
+    parser.add_argument("--folder", type=Path, default=Path("runs") / name, help="recordings and training runs")
+    parser.add_argument("--threads", type=int, default=1, help="of a training run")
+    parser.add_argument("--table", action="store_true", help="print the table and stop")
+    for option, how in more.items():
+        parser.add_argument(f"--{option}", **how)
+    for option, value in sizes.items():
+        parser.add_argument(f"--{option.replace('_', '-')}", type=type(value), default=value)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.seeds = [] if options.table else options.seeds or list(range(options.runs))
+    rows = Rows(name, {option: getattr(options, option) for option in sizes})
+    options.folder = options.folder / rows.sizes
+    return options, rows
+
+
+def prepare(
+    folder: Path, world: str, settings: dict[str, Any], seed: int, options: argparse.Namespace, held_out: int = 0
+) -> Tokenizers:
+    """A recording of random play in `store`, its tokenizers, and if asked for, rows that nothing learns from in `held`."""
+    if not (folder / "ready").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        record(world, folder / "store", "random", options.steps, seed=seed, settings=settings)
+        store = Store.open(folder / "store")
+        logmel = LogMelConfig.preset("tiny", sample_rate=store.schema.sample_rate)
+        logmel = logmel.covering(Cache.build(store).samples / len(store))
+        ears = SoundConfig.preset("tiny", channels=store.schema.channels, tokens=8, codes=128)
+        eyes = PictureConfig.preset("tiny", codes=64)
+        training = TrainConfig(steps=options.picture_steps, lr=2e-3, warmup=50, seed=seed)
+        sound = training.change(steps=options.sound_steps)
+        tokenizers = train_tokenizers(store, folder / "tokenizers", eyes, ears, logmel, training, sound, seed=seed)
+        TokenCache.build(store, tokenizers)
+        if held_out:
+            record(world, folder / "held", "random", held_out, seed=seed + 1, settings=settings)
+            TokenCache.build(Store.open(folder / "held"), tokenizers)
+        (folder / "ready").touch()
+    return Tokenizers.load(folder / "tokenizers")
