@@ -20,6 +20,7 @@ from metabonk.core.errors import FolderError, MetaBonkError, UsageError
 from metabonk.core.training import TrainConfig, fit, read_log
 from metabonk.dream.actions import ActionSpec
 from metabonk.dream.interface import WorldModel, action_vectors
+from metabonk.dream.recurrent import CONTINUE
 from metabonk.play.game import make_game
 from metabonk.record.cache import Cache
 from metabonk.record.recorder import record
@@ -70,7 +71,7 @@ class Corridor(WorldModel):
         return features[..., 8]
 
     def continuation(self, features):
-        return 0.9 * (1 - features[..., 0])
+        return CONTINUE * (1 - features[..., 0])
 
 
 def walk(seed, batch=4, time=12):
@@ -84,6 +85,13 @@ def dreamer(seed=0, **config):
     torch.manual_seed(seed)
     agent = ActorCritic(ActorCriticConfig(layers=1, units=16), 9, ActionSpec(categorical=(2,)))
     return DreamLearner(Corridor(), agent, DreamConfig(**{"horizon": 6, "discount": 0.9, **config}))
+
+
+def test_the_discount_holds_in_dreams():
+    far, near = (dreamer(discount=discount).dream(walk(0))[0] for discount in (CONTINUE, 0.5))
+    assert torch.equal(far.features, near.features)  # the same dreams
+    assert torch.equal(far.continuation, Corridor().eval().continuation(far.features))
+    torch.testing.assert_close(near.continuation, 0.5 / CONTINUE * far.continuation)
 
 
 def test_dreams_start_from_every_row_or_from_some():
@@ -348,6 +356,27 @@ def test_several_games_at_once_are_the_games_one_by_one():
     np.testing.assert_allclose(alone[terms].sum(axis=1), alone["return"])
 
 
+def test_what_is_played_can_be_recorded(tmp_path):
+    agent = player(noise=0.5)
+    plain = play_episodes(agent, "bonk", 3, seed=1, games=2, settings=SETTINGS)
+    table = play_episodes(agent, "bonk", 3, 1, 2, SETTINGS, tmp_path / "store", {"round": 7})
+    assert table.equals(plain), "recording changes nothing"
+    store = Store.open(tmp_path / "store")
+    kept = {episode.about["seed"]: store.read(episode) for episode in store.episodes}
+    assert {episode.about["round"] for episode in store.episodes} == {7}
+    assert {episode.about["policy"] for episode in store.episodes} == {"Agent"}
+    for seed, length, earned in table[["seed", "length", "return"]].to_numpy():
+        rows = kept[seed]
+        assert len(rows) == length + 1 and rows.truncated[-1] and rows.reward.sum() == pytest.approx(earned)
+    again = make_game("bonk", **SETTINGS)  # and what is recorded is what happened
+    again.reset(seed=int(table["seed"][2]))
+    rows = kept[table["seed"][2]]
+    for action, image, reward in zip(rows.action[1:], rows.image[1:], rows.reward[1:], strict=True):
+        observation, earned, *_ = again.step(int(action))
+        assert np.array_equal(observation["image"], image) and earned == pytest.approx(float(reward))
+    again.close()
+
+
 def test_playing_several_games_follows_from_the_seed():
     agent = player(noise=0.5)
     tables = [play_episodes(agent, "bonk", 3, seed=seed, games=2, settings=SETTINGS) for seed in (1, 1, 2)]
@@ -384,7 +413,7 @@ def tuning(tmp_path):
     learn = ShortUpdates(raw_data, policy=TrainConfig.preset("tiny", steps=2), dreams=DreamConfig(horizon=3))
 
     def make(update=learn, **config):
-        settings = FineTuneConfig(**{"rounds": 2, "steps": 30, "episodes": 2, **config})
+        settings = FineTuneConfig(**{"rounds": 2, "episodes": 2, **config})
         rows = lambda agent, store: {"rows": float(len(Store.open(store)))}  # noqa: E731
         return FineTune(player(noise=0.1), "bonk", tmp_path / "store", tmp_path / "tuning", update, settings, SETTINGS, rows)
 
@@ -395,22 +424,32 @@ def rounds_recorded(store):
     return [episode.about.get("round") for episode in Store.open(store).episodes]
 
 
-def test_rounds_play_learn_judge_and_keep_the_best(tuning, tmp_path):
+def test_rounds_learn_play_record_and_keep_the_best(tuning, tmp_path):
     tune = tuning()
     before = {name: tensor.clone() for name, tensor in tune.agent.actor_critic.state_dict().items()}
     table = tune.run()
-    assert table["round"].tolist() == [0, 1, 2] and table["steps"].tolist() == [0, 30, 60]
-    assert rounds_recorded(tune.store) == [None, 1, 1, 2, 2] and table["rows"].tolist() == [25, 57, 89]
+    assert table["round"].tolist() == [0, 1, 2] and table["steps"].tolist() == [48, 96, 144]
+    assert rounds_recorded(tune.store) == [None, 0, 0, 1, 1, 2, 2] and table["rows"].tolist() == [75, 125, 175]
     assert any(not torch.equal(before[name], tensor) for name, tensor in tune.agent.actor_critic.state_dict().items())
-    best = Agent.load(tune.best_agent, Watcher.load)
-    again = play_episodes(best, "bonk", 2, 0, 10, SETTINGS)["return"].mean()
-    assert again == table["score"].max() == table["score"][tune.best]
+    store = Store.open(tune.store)
+    for number, score in table[["round", "score"]].to_numpy():
+        earned = [store.read(episode).reward.sum() for episode in store.episodes if episode.about.get("round") == number]
+        assert np.mean(earned) == pytest.approx(score), "an agent is judged by what it recorded"
+    assert table["score"][tune.best] == table["score"].max() and Agent.load(tune.best_agent, Watcher.load)
     assert not list((tmp_path / "tuning").glob("*/*/checkpoints"))
+
+
+def test_no_two_rounds_play_the_same_episodes(tuning):
+    tune = tuning(update=lambda agent, store, folder: None)
+    tune.run()
+    store = Store.open(tune.store)
+    seeds = [episode.about["seed"] for episode in store.episodes]
+    assert len(set(seeds)) == len(seeds) == 7
 
 
 def test_the_best_round_is_the_earliest_with_the_highest_real_score(tuning, tmp_path, monkeypatch):
     scores = iter([1.0, 5.0, 5.0, 2.0])
-    frame = lambda *given: pd.DataFrame({"return": [next(scores)]})  # noqa: E731
+    frame = lambda *given: pd.DataFrame({"return": [next(scores)], "length": [1]})  # noqa: E731
     monkeypatch.setattr("metabonk.act.finetune.play_episodes", frame)
     tune = tuning(update=lambda agent, store, folder: None, rounds=3)
     tune.run()
@@ -432,15 +471,39 @@ def test_an_interrupted_round_is_taken_up_where_it_was(tuning):
     tune = tuning(update)
     assert len(tune.run()) == 3
     assert calls == [("round-001", 1.0), ("round-002", 2.0), ("round-002", 2.0)], "round 2 begins with what round 1 learned"
-    assert rounds_recorded(tune.store) == [None, 1, 1, 2, 2], "what was recorded is not recorded again"
+    assert rounds_recorded(tune.store) == [None, 0, 0, 1, 1, 2, 2]
     assert tune.agent.model.weight == 3 and tuning(update).run().equals(tune.table) and len(calls) == 3
     assert len(tuning(update, rounds=3).run()) == 4
 
 
+def test_interrupted_play_does_not_teach_the_agent_twice(tuning, monkeypatch):
+    calls, play = [], play_episodes
+
+    def update(agent, store, folder):
+        calls.append(folder.name)
+        agent.model.weight.data += 1
+
+    def broken(agent, game, episodes, *given):
+        played = play(agent, game, episodes, *given)
+        if len(calls) == 1:
+            raise KeyboardInterrupt  # everything is recorded, but the round is not noted as done
+        return played
+
+    monkeypatch.setattr("metabonk.act.finetune.play_episodes", broken)
+    with pytest.raises(KeyboardInterrupt):
+        tuning(update, rounds=1).run()
+    monkeypatch.setattr("metabonk.act.finetune.play_episodes", play)
+    tune = tuning(update, rounds=1)
+    tune.run()
+    assert calls == ["round-001"] and tune.agent.model.weight == 2
+    episodes = [episode for episode in Store.open(tune.store).episodes if episode.about.get("round") == 1]
+    assert len(episodes) == len({episode.about["seed"] for episode in episodes}) == 4, "it played others, and kept the first"
+
+
 def test_a_folder_of_another_fine_tuning_is_refused(tuning, tmp_path):
     tuning(rounds=0).run()
-    with pytest.raises(UsageError, match="steps=30, not 40"):
-        tuning(steps=40).run()
+    with pytest.raises(UsageError, match="episodes=2, not 3"):
+        tuning(episodes=3).run()
     (tmp_path / "tuning" / "finetune.json").write_text("{")
     with pytest.raises(FolderError, match="can't be read"):
         tuning().run()

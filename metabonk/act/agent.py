@@ -33,6 +33,7 @@ from ..core.seed import spawn_seeds
 from ..dream.interface import ActionSpec, State, WorldModel
 from ..play.game import make_game
 from ..record.experience import Batch
+from ..record.recorder import Recorder, Recording, recording_schema
 
 # %% ../../nbs/act/64_agent.ipynb #64-agent-005
 class RawSenses:
@@ -294,6 +295,8 @@ def play_episodes(
     seed: int = 0,  # all seeds follow from it
     games: int = 8,  # how many are played at once, with one thought for all
     settings: Mapping[str, Any] | None = None,  # for `make_game`
+    store: str | Path | None = None,  # records them, too; made if it is not there, appended to if it is
+    about: Mapping[str, Any] | None = None,  # more to store with each episode; JSON values
 ) -> pd.DataFrame:  # one row an episode: episode, seed, return, length, terminated, terms/NAME (sums), probes/NAME (at the end)
     "Let an agent play several games at once"
     if episodes < 1 or games < 1:
@@ -301,11 +304,17 @@ def play_episodes(
     count = min(games, episodes)
     seeds = [number >> 1 for number in spawn_seeds(seed, episodes)]
     with contextlib.ExitStack() as stack:
-        players = []
+        players: list[Any] = []
         for _ in range(count):
             players.append(made := make_game(game, **(settings or {})))
             stack.callback(made.close)
         agent.check(players[0])
+        if store is not None:
+            schema = recording_schema(players[0], players[0].reset(seed=seeds[0])[1])
+            recording = stack.enter_context(Recording(store, schema))
+            players = [Recorder(player, recording, type(agent).__name__, seed, about) for player in players]
+            for player in players:
+                stack.callback(player.finish_episode)
         bar = stack.enter_context(progress(range(episodes), total=episodes, description="play", unit="episode"))
         senses, chance = agent.make_senses(count), begin_chance(seed, agent.device)
         senses.reset()

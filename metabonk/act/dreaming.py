@@ -23,6 +23,7 @@ from ..core.config import Config
 from ..core.errors import UsageError
 from ..core.training import Learner
 from ..dream.interface import Imagined, State, TwoHot, WorldModel, imagine, pick_states
+from ..dream.recurrent import CONTINUE
 
 # %% ../../nbs/act/63_dreaming.ipynb #63-dreaming-005
 @dataclass(frozen=True)
@@ -32,10 +33,10 @@ class DreamConfig(Config):
     horizon: int = 15  # imagined steps
     starts: int = 0  # rows of a batch from which dreams start, drawn at random; 0 for all of them
     replay: float = 0.3  # weight of what the critic learns from the recorded rows; 0 for nothing
-    discount: float = 1 - 1 / 333  # γ of the recorded rows; that of imagined ones is in the model's continuation
+    discount: float = CONTINUE  # γ, of imagined and of recorded rows
     reuse: int = 1  # updates from the same dreams; more than 1 needs an objective for it, and replay 0
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {"starts": 128}, "small": {}, "paper": {}}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {"starts": 128, "discount": 0.97}, "small": {}, "paper": {}}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,7 +51,7 @@ def replay_returns(
     worth: Float[Tensor, "batch rows"],  # w, what the rest is worth from each row on, as dreamed
     terminated: Bool[Tensor, "batch rows"],  # rows that ended the game
     last: Bool[Tensor, "batch rows"],  # rows after which the episode does not go on
-    discount: float = 1 - 1 / 333,  # γ
+    discount: float = CONTINUE,  # γ
     lambda_: float = 0.95,  # how late the dream is believed
 ) -> Float[Tensor, "batch steps"]:  # R of every row but the last: steps = rows - 1
     "Recorded rewards, blended with what was dreamed from each row"
@@ -133,6 +134,7 @@ class DreamLearner(Learner):
         chosen = torch.randperm(rows)[: self.config.starts].to(self.device) if 0 < self.config.starts < rows else None
         starts = states if chosen is None else pick_states(states, chosen)
         futures = imagine(self.model, self.actor_critic.policy, starts, self.config.horizon)
+        futures = dataclasses.replace(futures, continuation=futures.continuation * (self.config.discount / CONTINUE))
         return self.change(futures) if self.change else futures, states, chosen
 
     def losses(

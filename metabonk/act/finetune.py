@@ -29,24 +29,22 @@ from ..record.store import Store
 # %% ../../nbs/act/65_finetune.ipynb #65-finetune-005
 @dataclass(frozen=True)
 class FineTuneConfig(Config):
-    "How many rounds, and what happens in one"
+    "How many rounds, and how much is played in one"
 
-    rounds: int = 5  # after round 0, in which the agent is only judged
-    steps: int = 2000  # played and recorded in a round
-    games: int = 1  # that are recorded at once
-    episodes: int = 20  # by which the agent of a round is judged, the same in every round
-    games_judged: int = 10  # of these, played at once
-    seed: int = 0  # of recordings and judgement
+    rounds: int = 10  # after round 0, in which the agent only plays
+    episodes: int = 10  # played to their end, recorded, and judged by in each round
+    games: int = 10  # of these, played at once
+    seed: int = 0  # of all that is played
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny": {"rounds": 2, "steps": 500, "episodes": 10},
-        "small": {"rounds": 10, "steps": 10_000},
-        "paper": {"rounds": 20, "steps": 20_000, "episodes": 100},
+        "tiny": {"rounds": 8},
+        "small": {"rounds": 20, "episodes": 20},
+        "paper": {"rounds": 50, "episodes": 50},
     }
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("steps", "games", "episodes", "games_judged"):
+        for name in ("episodes", "games"):
             if getattr(self, name) < 1:
                 raise UsageError(f"FineTuneConfig.{name} must be at least 1, not {getattr(self, name)}")
         if self.rounds < 0:
@@ -76,7 +74,7 @@ class ShortUpdates:
 
 # %% ../../nbs/act/65_finetune.ipynb #65-finetune-009
 class FineTune:
-    "Rounds of playing, learning and judging; interrupted, it goes on with the round that was not finished"
+    "Rounds of learning and playing; interrupted, it goes on with the round that was not finished"
 
     def __init__(
         self,
@@ -117,32 +115,25 @@ class FineTune:
             self._resume()
             while len(self.rows) <= self.config.rounds:
                 number, begun = len(self.rows), time.monotonic()
-                if number:
-                    self._play(number)
+                if number and not self._agent(number).exists():
                     self.update(self.agent, self.store, self.folder / f"round-{number:03d}")
+                with disk_errors(self.folder):
+                    self.agent.save(self._agent(number))
                 self._judge(number, begun)
         return self.table
 
-    def _play(self, number: int) -> None:
-        "Record what is still missing of a round"
+    def _judge(self, number: int, begun: float) -> None:
+        "Play, record, score, and note the round as done"
+        config, place = self.config, self.folder / f"round-{number:03d}"
         about: dict[str, Any] = {"round": number, "tuning": self.folder.name}
         there: Any = Store.open(self.store).episodes if (self.store / "store.json").exists() else ()
-        done = sum(episode.rows - 1 for episode in there if about.items() <= episode.about.items())
-        if done < self.config.steps:
-            seed = spawn_seeds(self.config.seed, number + 1)[-1]
-            record(self.game, self.store, self.agent, steps=self.config.steps - done, seed=seed, games=self.config.games,
-                   settings=self.settings, about=about)  # fmt: skip
-
-    def _judge(self, number: int, begun: float) -> None:
-        "Score the agent, keep it, and note the round as done"
-        config, place = self.config, self.folder / f"round-{number:03d}"
-        played = play_episodes(self.agent, self.game, config.episodes, config.seed, config.games_judged, self.settings)
+        begun_before = sum(about.items() <= episode.about.items() for episode in there)  # an interrupted round plays other ones
+        seed = spawn_seeds(config.seed, number + 1)[-1] + begun_before
+        played = play_episodes(self.agent, self.game, config.episodes, seed, config.games, self.settings, self.store, about)
         compared = dict(self.compare(self.agent, self.store)) if self.compare else {}
-        with disk_errors(place):
-            place.mkdir(parents=True, exist_ok=True)
-            self.agent.save(self._agent(number))
         write_atomic(place / "episodes.csv", played.to_csv(index=False))
-        row = {"round": number, "score": float(played["return"].mean()), "steps": number * config.steps}
+        before = self.rows[-1]["steps"] if self.rows else 0
+        row = {"round": number, "score": float(played["return"].mean()), "steps": before + int(played["length"].sum())}
         self.rows.append({**row, "seconds": round(time.monotonic() - begun, 1), **compared})
         write_atomic(self.folder / "finetune.json", json.dumps({**self._about(), "rows": self.rows}, indent=1))
         for old in range(number):  # kept are the best, and the last to go on from
@@ -164,14 +155,15 @@ class FineTune:
         for name, value in self._about().items():
             if state.get(name) != value:
                 raise UsageError(f"{path} was made with {name}={state.get(name)!r}, not {value!r}: use that, or another folder")
-        loaded = Agent.load(self._agent(len(rows) - 1), self.load_model, senses=self.agent.make_senses)
+        last = len(rows) if self._agent(len(rows)).exists() else len(rows) - 1  # one that has learned, but not played yet
+        loaded = Agent.load(self._agent(last), self.load_model, senses=self.agent.make_senses)
         self.rows = rows
         loaded.model.to(self.agent.device)
         loaded.actor_critic.to(self.agent.device)
         self.agent = loaded
 
     def _about(self) -> dict[str, Any]:
-        same = {name: value for name, value in self.config.to_dict().items() if name not in ("rounds", "games", "games_judged")}
+        same = {name: value for name, value in self.config.to_dict().items() if name not in ("rounds", "games")}
         return {"format": "metabonk fine-tuning", "version": 1, "game": self.game, **same}
 
     def _agent(self, number: int) -> Path:
