@@ -32,8 +32,8 @@ from metabonk.sense.tokens import Senses, TokenBatch, TokenCache, TokenData, Tok
 
 ARMS = {"both senses": "both", "pictures only": "picture", "sound only": "sound", "sound shuffled in time": "both"}
 WORLD = "bonk:danger"
-SIZES = {"steps": 12_000, "ticks": 12, "episode_steps": 300, "picture_steps": 250, "sound_steps": 400, "model_steps": 1_200,
-         "dream_steps": 250, "rounds": 3, "round_steps": 2_000, "round_model_steps": 250, "round_dream_steps": 200,
+SIZES = {"steps": 10_000, "ticks": 12, "episode_steps": 300, "picture_steps": 250, "sound_steps": 400, "model_steps": 800,
+         "dream_steps": 200, "rounds": 10, "round_episodes": 10, "round_model_steps": 150, "round_dream_steps": 100,
          "episodes": 20, "reward_scale": 10.0, "entropy": 3e-3}  # fmt: skip
 
 
@@ -107,13 +107,13 @@ def train(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     fit(DreamLearner(model, actor_critic, dreams), data(folder / "store", 0.0), folder / "dream",
         policy.change(steps=options.dream_steps))
     update = ShortUpdates(
-        data, WorldModelLearner, TrainConfig(steps=options.round_model_steps, lr=2e-3, warmup=50, checkpoint_every=10**6),
+        data, WorldModelLearner, TrainConfig(steps=options.round_model_steps, lr=2e-3, warmup=20, checkpoint_every=10**6),
         policy.change(steps=options.round_dream_steps), dreams,
     )
-    tuning = FineTuneConfig(rounds=options.rounds, steps=options.round_steps, episodes=10, seed=seed)
+    tuning = FineTuneConfig(rounds=options.rounds, episodes=options.round_episodes, seed=seed)
     rounds = FineTune(Agent(model, actor_critic, senses), WORLD, folder / "store", folder / "rounds", update, tuning,
                       settings(options))
-    rounds.run()
+    played_rounds = rounds.run()
     best = Agent.load(rounds.best_agent, TokenModel.load, senses=senses)
     fresh = spawn_seeds(1_000 + seed, 1)[0]
     played = play_episodes(best, WORLD, options.episodes, fresh, 10, settings(options))
@@ -121,7 +121,7 @@ def train(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     if not options.keep:
         shutil.rmtree(folder)
     return {"arm": arm, "seed": seed, "score": played["return"].mean(), "random": chance["return"].mean(),
-            "best round": rounds.best, "steps": options.steps + options.rounds * options.round_steps,
+            "best round": rounds.best, "steps": options.steps + int(played_rounds["steps"].iloc[-1]),
             "model steps": options.model_steps + options.rounds * options.round_model_steps,
             "minutes": round((time.monotonic() - begun) / 60, 1)}  # fmt: skip
 

@@ -23,7 +23,6 @@ from ..core.errors import FolderError, UsageError
 from ..core.files import disk_errors, folder_lock, write_atomic
 from ..core.seed import spawn_seeds
 from ..core.training import Learner, TrainConfig, fit
-from ..record.recorder import record
 from ..record.store import Store
 
 # %% ../../nbs/act/65_finetune.ipynb #65-finetune-005
