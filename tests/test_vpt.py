@@ -371,6 +371,20 @@ def test_sound_begins_anew_after_a_cut(tmp_path):
     assert np.flatnonzero(loud).tolist() == [1, 8]  # steps 0 and 8; step 4 is in no row
 
 
+@pytest.mark.parametrize("start", [-0.1, -0.05, 0.05])
+def test_sound_that_begins_apart_from_the_pictures_stays_in_time(tmp_path, start):
+    "Seen from a first picture at another time, the same clicks come earlier or later by as much."
+    film, _ = make_pair(tmp_path, sound=True)
+
+    def heard(begin: float) -> np.ndarray:
+        with vpt._Sound(film, 16_000, 1, begin) as sound:
+            return np.concatenate([sound.take(800 * t) for t in range(1, 9)], axis=1)[0].astype(float)
+
+    plain, moved, by = heard(0.0), heard(start), round(16_000 * start)
+    one, other = (plain[by:], moved[: len(plain) - by]) if by > 0 else (plain[:by], moved[-by:])
+    assert np.abs(one).max() > 5_000 and np.abs(one - other).max() <= 1
+
+
 def test_a_silent_film_can_not_sound(tmp_path):
     with pytest.raises(StoreError, match=r"a\.mp4 has no sound.*sample_rate=0"):
         rows_of(make_pair(tmp_path), VPTConfig(sample_rate=16_000))

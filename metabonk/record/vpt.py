@@ -265,19 +265,20 @@ def _film(path: Path) -> tuple[int, float]:
             if not film.streams.video:
                 raise StoreError(f"{path} has no pictures: it is not a film of a game")
             stream = film.streams.video[0]
-            packets = [(packet.pts, packet.is_corrupt) for packet in film.demux(stream) if packet.size and not packet.is_discard]
+            packets = [(packet.pts, packet.is_corrupt, packet.is_discard) for packet in film.demux(stream) if packet.size]
             promised, base = stream.frames, float(stream.time_base or 0)
     except (av.FFmpegError, OSError) as error:
         raise StoreError(f"{path} can't be read as a film ({error.strerror or error}): fetch it again") from None
     if not packets:
         raise StoreError(f"{path} has no pictures: fetch it again")
-    if len(packets) < promised or any(corrupt for _, corrupt in packets):
+    if len(packets) < promised or any(corrupt for _, corrupt, _ in packets):
         raise StoreError(f"{path} is cut short, it has {len(packets)} of {promised} pictures: fetch it again")
-    times = sorted(pts * base for pts, _ in packets if pts is not None)
+    shown = [pts for pts, _, discarded in packets if not discarded]
+    times = sorted(pts * base for pts in shown if pts is not None)
     rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else 20.0
     if abs(rate - 20) > 0.4:
         raise StoreError(f"{path} has {rate:.1f} pictures a second, a recording of VPT has 20: lines and pictures do not match")
-    return len(packets), times[0] if times else 0.0
+    return len(shown), times[0] if times else 0.0
 
 
 def _draw_arrow(image: UInt8[np.ndarray, "height width 3"], x: int, y: int) -> None:
@@ -290,7 +291,7 @@ def _draw_arrow(image: UInt8[np.ndarray, "height width 3"], x: int, y: int) -> N
         part[inside] = np.where(edge[inside], 0, 255)[:, None]
 
 
-def _pictures(path: Path, played: Played, used: np.ndarray, config: VPTConfig) -> Generator[np.ndarray | None]:
+def _pictures(path: Path, played: Played, used: np.ndarray, config: VPTConfig) -> Generator[np.ndarray | None, None, None]:
     "The pictures of a film, one by one, as they go into the store; `None` for those that do not"
     height, width = config.image_size
     with av.open(str(path)) as film:
@@ -329,14 +330,16 @@ class _Sound:
         self.film.close()
 
     def _decoded(self) -> Iterator[np.ndarray]:
-        begun = False
+        early: int | None = None  # by how many samples the track begins before the first picture
         for frame in chain(self.film.decode(self.film.streams.audio[0]), [None]):
             for piece in self.resampler.resample(frame):
                 samples: np.ndarray = piece.to_ndarray()  # (channels, samples)
-                if not begun:
-                    begun, late = True, round((float(piece.time or 0) - self.start) * self.rate)
-                    samples = np.pad(samples, ((0, 0), (late, 0))) if late > 0 else samples[:, -late:]
-                yield samples
+                if early is None:
+                    early = round((self.start - float(piece.time or 0)) * self.rate)
+                    samples = np.pad(samples, ((0, 0), (max(0, -early), 0)))
+                cut = min(max(0, early), samples.shape[1])
+                early -= cut
+                yield samples[:, cut:]
 
     def take(self, until: int) -> np.ndarray:
         "What comes up to that sample; silence where the track has ended"
