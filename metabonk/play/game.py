@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, SupportsFloat, cast
 
 import gymnasium as gym
@@ -24,6 +25,7 @@ from jaxtyping import Int16, UInt8
 
 from ..core.config import Config
 from ..core.errors import MetaBonkError, MissingLibrary, UsageError, unknown
+from ..core.files import disk_errors, pinned, unpinned, write_atomic
 
 try:
     from scipy.sparse._sparsetools import csr_matvecs  # what scipy's own product calls in the end
@@ -106,6 +108,7 @@ class Machine(abc.ABC):
 
     defaults: ClassVar[dict[str, Any]] = {}  # fields of `GameConfig` for which this machine has other defaults
     settings_class: ClassVar[type[Config]] = Config  # the keyword arguments of its own
+    files: ClassVar[tuple[str, ...]] = ()  # which of them name files
 
     name: str  # "bonk", "atari:pong"
     channels: int  # 1 mono, 2 stereo
@@ -186,6 +189,10 @@ class Machine(abc.ABC):
     ) -> None:
         "Go back to a saved moment"
         raise UsageError(f"{self.name} can't be restored: replay the episode from its seed and actions instead")
+
+    def state_file(self) -> bytes:  # the content of a file
+        "This moment as a file from which episodes can begin"
+        raise UsageError(f"episodes of {self.name} can't begin from a file: only Game Boy cartridges have the setting `state`")
 
     def close(self) -> None:  # noqa: B027
         "Let go of everything"
@@ -418,6 +425,18 @@ class Game(gym.Env[dict[str, np.ndarray], Any]):
         for name, value in copy.deepcopy(snapshot.game).items():
             setattr(self, name, value)
 
+    def write_state(
+        self,
+        path: str | Path,  # where to; its folder is made
+    ) -> Path:  # the path
+        "Write this moment to a file from which episodes can begin: name it in the machine's setting `state`"
+        if self._over:
+            raise UsageError(f"{self.name}: {self._over}: call reset() first, and play to the moment that you want")
+        state, path = self.machine.state_file(), Path(path)
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        return write_atomic(path, state)
+
     def close(self) -> None:
         "Let go of the machine"
         self.machine.close()
@@ -471,7 +490,7 @@ def choose_actions(
         raise UsageError(f"an action is there twice: {', '.join(names)}")
     return {name: known[name] if name in known else make(name) for name in names}
 
-# %% ../../nbs/play/10_game.ipynb #10-game-039
+# %% ../../nbs/play/10_game.ipynb #10-game-041
 @dataclass(frozen=True)
 class Entry:
     "One line of the table of machines"
@@ -541,6 +560,9 @@ def make_game(
         if setting not in own:
             raise unknown(f"setting of {kind}", setting, fields + own)
     shared = {**cls.defaults, **{k: v for k, v in config.items() if k in fields}}
+    settings |= {setting: pinned(str(settings[setting]), setting) for setting in cls.files if settings.get(setting)}
+    if unpinned(str(shared.get("profile"))).suffix in (".yaml", ".yml"):
+        shared["profile"] = pinned(str(shared["profile"]), "profile")
     chosen = cls.settings_class.from_dict(settings)
     full = GameConfig.from_dict({**shared, "settings": settings})
     return Game(cls(what, full, chosen), full, render_mode)  # type: ignore[call-arg]
@@ -555,7 +577,7 @@ def games() -> list[dict[str, str]]:  # one row a machine: game, about, status
         rows.append({"game": entry.example, "about": entry.about, "status": status})
     return rows
 
-# %% ../../nbs/play/10_game.ipynb #10-game-043
+# %% ../../nbs/play/10_game.ipynb #10-game-046
 def _make(game: str, **config: Any) -> Game:
     return make_game(game, **config)
 

@@ -23,6 +23,7 @@ import yaml
 
 import metabonk
 from ..core.errors import RomError, UsageError, nearest, unknown
+from ..core.files import unpinned
 
 # %% ../../nbs/play/16_profile.ipynb #16-profile-007
 SPEC = re.compile(r"0x([0-9a-fA-F]{1,6}) +([a-z]+[0-9]*(?:le|be)?)")
@@ -567,7 +568,7 @@ def load_profile(
     weights: Mapping[str, Number] | None = None,  # reward terms whose weight differs from the file's
 ) -> Profile:  # ready to use
     "Read and compile a profile; `UsageError` says what is wrong in which line of the file"
-    path = find_yaml(name, PROFILES, "profile")
+    path = find_yaml(unpinned(name), PROFILES, "profile")
     return compile_profile(read_yaml(path), path.stem, str(path), weights)
 
 
