@@ -17,8 +17,7 @@ from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
 from metabonk.act.agent import Agent, play_episodes
 from metabonk.core.errors import UsageError
 from metabonk.core.seed import spawn_seeds
-from metabonk.dream.interface import WorldModel
-from metabonk.dream.recurrent import CONTINUE
+from metabonk.dream.interface import CONTINUE, WorldModel
 from metabonk.dream.token_model import TokenModel, TokenModelConfig
 from metabonk.measure.evaluation import (
     compare,

@@ -22,8 +22,7 @@ from .returns import lambda_returns
 from ..core.config import Config
 from ..core.errors import UsageError
 from ..core.training import Learner
-from ..dream.interface import Imagined, State, TwoHot, WorldModel, imagine, pick_states
-from ..dream.recurrent import CONTINUE
+from ..dream.interface import CONTINUE, Imagined, State, TwoHot, WorldModel, imagine, pick_states
 
 # %% ../../nbs/act/63_dreaming.ipynb #63-dreaming-005
 @dataclass(frozen=True)

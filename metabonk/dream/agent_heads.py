@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..core.errors import UsageError
 from .actions import ActionChoice, ActionSpec
 from .distributions import TwoHot, bernoulli_loss
+from .interface import CONTINUE
 from .layers import MLP
-from .recurrent import CONTINUE
 
 # %% ../../nbs/dream/55_agent_heads.ipynb #55-agent-heads-005
 def ahead(

@@ -21,8 +21,7 @@ from jaxtyping import Bool
 from plotly.subplots import make_subplots
 
 from ..core.errors import UsageError, unknown
-from ..dream.interface import WorldModel, action_vectors, dream_along
-from ..dream.recurrent import CONTINUE
+from ..dream.interface import CONTINUE, WorldModel, action_vectors, dream_along
 from .evaluation import evaluation_seeds
 from ..play.game import make_game
 

@@ -84,6 +84,14 @@ class Sequences:
     def __len__(self) -> int:
         return int(self._stop[-1]) if len(self._stop) else 0
 
+    def batch(
+        self,
+        config: "SequenceConfig",  # how to draw
+        number: int,  # of the batch
+    ) -> Any:  # what the cache gives, NumPy arrays (B, T, ...)
+        "The rows of one batch; a subclass may draw in another way"
+        return self.cache.gather(self.places(draw(len(self), config, number)))
+
     def places(
         self,
         numbers: Int[np.ndarray, " batch"],  # of sequences
@@ -169,7 +177,7 @@ class _Batches(Dataset[Any]):
         self.sequences, self.config = sequences, config
 
     def __getitem__(self, batch: int) -> Any:
-        return self.sequences.cache.gather(self.sequences.places(draw(len(self.sequences), self.config, batch))).torch()
+        return self.sequences.batch(self.config, batch).torch()
 
 
 class SequenceLoader:
@@ -250,6 +258,14 @@ class ExperienceData(L.LightningDataModule):
         "Where batches come from"
         return self.training_cache()
 
+    def sequences(
+        self,
+        cache: RowSource,  # from `open`
+        keep: np.ndarray,  # bool for each of its pieces: those to choose from
+    ) -> Sequences:  # a subclass may give some that draw in another way
+        "What batches are drawn from"
+        return Sequences(cache, self.config.length, self.config.cross_episodes, keep)
+
     def setup(
         self,
         stage: str = "fit",  # Lightning's word for what will follow; all are alike here
@@ -263,8 +279,7 @@ class ExperienceData(L.LightningDataModule):
         pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
         def loader(keep: np.ndarray, repeat: bool) -> SequenceLoader:
-            sequences = Sequences(cache, config.length, config.cross_episodes, keep)
-            return SequenceLoader(sequences, config, rank, world, pin, repeat)
+            return SequenceLoader(self.sequences(cache, keep), config, rank, world, pin, repeat)
 
         self.train = loader(~out, False)
         self.validation = loader(out, True) if config.validation else None

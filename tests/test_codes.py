@@ -1,0 +1,139 @@
+"""Recordings as codes, and batches of which half is on the way to a task."""
+
+import numpy as np
+import pytest
+import torch
+
+from metabonk.core.errors import StoreError, UsageError
+from metabonk.core.training import TrainConfig, fit, read_log
+from metabonk.dream.actions import ActionSpec
+from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, ClipCache
+from metabonk.dream.codes import CodeCache, CodeData, TaskSequences
+from metabonk.dream.dynamics import DynamicsConfig, DynamicsLearner, ShortcutModel
+from metabonk.record.cache import Cache
+from metabonk.record.recorder import record
+from metabonk.record.sampling import SequenceConfig, Sequences, draw
+from metabonk.record.store import Store
+from metabonk.record.tasks import TaskSet
+from metabonk.sense.logmel import LogMelConfig
+
+HEARD = LogMelConfig(sample_rate=32_768, n_fft=512, bands=16, frames_per_step=2)
+SEEN = {"max_steps": 30, "image_size": (16, 16), "ticks_per_step": 4}
+
+
+def tokenizer(seed=0, context=4):
+    torch.manual_seed(seed)
+    sizes = {"width": 16, "layers": 2, "heads": 2, "latents": 4, "bottleneck": 4, "time_every": 2, "context": context}
+    ears = {"channels": 2, "frames": 2, "bands": 16, "sound_patch": (2, 16)}
+    return CausalTokenizer(CausalTokenizerConfig(size=(16, 16), **ears, **sizes)).eval()
+
+
+@pytest.fixture
+def store(tmp_path):
+    record("bonk", tmp_path / "store", "random", episodes=4, games=2, settings=SEEN, chunk_steps=20)
+    return Store.open(tmp_path / "store")
+
+
+def test_codes_are_those_of_each_episode_read_from_its_start(store, tmp_path):
+    cache, code = Cache.build(store), tokenizer()
+    coded = CodeCache.build(cache, code, tmp_path / "codes", HEARD, block=7)
+    for number in np.unique(cache.table["episode"]):
+        rows = np.flatnonzero(cache.table["episode"] == number)
+        rows = rows[np.argsort(cache.table["step"][rows])]
+        clip = ClipCache(cache, HEARD).gather([[(row, row + 1) for row in rows.tolist()]]).torch()
+        with torch.no_grad():
+            whole = code.encode(clip)[0].numpy()
+        np.testing.assert_allclose(coded.codes[rows], whole, atol=1e-5)
+        assert np.abs(coded.codes[rows[1:]] - whole[:-1]).max() > 1e-3
+
+
+def test_codes_of_other_rows_or_another_tokenizer_are_made_anew(store, tmp_path):
+    cache = Cache.build(store)
+    first = np.array(CodeCache.build(cache, tokenizer(), tmp_path / "codes", HEARD).codes)
+    stamp = (tmp_path / "codes" / "codes.npy").stat().st_mtime_ns
+    CodeCache.build(cache, tokenizer(), tmp_path / "codes", HEARD)
+    assert (tmp_path / "codes" / "codes.npy").stat().st_mtime_ns == stamp, "found, not made again"
+    other = CodeCache.build(cache, tokenizer(1), tmp_path / "codes", HEARD)
+    assert not np.allclose(first, other.codes)
+    record("bonk", store.path, "random", episodes=1, seed=9, settings=SEEN)
+    longer = Cache.build(Store.open(store.path))
+    with pytest.raises(StoreError, match="makes them anew"):
+        CodeCache(longer, tmp_path / "codes")
+    assert len(CodeCache.build(longer, tokenizer(1), tmp_path / "codes", HEARD).codes) == len(longer.table)
+
+
+def test_an_interrupted_build_leaves_no_codes(store, tmp_path, monkeypatch):
+    cache, code, calls = Cache.build(store), tokenizer(), []
+    encode = type(code).encode_next
+
+    def broken(*given):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(*given)
+
+    monkeypatch.setattr(type(code), "encode_next", broken)
+    with pytest.raises(KeyboardInterrupt):
+        CodeCache.build(cache, code, tmp_path / "codes", HEARD)
+    with pytest.raises(StoreError, match="no codes"):
+        CodeCache(cache, tmp_path / "codes")
+    assert CodeCache.build(cache, code, tmp_path / "codes", HEARD).codes.any()
+
+
+def sequences(store, tmp_path, relevant=None, length=5):
+    cache = Cache.build(store)
+    coded = CodeCache.build(cache, tokenizer(), tmp_path / "codes", HEARD)
+    if relevant is None:
+        relevant = np.zeros((len(cache.table), 3), bool)
+        relevant[40:44, 0] = relevant[90, 2] = True
+    return TaskSequences(coded, length, relevant), relevant
+
+
+def test_one_half_comes_from_anywhere_the_other_from_the_way_to_a_task(store, tmp_path):
+    drawn, relevant = sequences(store, tmp_path)
+    config, plain = SequenceConfig(length=5, batch_size=8, seed=3), Sequences(drawn.cache, 5)
+    assert drawn.known.tolist() == [0, 2], "task 1 was never done"
+    asked = []
+    for number in range(20):
+        clip = drawn.batch(config, number)
+        anywhere = drawn.cache.gather(plain.places(draw(len(plain), config, number)))
+        assert np.array_equal(clip.latent[:4], anywhere.latent[:4]) and not clip.relevant[:4].any()
+        assert clip.relevant[4:].any(1).all() and (clip.task == clip.task[:, :1]).all()
+        assert set(clip.task[4:, 0]) <= {0, 2}
+        asked += clip.task[:4, 0].tolist()
+        on_the_way = drawn.cache.codes[relevant[:, 0]]
+        for row in range(4, 8):
+            if clip.task[row, 0] == 0:
+                found = (clip.latent[row][clip.relevant[row]][:, None] == on_the_way[None]).all((2, 3)).any(1)
+                assert found.all(), "a row is marked that is not on the way to the task it is asked for"
+    assert set(asked) == {0, 1, 2}, "what is asked for in the first half tells nothing"
+
+
+def test_batches_follow_from_seed_and_number(store, tmp_path):
+    drawn, _ = sequences(store, tmp_path)
+    config = SequenceConfig(length=5, batch_size=8, seed=3)
+    one, again, next_, other = (drawn.batch(c, n) for c, n in ((config, 1), (config, 1), (config, 2), (config.change(seed=4), 1)))
+    assert np.array_equal(one.latent, again.latent) and np.array_equal(one.task, again.task)
+    assert not np.array_equal(one.latent[4:], next_.latent[4:]) and not np.array_equal(one.latent[4:], other.latent[4:])
+
+
+def test_tasks_that_were_never_done_are_refused(store, tmp_path):
+    with pytest.raises(UsageError, match="none of the tasks was done"):
+        sequences(store, tmp_path, np.zeros((len(Cache.build(store).table), 2), bool))
+
+
+def test_dynamics_learn_from_codes_as_they_do_from_frames(store, tmp_path):
+    code = tokenizer()
+    data = CodeData(store.path, code, HEARD, SequenceConfig(length=4, batch_size=4), TaskSet.load("bonk"), within=8)
+    sizes = DynamicsConfig(width=16, layers=2, heads=2, time_every=2, context=4, tasks=8, units=16, distances=2)
+    model = ShortcutModel(code, ActionSpec(categorical=(11,)), sizes, logmel=HEARD)
+    fit(DynamicsLearner(model), data, tmp_path / "training", TrainConfig(steps=3, warmup=0))
+    log = read_log(tmp_path / "training")
+    assert len(log) == 3 and np.isfinite(log[["loss/shortcut", "loss/policy", "loss/reward"]].to_numpy()).all()
+    frames = data.open().gather([[(0, 4)]]).torch()
+    seen = ClipCache(data.training_cache(), HEARD).gather([[(0, 4)]]).torch()
+    if bool(frames.first[0, 0]):
+        torch.testing.assert_close(model.codes(frames), model.codes(seen), atol=1e-5, rtol=0)
+    with pytest.raises(UsageError, match="the model knows 0 to 0"):
+        one = ShortcutModel(code, ActionSpec(categorical=(11,)), sizes.change(tasks=1), logmel=HEARD)
+        fit(DynamicsLearner(one), data, tmp_path / "one", TrainConfig(steps=3, warmup=0))
