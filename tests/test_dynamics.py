@@ -172,7 +172,7 @@ def test_frames_are_as_noisy_as_the_denoiser_is_told(noise, monkeypatch):
 
 
 @pytest.mark.parametrize(("noise", "name", "old", "new"), [
-    (noise_in_training, "losses", "corrupt(z1, tau)", "z1"), (noise_in_memory, "_remember", "corrupt(z, tau)", "z"),
+    (noise_in_training, "losses", "corrupt(z1, tau)", "z1"), (noise_in_memory, "_noisy", "corrupt(z, tau)", "z"),
 ])  # fmt: skip
 def test_a_context_left_clean_but_told_otherwise_is_caught(noise, name, old, new, monkeypatch):
     "Negative control, in training and in the cache."
@@ -301,8 +301,9 @@ def test_a_dream_tells_levels_and_steps_of_every_pass(monkeypatch):
     monkeypatch.setattr(model.dynamics, "tokens", lambda *given: seen.append(given) or tokens(*given))
     model.advance(model.observe(codes()), torch.eye(3))
     level, finest = model.shortcut.context_level, model.shortcut.finest
-    assert [float(tau[0, 0]) for _, tau, *_ in seen] == [level, 0, 0.25, 0.5, 0.75, level]
-    assert [float(d[0, 0]) for _, _, d, *_ in seen] == [1 / finest, *[0.25] * 4, 1 / finest]
+    (_, read, size, *_), (_, tau, d, *_) = seen  # reading a context, then all passes of a frame
+    assert read.eq(level).all() and size.eq(1 / finest).all()
+    assert tau.tolist() == [[0, 0.25, 0.5, 0.75, level]] * 3 and d.tolist() == [[*[0.25] * 4, 1 / finest]] * 3
 
 
 def test_a_dream_is_what_the_whole_pass_would_give(monkeypatch):

@@ -156,20 +156,34 @@ class Dynamics(nn.Module):
         "Everything that is known of a frame"
         level, step = grid_index(tau, d, self.finest)
         parts = {name: vectors.expand(*tau.shape, -1, -1) for name, vectors in self.learned.items()}
-        parts["spatial"] = self.embed(z.unflatten(2, (-1, self.config.pack)).flatten(3)) + self.learned["spatial"]
+        parts["spatial"] = self.spatial(z)
         if self.tasks is not None:
             asked = self.tasks(torch.zeros_like(level) if task is None else task)
             parts["agent"] = parts["agent"] + asked.unflatten(-1, (self.config.agents, -1))
         parts["shortcut"] = torch.cat([self.levels(level), self.steps(step)], -1)[:, :, None]
         return join_tokens(self.transformer.layout, {**parts, "action": self.actions(action, known)})
 
+    def spatial(
+        self,
+        z: Float[Tensor, "batch time latents channels"],  # z~
+    ) -> Float[Tensor, "batch time _ width"]:  # `pack` latents in each
+        "The tokens of a code"
+        return self.embed(z.unflatten(2, (-1, self.config.pack)).flatten(3)) + self.learned["spatial"]
+
+    def cleared(
+        self,
+        y: Float[Tensor, "batch time tokens width"],  # from the transformer
+    ) -> Float[Tensor, "batch time latents channels"]:  # z1^
+        "The clean code as predicted"
+        clean = self.clean(take_tokens(self.transformer.layout, y, "spatial"))
+        return clean.unflatten(3, (self.config.pack, -1)).flatten(2, 3)
+
     def told(
         self,
         y: Float[Tensor, "batch time tokens width"],  # from the transformer
     ) -> tuple[Float[Tensor, "batch time latents channels"], Float[Tensor, "batch time features"]]:  # z1^; agent tokens
         "The clean code as predicted, and what the agent has seen"
-        clean = self.clean(take_tokens(self.transformer.layout, y, "spatial")).unflatten(3, (self.config.pack, -1))
-        return clean.flatten(2, 3), take_tokens(self.transformer.layout, y, "agent").flatten(2)
+        return self.cleared(y), take_tokens(self.transformer.layout, y, "agent").flatten(2)
 
     def forward(
         self,
@@ -198,6 +212,7 @@ class ShortcutModel(WorldModel):
     "Dreamer 4's world model: causal tokenizer and shortcut-forcing transformer"
 
     discrete: bool
+    passes: Tensor  # (2, K + 1): tau and d of each pass in which a frame is generated
 
     def __init__(
         self,
@@ -219,6 +234,9 @@ class ShortcutModel(WorldModel):
         self.heads = AgentHeads(self.feature_size, spec, self.config.distances, self.config.units)
         self.scales = dict.fromkeys(("shortcut", *self.heads.terms), 1.0)
         self.rms = RunningRMS(tuple(self.scales), self.shortcut.rms_decay, self.shortcut.rms_floor)
+        K, end = self.shortcut.steps, (self.shortcut.context_level, 1 / self.shortcut.finest)
+        passes = [*((k / K, 1 / K) for k in range(K)), end]  # for each frame: K steps out of noise, then one to remember
+        self.register_buffer("passes", torch.tensor(passes).T, persistent=False)
 
     @property
     def picture_size(self) -> tuple[int, int] | None:  # pixels; `None` without eyes
@@ -322,16 +340,16 @@ class ShortcutModel(WorldModel):
             state |= _prefixed(self.tokenizer.decoder.new_cache(batch), "decoder.")
         return state
 
-    def _remember(
-        self, state: State, z: Tensor, action: Tensor | None, known: Tensor, first: Tensor, task: Tensor, every: bool
-    ) -> State:
-        "Finished frames, a little noisy again, become the past"
-        level, finest = self.shortcut.context_level, float(self.shortcut.finest)
-        tau = torch.full(z.shape[:2], level, device=z.device)
-        tokens = self.dynamics.tokens(corrupt(z, tau), tau, torch.full_like(tau, 1 / finest), action, known, task)
+    def _noisy(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        "Finished frames, a little noisy again, with their levels and step sizes: what is remembered"
+        tau = torch.full(z.shape[:2], self.shortcut.context_level, device=z.device)
+        return corrupt(z, tau), tau, torch.full_like(tau, 1 / self.shortcut.finest)
+
+    def _remember(self, state: State, z: Tensor, tokens: Tensor, first: Tensor | None, task: Tensor, every: bool) -> State:
+        "Finished frames, as tokens, become the past"
         past = {name: state[name] for name in ("keys", "values", "frames", "start")}
         y, cache = self.dynamics.transformer.read(tokens, past, first, every)
-        agent = self.dynamics.told(y)[1]
+        agent = take_tokens(self.dynamics.transformer.layout, y, "agent").flatten(2)
         pick = (lambda x: x.flatten(0, 1)) if every else (lambda x: x[:, -1])
         longer = {**cache, "latent": pick(z), "agent": pick(agent), "task": pick(task)}
         if self.looks_back:
@@ -353,23 +371,29 @@ class ShortcutModel(WorldModel):
             z, past = self.codes(context), {n: c.repeat_interleave(time, 0) for n, c in past.items()} if every else past
         if not bool(z.isfinite().all()):
             raise UsageError("the context holds numbers that are not finite: look at the recording, or at the tokenizer")
-        longer = self._remember(state, z, *self._done(context), context.first, task, every)
+        tokens = self.dynamics.tokens(*self._noisy(z), *self._done(context), task)
+        longer = self._remember(state, z, tokens, context.first, task, every)
         return longer | _prefixed(past, "encoder.")
 
     @torch.no_grad()
     def advance(self, state: State, action: Tensor) -> State:
         "As the interface says: K steps out of noise, then one to remember"
-        self.dynamics.transformer.check(state)
-        B, done = len(action), action[:, None].float()
+        f, K, B = self.dynamics, self.shortcut.steps, len(action)
+        f.transformer.check(state)
         if action.shape[-1] != self.action_size:
             raise UsageError(f"action vectors of {action.shape[-1]} numbers, this model knows {self.action_size}")
-        known, K = torch.ones(B, 1, dtype=torch.bool, device=action.device), self.shortcut.steps
-        z, d = torch.randn_like(state["latent"])[:, None], torch.full((B, 1), 1 / K, device=action.device)
-        task = state["task"][:, None]
+        z, task = torch.randn_like(state["latent"])[:, None], state["task"][:, None]
+        tau, d = self.passes[:, None].expand(-1, B, -1)
+        passes, known = tau.shape[1], torch.ones_like(tau, dtype=torch.bool)
+        done = action[:, None].float().expand(-1, passes, -1)
+        frames = f.tokens(z.expand(-1, passes, -1, -1), tau, d, done, known, task.expand(-1, passes)).split(1, 1)
+        glance, world = f.transformer.glances(state), f.transformer.layout.slices["agent"].start
         for k in range(K):
-            y = self.dynamics.transformer.glance(self.dynamics.tokens(z, k * d, d, done, known, task), state)
-            z = advance_level(z, self.dynamics.told(y)[0], k / K, 1 / K)
-        return {**state, **self._remember(state, z, done, known, torch.zeros_like(known), task, False)}
+            clean = f.cleared(glance(frames[k][:, :, :world]))  # nothing of the world reads the agent
+            z = advance_level(z, clean, k / K, 1 / K)
+            seen = z if k < K - 1 else self._noisy(z)[0]
+            take_tokens(f.transformer.layout, frames[k + 1], "spatial").copy_(f.spatial(seen))
+        return {**state, **self._remember(state, z, frames[-1], None, task, False)}
 
     def features(self, state: State) -> Tensor:
         "The agent tokens, end to end"
@@ -389,7 +413,10 @@ class ShortcutModel(WorldModel):
         state: State,  # (B, ...)
     ) -> dict[str, Tensor]:  # "image" (B, height, width, 3) uint8, "audio" (B, channels, frames, bands) log-mel
         "What is seen, and what is heard as log-mel frames"
-        seen = {n: x[:, None] for n, x in _under(state, "seen.").items()} or self.tokenizer.decode(state["latent"][:, None])
+        seen = {name: x[:, None] for name, x in _under(state, "seen.").items()}
+        if not seen:
+            with torch.inference_mode():
+                seen = self.tokenizer.decode(state["latent"][:, None])
         return {name: x[:, 0] for name, x in self.tokenizer.look(seen).items()}
 
     def decode(self, state: State) -> dict[str, Tensor]:

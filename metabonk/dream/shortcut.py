@@ -44,7 +44,7 @@ def advance_level(
     d: Any,  # the same; not above 1 - tau
 ) -> Tensor:  # at level tau + d
     "One step towards the prediction"
-    return z + d * (clean - z) / (1 - tau)
+    return torch.lerp(z, clean, d / (1 - tau))
 
 
 def sample(

@@ -9,6 +9,7 @@ __all__ = ['TransformerConfig', 'rotary', 'rotate', 'Attention', 'Layer', 'episo
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -68,21 +69,22 @@ class TransformerConfig(Config):
 def rotary(
     position: Float[Tensor, "*batch length coordinates"],  # float64; the coordinates share the pairs
     pairs: int,  # half the length of a query
-) -> tuple[Float[Tensor, "*batch length pairs"], Float[Tensor, "*batch length pairs"]]:  # float32
-    "Cosine and sine of the angles"
+) -> Float[Tensor, "2 *batch length size"]:  # float32: cosines, and sines with the sign that they have in each half
+    "How far the pairs at each position are turned"
     each = pairs // position.shape[-1]
     speed = 10_000.0 ** -(torch.arange(each, dtype=torch.float64, device=position.device) / each)
     angle = (position[..., None] * speed).flatten(-2)  # (*batch, length, pairs)
-    return angle.cos().float(), angle.sin().float()
+    cos, sin = angle.cos().float(), angle.sin().float()
+    return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)])
 
 
 def rotate(
-    x: Float[Tensor, "*batch length size"],  # queries or keys
-    angles: tuple[Tensor, Tensor],  # from `rotary`
-) -> Float[Tensor, "*batch length size"]:  # as long as they were
+    x: Float[Tensor, "*batch size"],  # queries, keys or both
+    turns: Float[Tensor, "2 *_ size"],  # from `rotary`, to be broadcast
+) -> Float[Tensor, "*batch size"]:  # as long as they were
     "Turn each pair: the i-th number of the first half with the i-th of the second"
-    (a, b), (cos, sin) = x.chunk(2, -1), angles
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).to(x.dtype)
+    cos, sin = turns
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)  # roll: the halves change places
 
 # %% ../../nbs/dream/52_transformer.ipynb #52-transformer-015
 class Attention(nn.Module):
@@ -94,8 +96,7 @@ class Attention(nn.Module):
     ):
         super().__init__()
         self.config, n = config, config.head_size
-        self.split = [config.heads, config.kv_heads, config.kv_heads]
-        self.project = nn.Linear(config.width, sum(self.split) * n, bias=False)
+        self.project = nn.Linear(config.width, (config.heads + 2 * config.kv_heads) * n, bias=False)
         self.out = nn.Linear(config.width, config.width, bias=False)
         self.temperature = nn.Parameter(torch.full((config.heads, 1), math.sqrt(n)))
         start_weights(self.project.weight, config.width)
@@ -104,18 +105,21 @@ class Attention(nn.Module):
     def prepare(
         self,
         x: Float[Tensor, "*batch width"],  # normalised tokens
+        turns: Float[Tensor, "2 *_ size"] | None = None,  # from `rotary`: how far queries and keys are turned
     ) -> tuple[
         Float[Tensor, "*batch heads size"], Float[Tensor, "*batch kv_heads size"], Float[Tensor, "*batch kv_heads size"]
     ]:  # queries as long as their temperature, keys of length 1, values
         "What each token asks, answers to and says"
-        q, k, v = self.project(x).unflatten(-1, (-1, self.config.head_size)).split(self.split, -2)
-        cap = self.config.soft_cap
-        capped = cap * torch.tanh(self.temperature / cap) if cap and self.config.fused else self.temperature
-        return capped.to(q.dtype) * F.normalize(q, dim=-1, eps=EPS), F.normalize(k, dim=-1, eps=EPS), v
+        c, cap = self.config, self.config.soft_cap
+        qk, v = self.project(x).unflatten(-1, (-1, c.head_size)).split([c.heads + c.kv_heads, c.kv_heads], -2)
+        qk = F.normalize(qk if turns is None else rotate(qk, turns), dim=-1, eps=EPS)
+        q, k = qk.split([c.heads, c.kv_heads], -2)
+        capped = cap * torch.tanh(self.temperature / cap) if cap and c.fused else self.temperature
+        return capped.to(q.dtype) * q, k, v
 
     def attend(
         self,
-        q: Float[Tensor, "batch heads queries size"],  # from `prepare`, turned; heads of several tokens may be side by side
+        q: Float[Tensor, "batch heads queries size"],  # from `prepare`; heads of several tokens may be side by side
         k: Float[Tensor, "batch kv_heads keys size"],  # the same
         v: Float[Tensor, "batch kv_heads keys size"],  # from `prepare`
         mask: Bool[Tensor, "#batch 1 queries keys"] | None = None,  # who reads whom; everyone everything if not given
@@ -124,12 +128,12 @@ class Attention(nn.Module):
         "softmax(q k) v"
         shared, length = self.config.heads // self.config.kv_heads, q.shape[2]
         fused = self.config.fused or not self.config.soft_cap
-        if fused and (causal or mask is not None):
+        if fused and (length > 1 or shared == 1):
             more: dict[str, Any] = {"enable_gqa": True} if shared > 1 else {}
             return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=1.0, **more)
         q = q.unflatten(1, (-1, shared)).flatten(2, 3)  # (batch, kv_heads, shared * queries, size)
         if fused:
-            found = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+            found = F.scaled_dot_product_attention(q, k, v, mask, scale=1.0)
         else:
             logit = self.config.soft_cap * torch.tanh(q @ k.mT / self.config.soft_cap)
             if causal:
@@ -192,7 +196,7 @@ def time_mask(
 class Transformer(nn.Module):
     "Block-causal transformer over frames of tokens"
 
-    places: Tensor  # (tokens, 2)
+    turns: Tensor  # (2, tokens, 1, size) of the places within a frame
 
     def __init__(
         self,
@@ -203,7 +207,8 @@ class Transformer(nn.Module):
         self.config, self.layout, self.groups = config, layout, read_groups(layout)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width)
-        self.register_buffer("places", token_positions(layout), persistent=False)
+        turns = rotary(token_positions(layout), config.head_size // 2)
+        self.register_buffer("turns", turns[:, :, None], persistent=False)
 
     def forward(
         self,
@@ -211,7 +216,7 @@ class Transformer(nn.Module):
         first: Bool[Tensor, "batch time"] | None = None,  # where an episode begins; nowhere but before them if not given
     ) -> Float[Tensor, "batch time tokens width"]:  # the same tokens, knowing of those before
         "A whole sequence at once"
-        return self._run(x, self._look_back(x, first))
+        return self._run(x, self._look_back(x, first) if "time" in self.config.kinds else None)
 
     @torch.no_grad()
     def read(
@@ -225,8 +230,8 @@ class Transformer(nn.Module):
         self.check(cache)
         T = x.shape[1]
         numbers = cache["frames"][:, None] + torch.arange(T, device=x.device)  # (B, T)
-        firsts = torch.zeros_like(numbers, dtype=torch.bool) if first is None else first
-        starts = episode_starts(firsts, cache["start"], cache["frames"])
+        begun = cache["start"][:, None].expand_as(numbers)
+        starts = begun if first is None else episode_starts(first, cache["start"], cache["frames"])
         if T == 1:
             longer = {**cache, "frames": cache["frames"] + 1, "start": starts[:, 0]}
             longer |= {name: cache[name].clone() for name in ("keys", "values")}
@@ -236,14 +241,21 @@ class Transformer(nn.Module):
         y = self._run(x, self._look_back(x, first, kept) if fresh else self._look_on(cache, numbers, starts, kept))
         return y, self._remember(cache, kept, *(t if every else t[:, -1:] for t in (numbers, starts)))
 
-    @torch.no_grad()
+    def glances(
+        self,
+        cache: State,  # what came before; only the place that no frame needs any more is written to
+    ) -> Callable[[Tensor], Tensor]:  # next frames (batch, 1, tokens, width), perhaps not the final ones, as `read` gives them
+        "Try a next frame several times, without remembering it; without gradients"
+        look = self._look_into(cache, cache["frames"], cache["start"])
+        return torch.inference_mode()(partial(self._run, look_in_time=look))
+
     def glance(
         self,
-        x: Float[Tensor, "batch 1 tokens width"],  # a next frame, perhaps not the final one
-        cache: State,  # what came before; only the place that no frame needs any more is written to
+        x: Float[Tensor, "batch 1 tokens width"],  # a next frame; its last tokens may be missing, if no other reads them
+        cache: State,  # as `glances` takes it
     ) -> Float[Tensor, "batch 1 tokens width"]:  # as `read` gives it
-        "Try a next frame, without remembering it; without gradients"
-        return self._run(x, self._look_into(cache, cache["frames"], cache["start"]))
+        "Try a next frame once"
+        return self.glances(cache)(x)
 
     def new_cache(
         self,
@@ -280,31 +292,29 @@ class Transformer(nn.Module):
             longer[name] = after.flatten(0, 1).transpose(2, 3)  # (B * n, layers, S * kv_heads, ring, size)
         return {**longer, "frames": numbers.flatten() + 1, "start": starts.flatten()}
 
-    def _run(self, x: Tensor, look_in_time: Callable[[int], Callable[[Attention, Tensor], Tensor]]) -> Tensor:
-        if x.shape[2] != self.layout.tokens:
-            raise UsageError(f"frames of {x.shape[2]} tokens, this transformer was built for {self.layout}")
-        turns, times = rotary(self.places, self.config.head_size // 2), 0
+    def _run(self, x: Tensor, look_in_time: Callable[[int], Callable[[Attention, Tensor], Tensor]] | None) -> Tensor:
+        around, times = self._look_around(x.shape[2]), 0
         for layer, kind in zip(self.layers, self.config.kinds, strict=True):
-            if kind == "time":
+            if kind == "time" and look_in_time:
                 look, times = look_in_time(times), times + 1
             else:
-                look = self._look_around(turns)
+                look = around
             if self.config.checkpointing and self.training and torch.is_grad_enabled():
                 x = checkpoint(layer, x, look, use_reentrant=False)
             else:
                 x = layer(x, look)
         return self.norm(x)
 
-    def _look_around(self, turns: tuple[Tensor, Tensor]) -> Callable[[Attention, Tensor], Tensor]:
-        "Within the frame, group by group"
+    def _look_around(self, tokens: int) -> Callable[[Attention, Tensor], Tensor]:
+        "Within the frame, group by group; the last groups may be missing"
+        turns, groups = self.turns[:, :tokens], [group for group in self.groups if group.queries.start < tokens]
+        if max(part.stop for group in groups for part in (group.queries, *group.keys)) != tokens:
+            raise UsageError(f"frames of {tokens} tokens, this transformer was built for {self.layout}")
 
         def look(attention: Attention, x: Tensor) -> Tensor:
-            q, k, v = (t.flatten(0, 1).transpose(1, 2) for t in attention.prepare(x))  # (B * T, heads, S, size)
-            q, k, found = rotate(q, turns), rotate(k, turns), []
-            for group in self.groups:
-                keys, values = (_slices(t, group.keys) for t in (k, v))
-                found.append(attention.attend(q[:, :, group.queries], keys, values))
-            return torch.cat(found, 2).transpose(1, 2).flatten(2).view_as(x)
+            q, k, v = (t.transpose(1, 2) for t in attention.prepare(x.flatten(0, 1), turns))  # (B * T, heads, S, size)
+            found = [attention.attend(q[:, :, g.queries], _slices(k, g.keys), _slices(v, g.keys)) for g in groups]
+            return _joined(found).transpose(1, 2).flatten(2).view_as(x)
 
         return look
 
@@ -316,7 +326,7 @@ class Transformer(nn.Module):
         if x.shape[1] > self.config.context + 1 or (first is not None and bool(first[:, 1:].any())):
             starts = torch.zeros_like(numbers) if first is None else episode_starts(first)
             mask = time_mask(numbers, numbers, starts, self.config.context)[:, None]  # (B, 1, T, T)
-        turns = rotary(numbers[0, :, None].double(), self.config.head_size // 2)
+        turns = _frame_turns(numbers, self.config)
 
         def look(attention: Attention, x: Tensor) -> Tensor:
             q, k, v = _by_token(attention, x, turns)
@@ -333,7 +343,7 @@ class Transformer(nn.Module):
         ring, begin = self.config.context + 1, numbers[:, :1]
         age = (begin - 1 - torch.arange(ring, device=numbers.device)) % ring + 1  # of each place, seen from the first new frame
         mask = time_mask(numbers, torch.cat([begin - age, numbers], 1), starts, self.config.context)[:, None]
-        turns = _row_turns(numbers, self.config)
+        turns = _frame_turns(numbers, self.config)
 
         def at(layer: int) -> Callable[[Attention, Tensor], Tensor]:
             def look(attention: Attention, x: Tensor) -> Tensor:
@@ -348,8 +358,8 @@ class Transformer(nn.Module):
 
     def _look_into(self, cache: State, number: Tensor, start: Tensor) -> Callable[[int], Callable[[Attention, Tensor], Tensor]]:
         "From one new frame into the ring, in which it takes the free place"
-        ring, rows = self.config.context + 1, torch.arange(len(number), device=number.device)
-        place, turns = number % ring, _row_turns(number[:, None], self.config)
+        ring, turns = self.config.context + 1, _frame_turns(number[:, None], self.config)
+        place = (number % ring)[:, None, None, None]
         shortest, longest = torch.stack([(number - start).amin(), number.amax()]).tolist()
         used, mask = min(longest + 1, ring), None
         if shortest + 1 < used:  # some row's past is shorter
@@ -359,29 +369,34 @@ class Transformer(nn.Module):
         def at(layer: int) -> Callable[[Attention, Tensor], Tensor]:
             def look(attention: Attention, x: Tensor) -> Tensor:
                 q, k, v = _by_token(attention, x, turns)
-                keys, values = cache["keys"][:, layer], cache["values"][:, layer]
-                keys[rows, :, place], values[rows, :, place] = k[:, :, 0].to(keys.dtype), v[:, :, 0].to(keys.dtype)
-                found = attention.attend(q, keys[:, :, :used].to(q.dtype), values[:, :, :used].to(q.dtype), mask)
-                return _by_frame(found, x)
+                read = []
+                for name, new in (("keys", k), ("values", v)):
+                    kept = cache[name][:, layer, : k.shape[1]]
+                    kept.scatter_(2, place.expand_as(new), new.to(kept.dtype))
+                    read.append(kept[:, :, :used].to(new.dtype))
+                keys, values = read
+                return _by_frame(attention.attend(q, keys, values, mask), x)
 
             return look
 
         return at
 
 
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+
 def _slices(x: Tensor, parts: tuple[slice, ...]) -> Tensor:
-    return x[:, :, parts[0]] if len(parts) == 1 else torch.cat([x[:, :, part] for part in parts], 2)
+    return _joined([x[:, :, part] for part in parts])
 
 
-def _row_turns(numbers: Tensor, config: TransformerConfig) -> tuple[Tensor, Tensor]:
-    cos, sin = rotary(numbers[..., None].double(), config.head_size // 2)
-    return cos[:, None], sin[:, None]  # (B, 1, T, pairs)
+def _frame_turns(numbers: Tensor, config: TransformerConfig) -> Tensor:
+    return rotary(numbers[..., None].double(), config.head_size // 2)[:, :, :, None, None]  # (2, B, T, 1, 1, size)
 
 
-def _by_token(attention: Attention, x: Tensor, turns: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def _by_token(attention: Attention, x: Tensor, turns: Tensor) -> tuple[Tensor, ...]:
     "Frames (B, T, S, width) as one sequence for each token: (B, S * heads, T, size)"
-    q, k, v = (t.permute(0, 2, 3, 1, 4).flatten(1, 2) for t in attention.prepare(x))
-    return rotate(q, turns), rotate(k, turns), v
+    return tuple(t.permute(0, 2, 3, 1, 4).flatten(1, 2) for t in attention.prepare(x, turns))
 
 
 def _by_frame(found: Tensor, x: Tensor) -> Tensor:
