@@ -2,11 +2,14 @@
 
     python benchmarks/shortcut.py [--threads 2] [--rounds 5] [--clock wall|cpu] [--context 192]
 
-Three measurements, each told by the fastest of several rounds in which the contenders take turns:
+Four measurements, each told by the fastest of several rounds in which the contenders take turns:
 
 1. A frame after a context of 192, four steps out of noise: with the cache, and by the whole sequence at each step.
 2. Frames a second of the tiny model on pictures of 64 x 64 with sound, generated and decoded: one dream, and eight at once.
-3. A training step of the dynamics (flow alone, and with a quarter of the rows bootstrapped) against forward and backward
+3. Reading 16 frames and dreaming 20 more, not decoded, against the `dreamer4` package where it is installed
+   (pip install 'dreamer4==0.20.*', with a torchvision that fits torch): as many tokens a frame but for the action's, the
+   same width, depth and heads, four steps. Its heads are larger and stay as they come.
+4. A training step of the dynamics (flow alone, and with a quarter of the rows bootstrapped) against forward and backward
    of PyTorch's own transformer encoder of the same width, depth, number of tokens and about as many parameters.
 """
 
@@ -58,6 +61,42 @@ def dreams(model: ShortcutModel, batch: int, frames: int, look: bool) -> Callabl
             state = model.advance(state, action)
             if look:
                 model.look(state)
+
+    return run
+
+
+def whole_dream(model: ShortcutModel, frames: int) -> Callable[[], None]:
+    "A context read, and frames in a row after it"
+    clip, action = make_clip(model, 1, model.config.context), torch.eye(11)[:1]
+
+    def run() -> None:
+        state = model.observe(clip)
+        for _ in range(frames):
+            state = model.advance(state, action)
+
+    return run
+
+
+def their_dream(model: ShortcutModel, frames: int) -> Callable[[], None] | None:
+    "The same by the package `dreamer4`, if it is installed"
+    try:
+        from dreamer4.dreamer4 import DynamicsWorldModel
+    except Exception as error:  # a torchvision that does not fit raises whatever it likes
+        print(f"dreamer4 is left out: {error}")
+        return None
+    torch.manual_seed(0)
+    code, c = model.tokenizer.config, model.config
+    theirs = DynamicsWorldModel(
+        dim=c.width, dim_latent=code.bottleneck, num_latent_tokens=code.latents, num_spatial_tokens=code.latents,
+        num_register_tokens=c.registers, depth=c.layers, time_block_every=c.time_every, attn_heads=c.heads,
+        attn_dim_head=c.width // c.heads, num_discrete_actions=11, max_steps=model.shortcut.finest,
+    ).eval()  # fmt: skip
+    clip = make_clip(model, 1, c.context)
+
+    @torch.no_grad()
+    def run() -> None:
+        theirs.generate(c.context + frames, num_steps=model.shortcut.steps, return_decoded_video=False,
+                        prompt_latents=clip.latent, prompt_discrete_actions=clip.action[..., None])  # fmt: skip
 
     return run
 
@@ -142,6 +181,12 @@ def main() -> None:
     tiny = make_model().eval()
     times = fastest({str(n): dreams(tiny, n, 20, True) for n in (1, 8)}, options.rounds, clock, options.threads)
     print(f"tiny, generated and decoded: {20 / times['1']:.0f} frames/s alone, {8 * 20 / times['8']:.0f} frames/s eight at once")
+
+    dreamed = {"ours": whole_dream(tiny, 20)}
+    if theirs := their_dream(tiny, 20):
+        times = fastest({**dreamed, "theirs": theirs}, options.rounds, clock, options.threads)
+        print(f"16 frames read and 20 dreamed: {1e3 * times['ours']:.0f} ms, dreamer4 {1e3 * times['theirs']:.0f} ms, "
+              f"{times['theirs'] / times['ours']:.1f} times")
 
     model, clip = make_model(), make_clip(make_model(), options.batch, options.time)
     plain, parameters, rows = plain_step(model, options.batch, options.time)
