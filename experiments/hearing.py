@@ -32,9 +32,9 @@ from metabonk.sense.tokens import Senses, TokenBatch, TokenCache, TokenData, Tok
 
 ARMS = {"both senses": "both", "pictures only": "picture", "sound only": "sound", "sound shuffled in time": "both"}
 WORLD = "bonk:danger"
-SIZES = {"steps": 10_000, "ticks": 12, "episode_steps": 300, "picture_steps": 250, "sound_steps": 400, "model_steps": 800,
-         "dream_steps": 200, "rounds": 10, "round_episodes": 10, "round_model_steps": 150, "round_dream_steps": 100,
-         "episodes": 20, "reward_scale": 10.0, "entropy": 3e-3}  # fmt: skip
+SIZES = {"steps": 20_000, "ticks": 12, "episode_steps": 300, "picture_steps": 300, "sound_steps": 500, "model_steps": 1_600,
+         "dream_steps": 200, "rounds": 8, "round_episodes": 10, "round_model_steps": 150, "round_dream_steps": 100,
+         "episodes": 20, "reward_scale": 10.0, "entropy": 3e-3, "hp": 9, "opponents": 0, "charger_gap": 32}  # fmt: skip
 
 
 class ShuffledCache:
@@ -72,7 +72,8 @@ class ShuffledSenses(Senses):
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
     """Of every game here."""
-    return {"max_steps": options.episode_steps, "ticks_per_step": options.ticks}
+    bonk = {name: getattr(options, name) for name in ("hp", "opponents", "charger_gap")}
+    return {"max_steps": options.episode_steps, "ticks_per_step": options.ticks, "settings": bonk}
 
 
 def train(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:

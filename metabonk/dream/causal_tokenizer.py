@@ -7,6 +7,7 @@ __all__ = ['Clip', 'ClipCache', 'ClipSenses', 'ClipData', 'CausalTokenizerConfig
            'CausalTokenizerLearner', 'bouncing_ball']
 
 # %% ../../nbs/dream/54_causal_tokenizer.ipynb #54-causal-tokenizer-002
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +19,12 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..core.config import Config
-from ..core.errors import UsageError
+from ..core.errors import FolderError, UsageError
+from ..core.files import disk_errors, write_atomic
 from ..core.training import Learner
 from .interface import State
 from .layers import start_weights
@@ -422,6 +425,44 @@ class CausalTokenizer(nn.Module):
         if "image" in whole:
             whole["image"] = ((whole["image"] + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return whole
+
+    def save(
+        self,
+        folder: str | Path,  # made if it is not there
+        logmel: LogMelConfig | None = None,  # how sound became what it hears
+    ) -> Path:  # the folder
+        "Write `tokenizer.safetensors` and `tokenizer.json`"
+        folder = Path(folder)
+        about = {"format": "metabonk causal tokenizer", "version": 1, "config": self.config.to_dict(),
+                 "logmel": logmel and logmel.to_dict()}  # fmt: skip
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file({name: t.contiguous() for name, t in self.state_dict().items()}, folder / "tokenizer.safetensors")
+            write_atomic(folder / "tokenizer.json", json.dumps(about, indent=1))
+        return folder
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,  # that `save` wrote
+        device: Any = "cpu",  # as torch takes it
+    ) -> tuple["CausalTokenizer", LogMelConfig | None]:  # in evaluation mode; how sound became what it hears
+        "The tokenizer of a folder"
+        folder = Path(folder)
+        try:
+            about = json.loads((folder / "tokenizer.json").read_text())
+            assert about["format"] == "metabonk causal tokenizer"
+            config = CausalTokenizerConfig.from_dict(about["config"])
+            logmel = about["logmel"] and LogMelConfig.from_dict(about["logmel"])
+        except (OSError, ValueError, AssertionError, KeyError, TypeError):
+            raise FolderError(f"{folder} holds no causal tokenizer: name a folder that `CausalTokenizer.save` wrote") from None
+        tokenizer = cls(config)
+        try:
+            tokenizer.load_state_dict(load_file(folder / "tokenizer.safetensors"))
+        except Exception as error:
+            raise FolderError(f"{folder / 'tokenizer.safetensors'} is damaged or of another tokenizer "
+                              f"({str(error).splitlines()[0]}): train it anew") from None
+        return tokenizer.to(device).eval(), logmel
 
 
 class CausalTokenizerLearner(Learner):

@@ -1,0 +1,42 @@
+"""The pipeline of Dreamer 4 from nothing to its scores, at the smallest size, as a user starts it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from metabonk.act.agent import Agent
+from metabonk.core.run import Run
+from metabonk.dream.dynamics import ShortcutModel
+
+ROOT = Path(__file__).parents[1]
+SMALL = {
+    "record.steps": 300, "record.episode_steps": 60, "record.ticks_per_step": 4, "encode.steps": 3, "dynamics.steps": 3,
+    "dynamics.agent_steps": 3, "imagine.steps": 2, "imagine.horizon": 3, "imagine.episodes": 2,
+}  # fmt: skip
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("game", ["bonk", "minatar:breakout"])
+def test_the_pipeline_of_dreamer_4_from_nothing_to_its_scores(tmp_path, game):
+    patch = {"encode.patch": 5} if game.startswith("minatar") else {}
+    given = [part for name, value in {**SMALL, **patch}.items() for part in ("--set", f"{name}={value}")]
+    command = [sys.executable, "-m", "metabonk.cli", "run", str(ROOT / "pipelines/dreamer4.yaml"), "--game", game]
+    done = subprocess.run([*command, "--run", str(tmp_path / "run"), *given], cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    stages = tmp_path / "run" / "stages"
+    scores = pd.read_csv(stages / "imagine/scores.csv", index_col=0, header=[0, 1])
+    assert list(scores.index) == ["imagination", "cloned", "sticky random", "random"]
+    assert len(pd.read_csv(stages / "imagine/episodes.csv")) == 8
+    quality, drift = pd.read_csv(stages / "encode/quality.csv", index_col=0), pd.read_csv(stages / "dynamics/drift.csv")
+    assert np.isfinite(quality.to_numpy()).all() and set(drift["who"]) == {"model", "repeat last"}
+    agent = Agent.load(stages / "imagine/agent", ShortcutModel.load)
+    cloned = Agent.load(stages / "imagine/cloned", ShortcutModel.load)
+    assert agent.game == game and ("lsd" in quality) == (game == "bonk")
+    heads = ShortcutModel.load(stages / "dynamics/model").heads.actor()
+    assert all(value.equal(heads[name]) for name, value in cloned.actor_critic.actor.state_dict().items())
+    assert not all(value.equal(heads[name]) for name, value in agent.actor_critic.actor.state_dict().items())
+    assert Run.open(tmp_path / "run")
