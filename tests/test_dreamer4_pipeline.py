@@ -25,7 +25,8 @@ def test_the_pipeline_of_dreamer_4_from_nothing_to_its_scores(tmp_path, game):
     patch = {"encode.patch": 5} if game.startswith("minatar") else {}
     given = [part for name, value in {**SMALL, **patch}.items() for part in ("--set", f"{name}={value}")]
     command = [sys.executable, "-m", "metabonk.cli", "run", str(ROOT / "pipelines/dreamer4.yaml"), "--game", game]
-    done = subprocess.run([*command, "--run", str(tmp_path / "run"), *given], cwd=ROOT, capture_output=True, text=True, timeout=900)
+    command += ["--run", str(tmp_path / "run"), *given]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     stages = tmp_path / "run" / "stages"
     scores = pd.read_csv(stages / "imagine/scores.csv", index_col=0, header=[0, 1])
