@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from metabonk.core.errors import UsageError
+from metabonk.core.errors import FolderError, UsageError
 from metabonk.dream.causal_tokenizer import (
     CausalTokenizer,
     CausalTokenizerConfig,
@@ -229,6 +229,41 @@ def test_clips_come_out_of_stores_with_their_sound(tmp_path: Path):
             sound = torch.from_numpy(np.array(cache.sound[0][first : first + int(lengths.sum())]))[None]
             torch.testing.assert_close(rows.audio[row], ears(sound, lengths)[-4:])
         build().losses(rows)
+
+
+def test_a_plain_tokenizer_takes_each_frame_alone():
+    code = build(plain=True, hidden_share=0.0).eval()
+    frames = clip(2, 6)
+    with torch.no_grad():
+        z = code.encode(frames)
+        alone = code.encode(frames.map(lambda x: x[:, 3:4]))
+        read, cache = code.encode_next(frames.map(lambda x: x[:, 3:]), code.encoder.new_cache(2))
+    torch.testing.assert_close(z[:, 3:4], alone)
+    torch.testing.assert_close(z[:, 3:], read)
+    assert cache == {} and z.shape[2:] == (code.config.latents, code.config.bottleneck)
+    with torch.no_grad():
+        causal = build().eval()
+        assert not torch.allclose(causal.encode(frames)[:, 3:4], causal.encode(frames.map(lambda x: x[:, 3:4])))  # looks back
+    losses = code.train().losses(frames)
+    torch.stack([loss.mean() for loss in losses.values()]).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for name, p in code.named_parameters() if "hidden" not in name)
+    with pytest.raises(UsageError, match="each frame alone"):
+        build(plain=True, decoder_time=True)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_it_is_kept_in_a_folder_and_comes_back(tmp_path, plain):
+    code, logmel = build(plain=plain), LogMelConfig(sample_rate=32_768)
+    folder = code.save(tmp_path / "code", logmel)
+    back, heard = CausalTokenizer.load(folder)
+    assert heard == logmel and back.config == code.config and not back.training
+    assert all(value.equal(code.state_dict()[name]) for name, value in back.state_dict().items())
+    assert CausalTokenizer.load(code.save(tmp_path / "silent"))[1] is None
+    (folder / "tokenizer.safetensors").write_bytes(b"0" * 40)
+    with pytest.raises(FolderError, match="train it anew"):
+        CausalTokenizer.load(folder)
+    with pytest.raises(FolderError, match="holds no causal tokenizer"):
+        CausalTokenizer.load(tmp_path)
 
 
 def test_bad_input_says_so():

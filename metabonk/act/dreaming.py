@@ -80,7 +80,8 @@ def check_learnable(
         raise UsageError("this game was recorded with one action: there is nothing to choose between, so record it with more")
     if not np.any(rewards):
         raise UsageError(f"no reward was earned in {len(rewards)} recorded rows, so a policy has nothing to learn from: record "
-                         "longer, or with another policy (that of act.curiosity looks for what is new)")
+                         "longer, or with another policy (that of act.curiosity looks for what is new); a cartridge needs a "
+                         "profile that says what earns, and a state or a boot script past its title")
 
 # %% ../../nbs/act/63_dreaming.ipynb #63-dreaming-014
 class DreamLearner(Learner):
