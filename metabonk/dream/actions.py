@@ -20,6 +20,7 @@ from torch import Tensor
 from ..core.config import Config
 from ..core.errors import UsageError
 from .distributions import Categorical, Normal
+from ..record.vpt import camera_bins
 
 # %% ../../nbs/dream/41_actions.ipynb #41-actions-005
 @dataclass(frozen=True)
@@ -129,9 +130,7 @@ def camera_classes(
     mu: float = 10.0,  # how much finer the middle is
 ) -> Int[Tensor, "*batch"]:  # below bins²
     "A camera's movement as one of 121 classes"
-    v = (angle / limit).clamp(-1, 1)
-    squeezed = v.sign() * (mu * v.abs()).log1p() / math.log1p(mu)
-    place = ((squeezed + 1) / 2 * (bins - 1)).round().long()
+    place = torch.from_numpy(camera_bins(angle.cpu().numpy(), limit, bins, mu)).to(angle.device)
     return place[..., 0] * bins + place[..., 1]
 
 
