@@ -22,8 +22,8 @@ SMALL = {
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("game", ["bonk", "minatar:breakout"])
 def test_the_pipeline_of_dreamer_4_from_nothing_to_its_scores(tmp_path, game):
-    patch = {"encode.plain": "true", "encode.patch": 5} if game.startswith("minatar") else {}
-    given = [part for name, value in {**SMALL, **patch}.items() for part in ("--set", f"{name}={value}")]
+    small = {"record.image_size": 10, "encode.plain": "true", "encode.patch": 5} if game.startswith("minatar") else {}
+    given = [part for name, value in {**SMALL, **small}.items() for part in ("--set", f"{name}={value}")]
     command = [sys.executable, "-m", "metabonk.cli", "run", str(ROOT / "pipelines/dreamer4.yaml"), "--game", game]
     command += ["--run", str(tmp_path / "run"), *given]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
