@@ -1,5 +1,10 @@
 """The dynamics: actions of every kind, what is learned from what, dreams as they were learned, and what it says to bad input."""
 
+import base64
+import io
+import re
+
+import av
 import numpy as np
 import pytest
 import torch
@@ -33,6 +38,7 @@ from metabonk.dream.dynamics import (
 )
 from metabonk.dream.interface import DreamEnv, dream_along, imagine, pick_states
 from metabonk.dream.shortcut import ShortcutConfig, ramp
+from metabonk.measure.dreams import free_dream_video
 from metabonk.record.cache import Cache
 from metabonk.record.recorder import record
 from metabonk.record.sampling import SequenceConfig
@@ -470,6 +476,21 @@ def test_an_agent_plays_a_real_game_in_such_a_model(bonk_store):
             agent.model.senses(games)(one)
     with pytest.raises(UsageError, match="how its sound"):
         deaf.senses(1)
+
+
+def sounds(html: str) -> int:
+    """Tracks of sound in the film of a page."""
+    content = re.search('data:video/webm;base64,([^"]+)', html)[1]
+    with av.open(io.BytesIO(base64.b64decode(content))) as film:
+        return len(film.streams.audio)
+
+
+def test_its_dreams_can_be_heard(bonk_store):
+    agent = player(bonk_store.schema.action_count)
+    assert sounds(free_dream_video(agent.model, agent.actor_critic.policy, agent.model.start(1), 4).data) == 1
+    eyes = CausalTokenizerConfig(size=(16, 16), latents=2, bottleneck=3, width=16, layers=2, heads=2, context=3)
+    deaf = ShortcutModel(CausalTokenizer(eyes), agent.model.spec, agent.model.config, agent.model.shortcut)
+    assert sounds(free_dream_video(deaf, agent.actor_critic.policy, deaf.start(1), 4).data) == 0
 
 
 def test_it_learns_in_its_dreams_of_a_recording(bonk_store, tmp_path):

@@ -363,7 +363,8 @@ def dream_films(
 
 def _rate(model: WorldModel) -> int:
     "Samples a second of the sound that a model knows; 0 if it knows none"
-    return int(getattr(getattr(getattr(model, "tokenizers", None), "logmel", None), "sample_rate", 0))
+    logmel = getattr(model, "logmel", None) or getattr(getattr(model, "tokenizers", None), "logmel", None)
+    return logmel.sample_rate if logmel else 0
 
 
 def _differ(one: Any, other: Any) -> bool:
