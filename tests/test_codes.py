@@ -127,7 +127,7 @@ def test_dynamics_learn_from_codes_as_they_do_from_frames(store, tmp_path):
     data = CodeData(store.path, code, HEARD, SequenceConfig(length=4, batch_size=4), TaskSet.load("bonk"), within=8)
     sizes = DynamicsConfig(width=16, layers=2, heads=2, time_every=2, context=4, tasks=8, units=16, distances=2)
     model = ShortcutModel(code, ActionSpec(categorical=(11,)), sizes, logmel=HEARD)
-    fit(DynamicsLearner(model), data, tmp_path / "training", TrainConfig(steps=3, warmup=0))
+    fit(DynamicsLearner(model), data, tmp_path / "training", TrainConfig(steps=3, warmup=0, log_every=1))
     log = read_log(tmp_path / "training")
     assert len(log) == 3 and np.isfinite(log[["loss/shortcut", "loss/policy", "loss/reward"]].to_numpy()).all()
     frames = data.open().gather([[(0, 4)]]).torch()
