@@ -101,10 +101,12 @@ def test_a_worker_that_dies(tmp_path: Path, ray: Any, monkeypatch: pytest.Monkey
     def deadly(share: Share) -> Iterator[bytes]:
         import os
         import signal
+        import time
 
         for number, content in enumerate(chunks_of(share)):
             yield content
             if share.stream == 0 and number == 2:
+                time.sleep(2)  # what was finished has been sent by then, on a busy computer, too
                 os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(module, "chunks_of", deadly)
