@@ -78,7 +78,8 @@ def begin(name: str, about: str, sizes: dict[str, Any], **more: dict[str, Any]) 
 
 
 def prepare(
-    folder: Path, world: str, settings: dict[str, Any], seed: int, options: argparse.Namespace, held_out: int = 0
+    folder: Path, world: str, settings: dict[str, Any], seed: int, options: argparse.Namespace, held_out: int = 0,
+    sound_tokens: int = 8,
 ) -> Tokenizers:
     """A recording of random play in `store`, its tokenizers, and if asked for, rows that nothing learns from in `held`."""
     if not (folder / "ready").exists():
@@ -87,7 +88,7 @@ def prepare(
         store = Store.open(folder / "store")
         logmel = LogMelConfig.preset("tiny", sample_rate=store.schema.sample_rate)
         logmel = logmel.covering(Cache.build(store).samples / len(store))
-        ears = SoundConfig.preset("tiny", channels=store.schema.channels, tokens=8, codes=128)
+        ears = SoundConfig.preset("tiny", channels=store.schema.channels, tokens=sound_tokens, codes=128)
         eyes = PictureConfig.preset("tiny", codes=64)
         training = TrainConfig(steps=options.picture_steps, lr=2e-3, warmup=50, seed=seed)
         sound = training.change(steps=options.sound_steps)

@@ -32,8 +32,8 @@ from metabonk.sense.tokens import Senses, TokenBatch, TokenCache, TokenData, Tok
 
 ARMS = {"both senses": "both", "pictures only": "picture", "sound only": "sound", "sound shuffled in time": "both"}
 WORLD = "bonk:danger"
-SIZES = {"steps": 20_000, "ticks": 12, "episode_steps": 300, "picture_steps": 300, "sound_steps": 500, "model_steps": 1_600,
-         "dream_steps": 200, "rounds": 8, "round_episodes": 10, "round_model_steps": 150, "round_dream_steps": 100,
+SIZES = {"steps": 20_000, "sound_tokens": 16, "ticks": 12, "episode_steps": 300, "picture_steps": 300, "sound_steps": 500,
+         "model_steps": 1_600, "dream_steps": 200, "rounds": 8, "round_episodes": 10, "round_model_steps": 150, "round_dream_steps": 100,
          "episodes": 20, "reward_scale": 10.0, "entropy": 3e-3, "hp": 9, "opponents": 0, "charger_gap": 32}  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def train(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """One training run, from a recording of random play to the score of the best agent on fresh episodes."""
     begun = time.monotonic()
     base = options.folder / f"seed-{seed}"
-    tokenizers = prepare(base, WORLD, settings(options), seed, options)
+    tokenizers = prepare(base, WORLD, settings(options), seed, options, sound_tokens=options.sound_tokens)
     folder = options.folder / f"seed-{seed}-{arm.replace(' ', '-')}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
