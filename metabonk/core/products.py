@@ -46,13 +46,14 @@ class _Product(torch.autograd.Function):
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(_plain(x), _plain(weight), bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(_dense(x), _dense(weight), bias, "none", [], "")
 
 
-def _plain(x: Tensor) -> Tensor:
-    "The same matrix, copied if its rows or columns overlap, as those of an expanded one do"
-    (down, right), (rows, columns) = x.stride(), x.shape
-    return x if right == 1 and down >= columns or down == 1 and right >= rows else x.contiguous()
+def _dense(x: Tensor) -> Tensor:
+    "The same matrix without gaps or overlaps, for which oneDNN has no fast way"
+    if x.is_contiguous() or x.t().is_contiguous():
+        return x
+    return x.contiguous() if x.stride(1) == 1 else x.t().contiguous().t()
 
 
 def product(
@@ -87,15 +88,13 @@ class Packed:
     def __init__(
         self,
         weight: Tensor,  # W (outputs, inputs), or blocks of it (blocks, outputs, inputs), in any layout
-        rows: int,  # of the vectors that it is to be multiplied by
+        rows: int,  # of the vectors that it is to be multiplied by, in each block
     ):
-        self.weight, self.blocks = weight, weight.dim() == 3
-        large = rows * weight[0].numel() >= LEAST // 4 if self.blocks else rows * weight.numel() >= LEAST // 4
-        plain = weight.dtype == torch.float32 and weight.device.type == "cpu"
-        self.parts: list[Tensor] = []
-        if large and plain and onednn_is_faster():
-            reorder = torch.ops.mkldnn._reorder_linear_weight
-            self.parts = [reorder(part.detach().contiguous(), rows) for part in (weight if self.blocks else [weight])]
+        self.weight, self.parts = weight.mT, []
+        large = rows * weight.shape[-2] * weight.shape[-1] >= LEAST
+        if large and weight.dtype == torch.float32 and weight.device.type == "cpu" and onednn_is_faster():
+            parts = weight.detach().reshape(-1, *weight.shape[-2:])
+            self.parts = [torch.ops.mkldnn._reorder_linear_weight(part.contiguous(), rows) for part in parts]
 
     def __call__(
         self,
@@ -104,15 +103,12 @@ class Packed:
         plus: Tensor | None = None,  # is added; may be `out` itself
     ) -> Tensor:  # `out`
         "x W' + plus, without gradient"
+        if not self.parts and x.dim() == 2:
+            return torch.mm(x, self.weight, out=out) if plus is None else torch.addmm(plus, x, self.weight, out=out)
         if not self.parts:
-            if self.blocks:
-                return torch.bmm(x, self.weight.mT, out=out) if plus is None else torch.baddbmm(plus, x, self.weight.mT, out=out)
-            return torch.mm(x, self.weight.t(), out=out) if plus is None else torch.addmm(plus, x, self.weight.t(), out=out)
-        multiply = torch.ops.mkldnn._linear_pointwise
-        if not self.blocks:
-            y = multiply(x, self.parts[0], None, "none", [], "")
-            return out.copy_(y) if plus is None else torch.add(plus, y, out=out)
-        pieces = [multiply(row, part, None, "none", [], "") for row, part in zip(x, self.parts, strict=True)]
-        for i, piece in enumerate(pieces):
-            out[i].copy_(piece) if plus is None else torch.add(plus[i], piece, out=out[i])
+            return torch.bmm(x, self.weight, out=out) if plus is None else torch.baddbmm(plus, x, self.weight, out=out)
+        columns = zip(self.parts, x[None], out[None], strict=True) if x.dim() == 2 else zip(self.parts, x, out, strict=True)
+        for i, (part, rows, into) in enumerate(columns):
+            y = torch.ops.mkldnn._linear_pointwise(rows, part, None, "none", [], "")
+            torch.add(plus if x.dim() == 2 else plus[i], y, out=into) if plus is not None else into.copy_(y)
         return out

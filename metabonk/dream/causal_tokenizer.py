@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ..core.config import Config
 from ..core.errors import FolderError, UsageError
 from ..core.files import disk_errors, write_atomic
+from ..core.products import Linear
 from ..core.training import Learner
 from .interface import State
 from .layers import MLP, start_weights
@@ -290,8 +291,8 @@ class CausalTokenizer(nn.Module):
             for layout, time in zip(layouts, (True, config.decoder_time), strict=True)
         )
         sizes = {name: math.prod(config.patch_shapes[name]) for name in self.senses}
-        embed = {name: nn.Linear(size, width) for name, size in sizes.items()}
-        restore = {name: nn.Linear(width, size) for name, size in sizes.items()}
+        embed = {name: Linear(size, width) for name, size in sizes.items()}
+        restore = {name: Linear(width, size) for name, size in sizes.items()}
         self.embed, self.restore = nn.ModuleDict(embed), nn.ModuleDict(restore)
         self.hidden = nn.ParameterDict({name: torch.empty(width) for name in self.senses})
         self.places = nn.ParameterDict({name: torch.empty(self.encoder.layout.sizes[name], width) for name in self.senses})
@@ -301,7 +302,7 @@ class CausalTokenizer(nn.Module):
         for name, size in sizes.items():
             self.register_buffer(f"usual_{name}", torch.zeros(self.encoder.layout.sizes[name], size))
             self.register_buffer(f"spread_{name}", torch.ones(()))
-        self.narrow, self.widen = nn.Linear(width, config.bottleneck), nn.Linear(config.bottleneck, width)
+        self.narrow, self.widen = Linear(width, config.bottleneck), Linear(config.bottleneck, width)
         for vectors in (*self.hidden.values(), *self.places.values(), *self.asking.values(), self.latent, self.given):
             start_weights(vectors, 16)
         for name, size in sizes.items():

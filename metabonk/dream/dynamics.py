@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..core.config import Config
 from ..core.errors import FolderError, UsageError
 from ..core.files import disk_errors, write_atomic
+from ..core.products import Linear
 from ..core.training import Learner
 from .actions import ActionSpec
 from .agent_heads import AgentHeads
@@ -133,8 +134,8 @@ class Dynamics(nn.Module):
         layout = dynamics_layout(latents // config.pack, config.registers, config.action_tokens, config.agents)
         self.transformer = Transformer(config.transformer(), layout)
         self.actions = ActionEmbedding(spec, config.action_tokens, W)
-        self.embed = nn.Linear(channels * config.pack, W)
-        self.clean = nn.Linear(W, channels * config.pack)
+        self.embed = Linear(channels * config.pack, W)
+        self.clean = Linear(W, channels * config.pack)
         self.levels, self.steps = nn.Embedding(finest, W // 2), nn.Embedding(finest.bit_length(), W - W // 2)
         self.learned = nn.ParameterDict({name: torch.empty(layout.sizes[name], W) for name in ("spatial", "register", "agent")
                                          if name in layout.sizes})  # fmt: skip

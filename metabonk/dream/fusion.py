@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..core.errors import UsageError, unknown
+from ..core.products import Linear
 from .layers import Unit, start_weights
 
 # %% ../../nbs/dream/48_fusion.ipynb #48-fusion-005
@@ -53,7 +54,7 @@ class TokenEncoder(nn.Module):
             shares = [embed // len(flat) + (i < embed % len(flat)) for i in range(len(flat))]
             self.trunks = nn.ModuleDict({name: Unit(n, share) for (name, n), share in zip(flat.items(), shares, strict=True)})
         if fusion == "cross":
-            self.looks = nn.ModuleDict({name: nn.Linear(width, 3 * width) for name in sizes})
+            self.looks = nn.ModuleDict({name: Linear(width, 3 * width) for name in sizes})
 
     def embed(
         self,

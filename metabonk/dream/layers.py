@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..core.errors import UsageError
+from ..core.products import Linear
 
 # %% ../../nbs/dream/42_layers.ipynb #42-layers-005
 EPS = 1e-4  # of every normalisation
@@ -51,9 +52,9 @@ def linear(
     inputs: int,  # numbers in
     outputs: int,  # numbers out
     scale: float = 1.0,  # of the first weights
-) -> nn.Linear:  # bias 0
+) -> Linear:  # bias 0
     "A linear layer with DreamerV3's first weights"
-    layer = nn.Linear(inputs, outputs)
+    layer = Linear(inputs, outputs)
     start_weights(layer.weight, inputs, scale)
     nn.init.zeros_(layer.bias)
     return layer

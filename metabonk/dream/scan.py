@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..core.products import Packed, product
 from .layers import EPS
 from .rssm import RSSM, State
 
@@ -90,8 +91,9 @@ class _Scan(torch.autograd.Function):
             strict=True,
         )  # fmt: skip
         h_blocks, z, (b_deter, b_stoch) = blocked(deters[0]), stochs[0], b_in.unbind(0)
-        read_deter, read_stoch, read_post = w_deter.t(), w_stoch.t(), w_out.t()
-        torch.mm(deters[0], read_deter, out=reads[0])
+        read_deter, read_stoch, read_post, share = (Packed(w, B) for w in (w_deter, w_stoch, w_out, w_shared.t()))
+        own, gated = Packed(w_own.mT, B), Packed(w_gates.mT, B)
+        read_deter(deters[0], reads[0])
         for t, (
             mix_t, post_in, x, x_deter, x_stoch, y, y_flat, m, m_blocks, my, my_blocks, gate, r, c_in, u, c, after, p, py, raw,
             h, heard, told, told_post,
@@ -99,19 +101,19 @@ class _Scan(torch.autograd.Function):
             if resets[t]:
                 h_blocks, z, heard = h_blocks * keep[t], z * keep[t], heard * keep[t]
             torch.add(heard, b_deter, out=x_deter)
-            torch.addmm(b_stoch, z, read_stoch, out=x_stoch)
+            read_stoch(z, x_stoch, b_stoch)
             _norm_silu(x, s_in, eps, y)
-            torch.addmm(mix_t, y_flat, w_shared, out=m)
-            m_blocks.baddbmm_(h_blocks, w_own)
+            share(y_flat, m, mix_t)
+            own(h_blocks, m_blocks, m_blocks)
             _norm_silu(m, s_mix, eps, my)
-            torch.baddbmm(b_gates, my_blocks, w_gates, out=gate)
+            gated(my_blocks, gate, b_gates)
             torch.mul(c_in, r.sigmoid_(), out=c).tanh_()
             torch.lerp(h_blocks, c, u.sigmoid_(), out=after)
             h_blocks = after
-            torch.mm(h, read_deter, out=told)
+            read_deter(h, told)
             torch.add(told_post, post_in, out=p)
             _norm_silu(p, s_post, eps, py)
-            torch.addmm(b_out, py, read_post, out=raw)
+            read_post(py, raw, b_out)
             stochs[t + 1] = z = draw(t, raw)
         ctx.save_for_backward(
             keep, noise, deters, stochs, raws, entry, entry_y, mix, mix_y, gates, candidates, post, post_y,
@@ -145,7 +147,9 @@ class _Scan(torch.autograd.Function):
         told_post, told_cell = told[:, :H], told[:, H:]
         carry, carry_stoch = mix.new_zeros(B, D), mix.new_zeros(B, stochs.shape[-1])
         delta = blocked(carry)
-        delta_gates, back_gates, back_own, back_shared = delta[:, :, None], w_gates.mT, w_own.mT, w_shared.t()
+        delta_gates = delta[:, :, None]
+        back_gates, back_own, back_shared = (Packed(w, B) for w in (w_gates, w_own, w_shared))
+        back_deter, back_stoch, back_out = (Packed(w.t(), B) for w in (w_deter, w_stoch, w_out))
         pull = latents.pullback(raws, noise)
         columns = list(zip(
             g_deter.unbind(0), g_stoch.unbind(0), g_raw.unbind(0), d_raw.unbind(0), dy_post.unbind(0), d_post.unbind(0),
@@ -169,16 +173,16 @@ class _Scan(torch.autograd.Function):
                 (from_deter, from_stoch, from_raw, r, yp, p, gate, gate_parts, ym, ym_blocks, m, m_blocks,
                  ye, ye_flat, e, e_deter, e_stoch) = columns[t]  # fmt: skip
                 torch.add(from_raw, pull(t, carry_stoch.add_(from_stoch)), out=r)
-                torch.mm(r, w_out, out=yp)
+                back_out(r, yp)
                 told_post.copy_(post_slopes(i, yp, p))
-                carry.add_(from_deter).addmm_(told, w_deter)
+                back_deter(told, carry.add_(from_deter), carry)
                 torch.mul(delta_gates, factor, out=gate_parts)
-                torch.bmm(gate, back_gates, out=ym_blocks)
+                back_gates(gate, ym_blocks)
                 mix_slopes(i, ym, m)
-                delta.mul_(kept).baddbmm_(m_blocks, back_own)
-                torch.mm(m, back_shared, out=ye_flat)
+                back_own(m_blocks, delta.mul_(kept), delta)
+                back_shared(m, ye_flat)
                 entry_slopes(i, ye, e)
-                torch.mm(e_stoch, w_stoch, out=carry_stoch)
+                back_stoch(e_stoch, carry_stoch)
                 told_cell.copy_(e_deter)
                 if resets[t]:
                     for gradient in (carry, carry_stoch, told):  # the half of posterior t is overwritten next
@@ -189,12 +193,13 @@ class _Scan(torch.autograd.Function):
         carry.addmm_(told_cell, w_deter[H:])
 
         # Gradients of the weights: one product each.
-        across = lambda x, y: rows(x).t() @ rows(y)  # noqa: E731
+        across = lambda x, y: product(rows(x).t(), rows(y).t())  # noqa: E731
         per_block = lambda x: blocked(rows(x))  # (T, B, D) -> (g, T B, d)  # noqa: E731
         dw_deter = torch.cat([across(d_post, deters[1:]), across(d_entry[:, :, 0], before)])
-        dw_own = per_block(before).mT @ per_block(d_mix)
+        each = lambda x, y: torch.stack([product(a.t(), b.t()) for a, b in zip(x, y, strict=True)])  # noqa: E731
+        dw_own = each(per_block(before), per_block(d_mix))
         flat_gates = d_gates.view(g, T * B, 3 * d)
-        dw_gates = per_block(mix_y).mT @ flat_gates
+        dw_gates = each(per_block(mix_y), flat_gates)
         return (
             None, None, None, None, None, carry, carry_stoch, d_mix, d_post,
             dw_deter, across(d_entry[:, :, 1], stoch_before), d_entry.sum((0, 1)), ds_in,
@@ -228,9 +233,9 @@ def fast_observe(
     # Outside the loop: actions and embeddings, all rows in one product.
     own, entries, acted = cell.mix.weight.split([d, 2 * H, H], 1)  # (g, ., d) each
     flat = lambda w: w.permute(1, 0, 2).reshape(-1, D)  # noqa: E731
-    pre_mix = F.linear(cell.action_in(action / action.abs().clamp(min=1)), flat(acted).t(), cell.mix.bias)  # (T, B, D)
+    pre_mix = product(cell.action_in(action / action.abs().clamp(min=1)), flat(acted).t(), cell.mix.bias)  # (T, B, D)
     w_post, w_embed = enter.linear.weight.split([D, rssm.embed], 1)
-    pre_post = F.linear(embed, w_embed, enter.linear.bias)  # (T, B, H)
+    pre_post = product(embed, w_embed, enter.linear.bias)  # (T, B, H)
     shift = torch.zeros(3, 1, device=embed.device, dtype=embed.dtype)
     shift[2] = -1  # σ(u - 1): the constant joins the bias
     with _threads_for(state["deter"]):

@@ -6,6 +6,7 @@
 __all__ = ['TokenHead']
 
 # %% ../../nbs/dream/49_token_heads.ipynb #49-token-heads-002
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,19 +20,19 @@ from .layers import MLP, start_weights
 class _TokenSurprise(torch.autograd.Function):
     "Cross-entropy of softmax(vectors table' + bias), in pieces that stay in a processor's cache; logits are never stored"
 
-    piece = 2**18  # logits that are treated together
+    piece = 2**16  # logits that are treated together, in one place of memory
 
     @staticmethod
     def forward(ctx: Any, vectors: Tensor, table: Tensor, bias: Tensor, target: Tensor) -> Tensor:
-        rows = max(1, _TokenSurprise.piece // bias.numel())
+        vectors = vectors.contiguous()
         losses, total = vectors.new_empty(target.shape), vectors.new_empty(target.shape)
-        for part in _pieces(len(target), rows):
-            logits = vectors[part] @ table.T + bias  # (rows, P, K)
+        for part, logits in _pieces(vectors, bias):
+            _logits(vectors[part], table, bias, logits)  # (rows, P, K)
             chosen = logits.gather(-1, target[part][..., None])[..., 0]
-            total[part] = logits.logsumexp(-1)
+            highest = logits.amax(-1, keepdim=True)
+            total[part] = logits.sub_(highest).exp_().sum(-1).log_().add_(highest[..., 0])
             losses[part] = total[part] - chosen
         ctx.save_for_backward(vectors, table, bias, target, total)
-        ctx.rows = rows
         return losses
 
     @staticmethod
@@ -39,18 +40,27 @@ class _TokenSurprise(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         vectors, table, bias, target, total = ctx.saved_tensors
         for_vectors, for_table, for_bias = torch.empty_like(vectors), torch.zeros_like(table), torch.zeros_like(bias)
-        for part in _pieces(len(target), ctx.rows):
-            p = (vectors[part] @ table.T).add_(bias).sub_(total[part][..., None]).exp_()  # (rows, P, K)
-            one = torch.ones((), device=p.device, dtype=p.dtype)
-            p.scatter_add_(-1, target[part][..., None], -one.expand(*target[part].shape, 1)).mul_(grad[part][..., None])
-            for_vectors[part] = p @ table
+        minus = -torch.ones((), device=bias.device, dtype=bias.dtype)
+        for part, p in _pieces(vectors, bias):
+            _logits(vectors[part], table, bias, p).sub_(total[part][..., None]).exp_()  # (rows, P, K)
+            p.scatter_add_(-1, target[part][..., None], minus.expand(*target[part].shape, 1)).mul_(grad[part][..., None])
+            torch.mm(p.flatten(0, 1), table, out=for_vectors[part].flatten(0, 1))
             for_table.addmm_(p.flatten(0, 1).T, vectors[part].flatten(0, 1))
             for_bias += p.sum(0)
         return for_vectors, for_table, for_bias, None
 
 
-def _pieces(count: int, rows: int) -> list[slice]:
-    return [slice(begin, begin + rows) for begin in range(0, count, rows)]
+def _pieces(vectors: Tensor, bias: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    "Slices of the rows, and room for the logits of each"
+    rows = max(1, _TokenSurprise.piece // bias.numel())
+    room = bias.new_empty(min(rows, len(vectors)), *bias.shape)
+    for begin in range(0, len(vectors), rows):
+        yield slice(begin, begin + rows), room[: len(vectors) - begin]
+
+
+def _logits(vectors: Tensor, table: Tensor, bias: Tensor, out: Tensor) -> Tensor:
+    torch.mm(vectors.flatten(0, 1), table.T, out=out.flatten(0, 1))
+    return out.add_(bias)
 
 # %% ../../nbs/dream/49_token_heads.ipynb #49-token-heads-006
 class TokenHead(nn.Module):

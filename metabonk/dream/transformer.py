@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core.config import Config
 from ..core.errors import UsageError
+from ..core.products import Linear
 from .interface import State
 from .layers import EPS, RMSNorm, start_weights
 from .layout import TokenLayout, read_groups, token_positions
@@ -96,8 +97,8 @@ class Attention(nn.Module):
     ):
         super().__init__()
         self.config, n = config, config.head_size
-        self.project = nn.Linear(config.width, (config.heads + 2 * config.kv_heads) * n, bias=False)
-        self.out = nn.Linear(config.width, config.width, bias=False)
+        self.project = Linear(config.width, (config.heads + 2 * config.kv_heads) * n, bias=False)
+        self.out = Linear(config.width, config.width, bias=False)
         self.temperature = nn.Parameter(torch.full((config.heads, 1), math.sqrt(n)))
         start_weights(self.project.weight, config.width)
         start_weights(self.out.weight, config.width, (2 * config.layers) ** -0.5)
@@ -155,8 +156,8 @@ class Layer(nn.Module):
         hidden = config.hidden or 8 * math.ceil(config.width / 3)
         self.norm, self.attention = RMSNorm(config.width), Attention(config)
         self.feed_norm = RMSNorm(config.width)
-        self.widen = nn.Linear(config.width, 2 * hidden, bias=False)  # W1 and W2
-        self.narrow = nn.Linear(hidden, config.width, bias=False)  # W3
+        self.widen = Linear(config.width, 2 * hidden, bias=False)  # W1 and W2
+        self.narrow = Linear(hidden, config.width, bias=False)  # W3
         start_weights(self.widen.weight, config.width)
         start_weights(self.narrow.weight, hidden, (2 * config.layers) ** -0.5)
 

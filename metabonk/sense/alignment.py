@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ..core.config import Config
 from ..core.errors import StoreError, UsageError
+from ..core.products import Linear
 from ..core.training import Learner
 from ..record.cache import Cache
 from ..record.experience import Columns
@@ -198,12 +199,12 @@ class Alignment(Learner):
             nn.AvgPool2d(2, ceil_mode=True),  # (N, 3 clip, height / 2, width / 2)
             nn.Conv2d(3 * clip, w, 4, 4, padding=(_rest(config.size[0]), _rest(config.size[1]))),
             nn.SiLU(), nn.Conv2d(w, w, 3, 2, 1), nn.SiLU(), nn.AdaptiveAvgPool2d((height, width)), nn.Flatten(),
-            nn.Linear(w * height * width, 4 * out), nn.SiLU(), nn.Linear(4 * out, out),
+            Linear(w * height * width, 4 * out), nn.SiLU(), Linear(4 * out, out),
         )  # fmt: skip
         self.ears = nn.Sequential(
             nn.Conv1d(config.channels * config.bands, 2 * w, 3, 1, 1), nn.SiLU(),  # (N, 2 width, clip * frames)
             nn.Conv1d(2 * w, 2 * w, 3, 2, 1), nn.SiLU(), nn.Flatten(),
-            nn.Linear(2 * w * -(-clip * config.frames // 2), 4 * out), nn.SiLU(), nn.Linear(4 * out, out),
+            Linear(2 * w * -(-clip * config.frames // 2), 4 * out), nn.SiLU(), Linear(4 * out, out),
         )  # fmt: skip
         self.log_temperature = nn.Parameter(torch.tensor(config.temperature).log())
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..core.config import Config
 from ..core.errors import UsageError
+from ..core.products import product
 
 # %% ../../nbs/sense/30_logmel.ipynb #30-logmel-005
 def frame_ends(
@@ -104,7 +105,7 @@ class LogMel(torch.nn.Module):
             spectrum = torch.fft.rfft(windows[..., some, :].mul_(self.window))  # (*channels, frames, bins)
             real, imaginary = torch.view_as_real(spectrum).unbind(-1)
             power = real.square().addcmul_(imaginary, imaginary)  # |z|² without the square root of abs
-            blocks.append(power @ self.filters)  # (*channels, frames, bands)
+            blocks.append(product(power, self.filters.t()))  # (*channels, frames, bands)
         return torch.cat(blocks, -2).clamp_min_(self.config.floor).log10_()
 
     def forward(

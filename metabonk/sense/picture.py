@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ..core.config import Config
 from ..core.errors import UsageError
+from ..core.products import Linear, product
 from .quantizer import CodeMeans, Quantizer, silent
 
 # %% ../../nbs/sense/32_picture.ipynb #32-picture-005
@@ -78,7 +79,7 @@ class Neighbours(nn.Module):
         out: int,  # features that come out
     ):
         super().__init__()
-        self.mix = nn.Linear(9 * size, out)
+        self.mix = Linear(9 * size, out)
 
     def forward(
         self,
@@ -101,7 +102,7 @@ class CellBlock(nn.Module):
     ):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(width, narrow), nn.SiLU(), Neighbours(narrow, narrow), nn.SiLU(), silent(nn.Linear(narrow, width))
+            Linear(width, narrow), nn.SiLU(), Neighbours(narrow, narrow), nn.SiLU(), silent(Linear(narrow, width))
         )
 
     def forward(
@@ -126,10 +127,10 @@ class PictureTokenizer(nn.Module):
         pixels, width = 3 * config.cell[0] * config.cell[1], config.width
         size = min(config.code_size, pixels)  # of a code
         self.encoder = nn.Sequential(
-            nn.Linear(pixels, width),
+            Linear(pixels, width),
             nn.SiLU(),
             *(CellBlock(width, config.narrow) for _ in range(config.blocks)),
-            silent(nn.Linear(width, size)),
+            silent(Linear(width, size)),
         )
         self.quantizer = Quantizer(size, config.codes)
         self.means = CodeMeans(config.codes, pixels)
@@ -137,7 +138,7 @@ class PictureTokenizer(nn.Module):
             Neighbours(size, width),
             nn.SiLU(),
             *(CellBlock(width, config.narrow) for _ in range(config.blocks)),
-            silent(nn.Linear(width, pixels)),
+            silent(Linear(width, pixels)),
         )
         self.register_buffer("projection", torch.linalg.qr(torch.randn(pixels, size)).Q.contiguous())
 
@@ -187,7 +188,7 @@ class PictureTokenizer(nn.Module):
         return (pictures.clamp(0, 1) * 255).round().to(torch.uint8)
 
     def _encode(self, cells: Tensor) -> Tensor:
-        return (cells @ self.projection + self.encoder(cells)).flatten(1, 2)  # (n, tokens, size)
+        return (product(cells, self.projection.t()) + self.encoder(cells)).flatten(1, 2)  # (n, tokens, size)
 
     def _decode(self, vectors: Tensor, tokens: Tensor) -> Tensor:
         grid = self.config.grid
@@ -214,7 +215,7 @@ class PictureTokenizer(nn.Module):
             self.means.learn(tokens, cells.flatten(1, 2))
         per_cell = (error.abs() + error.square()).mean(-1).flatten(1)  # (n, tokens)
         weights = self.quantizer.shares[tokens].clamp(1 / 20, 20) ** -self.config.balance  # (n, tokens)
-        off = (encoded @ self.projection.T - cells.flatten(1, 2)).square().mean((1, 2))
+        off = (product(encoded, self.projection) - cells.flatten(1, 2)).square().mean((1, 2))
         return {
             "reconstruction": (per_cell * weights / weights.mean()).mean(1),
             "anchor": self.config.anchor * off,

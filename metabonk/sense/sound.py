@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..core.config import Config
 from ..core.errors import UsageError
+from ..core.products import Linear
 from .quantizer import CodeMeans, Quantizer, silent
 
 # %% ../../nbs/sense/33_sound.ipynb #33-sound-005
@@ -110,10 +111,10 @@ class SoundTokenizer(nn.Module):
         self.config = config
         size = config.channels * config.bands // self.parts  # numbers in a patch: of one frame, a range of bands
         width, code_size = config.width, min(config.code_size, size)
-        self.encoder = nn.Sequential(nn.Linear(size, width), *self._body(), silent(nn.Linear(width, code_size)))
+        self.encoder = nn.Sequential(Linear(size, width), *self._body(), silent(Linear(width, code_size)))
         self.quantizer = Quantizer(code_size, config.codes)
         self.means = CodeMeans(config.codes, size)
-        self.decoder = nn.Sequential(nn.Linear(code_size, width), *self._body(), silent(nn.Linear(width, size)))
+        self.decoder = nn.Sequential(Linear(code_size, width), *self._body(), silent(Linear(width, size)))
         self.register_buffer("projection", torch.linalg.qr(torch.randn(size, code_size)).Q.contiguous())
 
     @property
