@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,9 @@ from metabonk.sense.tokens import Senses, TokenBatch, TokenCache, TokenData, Tok
 ARMS = {"both senses": "both", "pictures only": "picture", "sound only": "sound", "sound shuffled in time": "both"}
 WORLD = "bonk:danger"
 SIZES = {"steps": 20_000, "sound_tokens": 16, "ticks": 12, "episode_steps": 300, "picture_steps": 300, "sound_steps": 500,
-         "model_steps": 1_600, "dream_steps": 200, "rounds": 8, "round_episodes": 10, "round_model_steps": 150, "round_dream_steps": 100,
-         "episodes": 20, "reward_scale": 10.0, "entropy": 3e-3, "hp": 9, "opponents": 0, "charger_gap": 32}  # fmt: skip
+         "model_steps": 1_600, "dream_steps": 200, "rounds": 8, "round_episodes": 10, "round_model_steps": 150,
+         "round_dream_steps": 100, "episodes": 20, "reward_scale": 10.0, "entropy": 3e-3, "hp": 9, "opponents": 0,
+         "charger_gap": 32}  # fmt: skip
 
 
 class ShuffledCache:
@@ -76,6 +78,23 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
     return {"max_steps": options.episode_steps, "ticks_per_step": options.ticks, "settings": bonk}
 
 
+def sequences(arm: str, tokenizers: Tokenizers, seed: int, store: Path, recent: float = 0.5) -> TokenData:
+    """What world model and policy learn from."""
+    config = SequenceConfig(length=16, batch_size=16, recent=recent, half_life=3_000.0, seed=seed)
+    return (ShuffledData if "shuffled" in arm else TokenData)(store, tokenizers, config)
+
+
+def world_model(arm: str, seed: int, tokenizers: Tokenizers, store: Path, folder: Path, steps: int, scale: float) -> TokenModel:
+    """The world model of an arm, trained on a recording."""
+    seed_everything(seed)
+    config = TokenModelConfig.preset("tiny", senses=ARMS[arm], reward_scale=scale)
+    model = TokenModel(config, tokenizers, Store.open(store).schema.action_count, game="bonk")
+    model.start_from(TokenCache(store.with_suffix(".tokens")), seed=seed)
+    training = TrainConfig(steps=steps, lr=3e-3, warmup=100, checkpoint_every=10**6, seed=seed)
+    fit(WorldModelLearner(model), sequences(arm, tokenizers, seed, store, 0.0), folder, training)
+    return model
+
+
 def train(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """One training run, from a recording of random play to the score of the best agent on fresh episodes."""
     begun = time.monotonic()
@@ -88,21 +107,13 @@ def train(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         shutil.copytree(base / name, folder / name)
     shuffled = "shuffled" in arm
     sounds = np.array(TokenCache(folder / "store.tokens").table["audio"])
-
-    def data(store: Path, recent: float = 0.5) -> TokenData:
-        sequences = SequenceConfig(length=16, batch_size=16, recent=recent, half_life=3_000.0, seed=seed)
-        return (ShuffledData if shuffled else TokenData)(store, tokenizers, sequences)
+    data = partial(sequences, arm, tokenizers, seed)
 
     def senses(games: int) -> Senses:
         return ShuffledSenses(tokenizers, games, sounds) if shuffled else Senses(tokenizers, games)
 
-    seed_everything(seed)
-    schema = Store.open(folder / "store").schema
-    config = TokenModelConfig.preset("tiny", senses=ARMS[arm], reward_scale=options.reward_scale)
-    model = TokenModel(config, tokenizers, schema.action_count, game="bonk")
-    model.start_from(TokenCache(folder / "store.tokens"), seed=seed)
-    fit(WorldModelLearner(model), data(folder / "store", 0.0), folder / "model",
-        TrainConfig(steps=options.model_steps, lr=3e-3, warmup=100, checkpoint_every=10**6, seed=seed))
+    steps, scale = options.model_steps, options.reward_scale
+    model = world_model(arm, seed, tokenizers, folder / "store", folder / "model", steps, scale)
     actor_critic = ActorCritic(ActorCriticConfig(units=64, entropy=options.entropy), model.feature_size, model.spec)
     dreams, policy = DreamConfig.preset("tiny"), TrainConfig(lr=1e-3, warmup=20, checkpoint_every=10**6, seed=seed)
     fit(DreamLearner(model, actor_critic, dreams), data(folder / "store", 0.0), folder / "dream",
