@@ -36,7 +36,7 @@ class FineTuneConfig(Config):
     seed: int = 0  # of all that is played
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny": {"rounds": 7},
+        "tiny": {"rounds": 10},
         "small": {"rounds": 20, "episodes": 20},
         "paper": {"rounds": 50, "episodes": 50},
     }
