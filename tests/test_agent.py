@@ -3,8 +3,10 @@
 import json
 import pickle
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pandas as pd
 import pytest
@@ -344,6 +346,20 @@ def test_games_that_an_agent_can_not_play_are_refused(bonk, monkeypatch):
     agent.game = "pokemon_red"
     with pytest.raises(UsageError, match="pokemon_red"):
         play_episodes(agent, "bonk", 1, settings=SETTINGS)
+
+
+def test_controls_stay_within_what_the_game_takes():
+    class Pushed(Corridor):
+        discrete, action_size, feature_size, game = False, 2, 3, ""
+
+    model = Pushed()
+    agent = Agent(model, ActorCritic(ActorCriticConfig(), 3, model.spec))
+    box = gym.spaces.Box(np.array([-2, 0], np.float32), np.array([2, 1], np.float32))
+    seen = gym.spaces.Dict({"image": gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)})
+    wild = torch.tensor([[-3.0, 0.5], [1.0, -0.5]])
+    assert agent.to_actions(wild)[0].tolist() == [-3, 0.5]
+    agent.check(SimpleNamespace(action_space=box, observation_space=seen, unwrapped=SimpleNamespace(name="any")))
+    assert [action.tolist() for action in agent.to_actions(wild)] == [[-2, 0.5], [1, 0]]
 
 
 def test_several_games_at_once_are_the_games_one_by_one():

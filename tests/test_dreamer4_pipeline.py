@@ -19,11 +19,19 @@ SMALL = {
 }  # fmt: skip
 
 
+GAMES = {
+    "bonk": {},
+    "minatar:breakout": {"record.image_size": 10, "encode.plain": "true", "encode.patch": 5},
+    "gym:Pendulum-v1": {"record.ticks_per_step": 1, "dynamics.tasks": "pendulum"},  # controls in place of buttons, no sound
+}
+
+
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("game", ["bonk", "minatar:breakout"])
+@pytest.mark.parametrize("game", GAMES)
 def test_the_pipeline_of_dreamer_4_from_nothing_to_its_scores(tmp_path, game):
-    small = {"record.image_size": 10, "encode.plain": "true", "encode.patch": 5} if game.startswith("minatar") else {}
-    given = [part for name, value in {**SMALL, **small}.items() for part in ("--set", f"{name}={value}")]
+    if game.startswith("gym"):
+        pytest.importorskip("pygame", reason="Gymnasium draws its pendulum with pygame")
+    given = [part for name, value in {**SMALL, **GAMES[game]}.items() for part in ("--set", f"{name}={value}")]
     command = [sys.executable, "-m", "metabonk.cli", "run", str(ROOT / "pipelines/dreamer4.yaml"), "--game", game]
     command += ["--run", str(tmp_path / "run"), *given]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)

@@ -41,7 +41,8 @@ def test_numbers_and_gradients_are_those_of_pytorch(faster, of_x, of_weight):
     direction = torch.randn(1, 96).expand(192, 96)
     ours, theirs = product(*given), F.linear(*given)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
-    for one, other in zip(torch.autograd.grad(ours, given, direction), torch.autograd.grad(theirs, given, direction), strict=True):
+    gradients = (torch.autograd.grad(y, given, direction) for y in (ours, theirs))
+    for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-4)
     assert len(faster) == 3  # forward, and the gradients of x and of the weight
 

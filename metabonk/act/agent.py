@@ -125,6 +125,7 @@ class Agent:
                 f"{model.feature_size} and takes {model.spec.told}: use two that were trained together"
             )
         self._senses_given = senses
+        self.reach: tuple[Tensor, Tensor] | None = None  # least and greatest value of each control, once a game was checked
         self.reset(0)
 
     def make_senses(
@@ -192,8 +193,10 @@ class Agent:
         self,
         vectors: Tensor,  # (games, actions)
     ) -> list[Any]:  # numbers, or arrays
-        "Action vectors as games take them"
+        "Action vectors as games take them; controls beyond what the game that was checked takes are cut off"
         done = self.model.spec.recorded(vectors).cpu()
+        if self.reach:
+            done = done.clamp(*self.reach)
         return done.tolist() if self.model.discrete else list((done if self.model.spec.continuous else done.long()).numpy())
 
     @torch.no_grad()
@@ -210,7 +213,7 @@ class Agent:
         self,
         game: Any,  # a `Game`
     ) -> None:
-        "`UsageError` unless it can play this game"
+        "`UsageError` unless it can play this game; how far the game's controls go is remembered"
         if self.game and self.game != game.unwrapped.name:
             raise UsageError(
                 f"this agent learned {self.game!r}, not {game.unwrapped.name!r}: train one for it, or play its own game"
@@ -221,6 +224,8 @@ class Agent:
                 f"{game.unwrapped.name} has {wanted.told}, the agent knows {self.model.spec.told}: "
                 "give the game the actions with which it was recorded, or train anew"
             )
+        if self.model.spec.continuous:
+            self.reach = torch.from_numpy(game.action_space.low.ravel()), torch.from_numpy(game.action_space.high.ravel())
         size, shape = self.model.picture_size, tuple(game.observation_space["image"].shape[:2])
         if size and size != shape:
             raise UsageError(f"{game.unwrapped.name} shows {shape} pixels, the agent reads {size}: set image_size={size}")
