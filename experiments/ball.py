@@ -10,6 +10,7 @@ model that is not told the pushes, for the dynamics.
 import argparse
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -55,9 +56,8 @@ class Balls:
             yield clip
 
 
-def train(seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """One training run of both, and their measures on balls that were never seen."""
-    begun, folder = time.monotonic(), options.folder / f"seed-{seed}"
+def make_tokenizer(seed: int, folder: Path, options: argparse.Namespace) -> CausalTokenizer:
+    """A tokenizer that has learned balls, in evaluation mode."""
     seed_everything(seed)
     balls = 10**6 * (seed + 1)
     config = CausalTokenizerConfig(size=(16, 16), patch=4, channels=1, frames=2, bands=8, sound_patch=(2, 8), latents=8,
@@ -67,13 +67,19 @@ def train(seed: int, options: argparse.Namespace) -> dict[str, Any]:
     schedule = TrainConfig(steps=options.tokenizer_steps, lr=options.tokenizer_lr, warmup=100, checkpoint_every=10**6, seed=seed)
     fit(CausalTokenizerLearner(tokenizer), Balls(balls + 1, options.batch, options.length, options.tokenizer_steps),
         folder / "tokenizer", schedule)
-    tokenizer.eval()
+    return tokenizer.eval()
+
+
+def train(seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """One training run of both, and their measures on balls that were never seen."""
+    begun, folder = time.monotonic(), options.folder / f"seed-{seed}"
+    balls, tokenizer = 10**6 * (seed + 1), make_tokenizer(seed, folder, options)
     unseen = bouncing_ball(64, options.context + options.ahead, generator=torch.Generator().manual_seed(balls + 3))
     kept = restored(tokenizer, unseen)
     model = ShortcutModel(tokenizer, ActionSpec(categorical=(3,)), DynamicsConfig(single=0.1), ShortcutConfig())
     codes = Balls(balls + 2, options.batch, options.length, options.dynamics_steps, tokenizer)
-    fit(DynamicsLearner(model), codes, folder / "dynamics",
-        schedule.change(steps=options.dynamics_steps, lr=options.dynamics_lr))
+    schedule = TrainConfig(steps=options.dynamics_steps, lr=options.dynamics_lr, warmup=100, checkpoint_every=10**6, seed=seed)
+    fit(DynamicsLearner(model), codes, folder / "dynamics", schedule)
     model.eval()
     table = drift(model, unseen, options.context).groupby("who")[["psnr", "lsd"]].mean()
     blind = unseen.map(lambda x: x)

@@ -56,6 +56,14 @@ def build(spec: ActionSpec = THREE, decoder_time: bool = False, finest: int = 8,
     return ShortcutModel(CausalTokenizer(code), spec, config, ShortcutConfig(finest=finest)).eval()
 
 
+def alternative(**chosen) -> ShortcutModel:
+    """With one of the forms that the publication left behind."""
+    model = build()
+    other = ShortcutModel(model.tokenizer, THREE, model.config, ShortcutConfig(finest=8, **chosen)).eval()
+    other.load_state_dict(model.state_dict())
+    return other
+
+
 def codes(batch: int = 3, time: int = 6, seed: int = 0) -> Clip:
     """Clips of random codes, all episodes from their beginning."""
     torch.manual_seed(seed)
@@ -505,3 +513,47 @@ def test_it_learns_in_its_dreams_of_a_recording(bonk_store, tmp_path):
     fit(learner, data, tmp_path, TrainConfig(steps=2, warmup=0))
     assert not policy.actor[-1].weight.equal(before)
     assert all(p.equal(world[name]) for name, p in agent.model.named_parameters())
+
+
+# --- the steps of the publication's Table 2
+
+
+def test_a_velocity_is_the_same_error_in_other_units():
+    """With (z1^ - z~) / (1 - tau) in place of z1^, and the error divided by (1 - tau)^2, nothing else changes."""
+    clip = codes()
+
+    def error(**chosen) -> torch.Tensor:
+        torch.manual_seed(5)
+        return alternative(bootstrap=0.0, **chosen).losses(clip)["shortcut"]
+
+    flow, flat = error(), error(ramp=False)
+    tau = ((flow / flat).clamp(0, 1) - 0.1) / 0.9
+    torch.testing.assert_close((tau * 8).round() / 8, tau, atol=1e-4, rtol=0)  # the ramp tells the level, which is on the grid
+    between = error(ramp=False, space="velocity")
+    torch.testing.assert_close(between, flat / (1 - tau) ** 2, atol=1e-4, rtol=1e-3)
+
+
+def test_a_network_that_says_velocities_is_led_along_them():
+    """One that says nothing leaves noise as it is; the same words as clean codes make the frame empty."""
+    silent = {}
+    for predict in ("clean", "velocity"):
+        model = alternative(predict=predict)
+        with torch.no_grad():
+            model.dynamics.clean.weight.zero_()
+            model.dynamics.clean.bias.zero_()
+        clip = codes()
+        state = model.observe(clip)
+        torch.manual_seed(7)
+        noise = torch.randn_like(state["latent"])
+        torch.manual_seed(7)
+        silent[predict] = model.advance(state, torch.eye(3))["latent"]
+    torch.testing.assert_close(silent["velocity"], noise)
+    torch.testing.assert_close(silent["clean"], torch.zeros_like(noise))
+
+
+def test_what_each_alternative_learns_differs():
+    clip, found = codes(), {}
+    for predict in ("clean", "velocity"):
+        torch.manual_seed(3)
+        found[predict] = alternative(predict=predict, bootstrap=0.0).losses(clip)["shortcut"]
+    assert not torch.allclose(found["clean"], found["velocity"])

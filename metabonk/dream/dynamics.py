@@ -35,6 +35,7 @@ from metabonk.dream.shortcut import (
     corrupt,
     draw_levels,
     grid_index,
+    per_frame,
     ramp,
     shortcut_losses,
 )
@@ -313,11 +314,12 @@ class ShortcutModel(WorldModel):
         def f(z: Tensor, tau: Tensor, d: Tensor, rows: slice) -> Tensor:
             nonlocal agent  # of the last pass, the one with a gradient
             done, asked = (None if x is None else x[rows] for x in (action, task))
-            clean, agent = self.dynamics(z, tau, d, done, known[rows], first[rows], asked)
-            return clean
+            said, agent = self.dynamics(z, tau, d, done, known[rows], first[rows], asked)
+            return self._clean(said, z, tau)
 
         error, _ = shortcut_losses(f, z1, corrupt(z1, tau), tau, d, few)
-        losses = {"shortcut": ramp(tau) * error}
+        error = error / (1 - tau) ** 2 if self.shortcut.space == "velocity" else error
+        losses = {"shortcut": ramp(tau) * error if self.shortcut.ramp else error}
         heard = self.heads.losses(agent, action, given["reward"], given["terminated"], first)
         losses |= {name: loss * ~alone for name, loss in heard.items()}
         if given["relevant"] is not None:
@@ -325,6 +327,10 @@ class ShortcutModel(WorldModel):
             losses |= {"policy": losses["policy"] * given["relevant"]} if "policy" in losses else {}
         assert losses.keys() == self.scales.keys() and all(loss.shape == (B, T) for loss in losses.values())
         return {name: self.rms(name, loss) for name, loss in losses.items()}
+
+    def _clean(self, said: Tensor, z: Tensor, tau: Tensor) -> Tensor:
+        "What the network said of z~, as a clean code"
+        return said if self.shortcut.predict == "clean" else z + (1 - per_frame(tau, z)) * said
 
     def start(
         self,
@@ -390,8 +396,8 @@ class ShortcutModel(WorldModel):
         frames = f.tokens(z.expand(-1, passes, -1, -1), tau, d, done, known, task.expand(-1, passes)).split(1, 1)
         glance, world = f.transformer.glances(state), f.transformer.layout.slices["agent"].start
         for k in range(K):
-            clean = f.cleared(glance(frames[k][:, :, :world]))  # nothing of the world reads the agent
-            z = advance_level(z, clean, k / K, 1 / K)
+            said = f.cleared(glance(frames[k][:, :, :world]))  # nothing of the world reads the agent
+            z = advance_level(z, self._clean(said, z, tau[:, k : k + 1]), k / K, 1 / K)
             seen = z if k < K - 1 else self._noisy(z)[0]
             take_tokens(f.transformer.layout, frames[k + 1], "spatial").copy_(f.spatial(seen))
         return {**state, **self._remember(state, z, frames[-1], None, task, False)}

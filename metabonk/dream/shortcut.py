@@ -9,7 +9,7 @@ __all__ = ['Denoiser', 'per_frame', 'corrupt', 'advance_level', 'sample', 'ramp'
 # %% ../../nbs/dream/53_shortcut.ipynb #53-shortcut-002
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -113,6 +113,9 @@ class ShortcutConfig(Config):
     warmup: int = 500  # changes of the weights before they begin
     steps: int = 4  # K, steps in which a frame is generated
     context_noise: float = 0.1  # share of noise in finished frames, when others are generated from them
+    predict: Literal["clean", "velocity"] = "clean"  # what the network says of a frame; velocity: the way there, z1 - z0
+    space: Literal["clean", "velocity"] = "clean"  # in which its error is measured
+    ramp: bool = True  # whether clean frames count more (equation 8)
     rms_decay: float = 0.99  # of the running size of a loss
     rms_floor: float = 1e-3  # least size that a loss is divided by
 
