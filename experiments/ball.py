@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
-from common import begin
+from common import begin, show_means
 
 from metabonk.core.seed import seed_everything
 from metabonk.core.training import TrainConfig, fit
@@ -30,7 +29,6 @@ from metabonk.dream.causal_tokenizer import (
 from metabonk.dream.dynamics import DynamicsConfig, DynamicsLearner, ShortcutModel
 from metabonk.dream.shortcut import ShortcutConfig
 from metabonk.measure.clips import drift, restored
-from metabonk.measure.statistics import mean_interval
 
 SIZES = {"tokenizer_steps": 3_000, "dynamics_steps": 4_000, "batch": 16, "length": 16, "context": 8, "ahead": 16,
          "tokenizer_lr": 2e-3, "dynamics_lr": 2e-3, "hidden_share": 0.5}  # fmt: skip
@@ -92,20 +90,13 @@ def train(seed: int, options: argparse.Namespace) -> dict[str, Any]:
     return {**row, "minutes": round((time.monotonic() - begun) / 60, 1)}
 
 
-def show(rows: pd.DataFrame) -> None:
-    """Means over training runs with Student intervals."""
-    for name in rows.columns.drop(["sizes", "seed"]):
-        values = rows[name].to_numpy()
-        print(f"{name:16} {mean_interval(values, method='t') if len(values) > 1 else values.round(2)}")
-
-
 def main() -> None:
     """All runs that are not in the results yet."""
     options, rows = begin("ball", __doc__, SIZES)
     for seed in options.seeds:
         if not rows.has(seed=seed):
             rows.add(train(seed, options))
-    show(rows.table())
+    show_means(rows.table())
 
 
 if __name__ == "__main__":

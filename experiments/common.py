@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 
 from metabonk.core.training import TrainConfig
+from metabonk.measure.statistics import mean_interval
 from metabonk.record.cache import Cache
 from metabonk.record.recorder import record
 from metabonk.record.store import Store
@@ -55,6 +56,13 @@ class Rows:
             if new:
                 writer.writeheader()
             writer.writerow(row)
+
+
+def show_means(rows: pd.DataFrame) -> None:
+    """Means over training runs of everything that was measured, with Student intervals."""
+    for name in rows.columns.drop(["sizes", "seed"]):
+        values = rows[name].to_numpy()
+        print(f"{name:50} {mean_interval(values, method='t') if len(set(values)) > 1 else values[:1].round(3)}")
 
 
 def begin(name: str, about: str, sizes: dict[str, Any], **more: dict[str, Any]) -> tuple[argparse.Namespace, Rows]:

@@ -15,8 +15,7 @@ import argparse
 import time
 from typing import Any
 
-import pandas as pd
-from common import begin, prepare
+from common import begin, prepare, show_means
 
 from metabonk.core.seed import seed_everything
 from metabonk.core.training import TrainConfig, fit
@@ -34,7 +33,6 @@ from metabonk.measure.listening import (
     find_moments,
     scrambled,
 )
-from metabonk.measure.statistics import mean_interval
 from metabonk.record.sampling import SequenceConfig
 from metabonk.record.store import Store
 from metabonk.sense.tokens import TokenCache, TokenData
@@ -82,20 +80,13 @@ def asked(model: TokenModel, folder: Any, seed: int, options: argparse.Namespace
     return {**told, "codes tell effects": tell["area"], "labels turned": tell["turned"]}
 
 
-def show(rows: pd.DataFrame) -> None:
-    """Means over training runs with Student intervals."""
-    for name in rows.columns.drop(["sizes", "seed"]):
-        values = rows[name].to_numpy()
-        print(f"{name:50} {mean_interval(values, method='t') if len(set(values)) > 1 else values[:1].round(3)}")
-
-
 def main() -> None:
     """All runs that are not in the results yet."""
     options, rows = begin("listening", __doc__, SIZES)
     for seed in options.seeds:
         if not rows.has(seed=seed):
             rows.add(train(seed, options))
-    show(rows.table())
+    show_means(rows.table())
 
 
 if __name__ == "__main__":
