@@ -60,6 +60,8 @@ class Rows:
 
 def show_means(rows: pd.DataFrame) -> None:
     """Means over training runs of everything that was measured, with Student intervals."""
+    if not len(rows):
+        return print("no training run of these sizes has been made yet")
     for name in rows.columns.drop(["sizes", "seed"]):
         values = rows[name].to_numpy()
         print(f"{name:50} {mean_interval(values, method='t') if len(set(values)) > 1 else values[:1].round(3)}")
