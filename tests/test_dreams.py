@@ -12,6 +12,9 @@ import pytest
 import torch
 
 from metabonk.core.errors import UsageError
+from metabonk.dream.actions import ActionSpec
+from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, Clip
+from metabonk.dream.dynamics import DynamicsConfig, ShortcutModel
 from metabonk.dream.interface import Categorical, WorldModel, pick_states
 from metabonk.dream.token_model import TokenModel, TokenModelConfig
 from metabonk.measure.dreams import (
@@ -19,6 +22,7 @@ from metabonk.measure.dreams import (
     dream_films,
     dream_video,
     film_player,
+    film_states,
     frames_to_sound,
     free_dream_video,
     reconstruction_figure,
@@ -116,6 +120,23 @@ def test_the_dream_starts_where_reading_stops_and_follows_the_actions():
     assert np.array_equal(game.sound, recording().audio[0, :, 3 * STEP : 18 * STEP])
     assert dream.sound.shape == game.sound.shape  # each step's sound cut to the step's true length
     assert dream.sound[0, ::STEP].tolist() == [100 * row for row in range(3, 18)]
+
+
+def test_a_transformer_dreams_of_clips_and_its_sound_has_no_seams():
+    raw, hearing = recording(), LogMel(CONFIG)
+    heard = [hearing(torch.from_numpy(raw.audio[i]), torch.from_numpy(raw.audio_length[i])) for i in (0, 1)]
+    clip = Clip(raw.image, torch.stack(heard).numpy(), action=raw.action, first=raw.first)
+    code = CausalTokenizerConfig(size=(8, 10), patch=4, channels=2, frames=2, bands=24, width=16, layers=2, heads=2)
+    model = ShortcutModel(CausalTokenizer(code), ActionSpec(categorical=(3,)), DynamicsConfig(width=16, layers=2, heads=2),
+                          logmel=CONFIG, step_samples=STEP).eval()  # fmt: skip
+    films, _ = dream_films(model, clip, raw, 8, 10, lead=5)
+    assert films["dream"].image.shape == films["game"].image.shape == (15, 8, 10, 3)
+    assert films["dream"].sound.shape == films["game"].sound.shape == (2, 15 * STEP)
+    states, lengths = model.observe(clip.torch().map(lambda x: x[:1, :8]), every=True), np.full(8, STEP)
+    film = film_states(model, [pick_states(states, slice(t, t + 1)) for t in range(8)], lengths)
+    assert np.array_equal(film.sound, frames_to_sound(model.look(states)["audio"], CONFIG, lengths))
+    alone = model.decode(states)["audio"].movedim(0, 1).flatten(1)
+    assert alone.shape == film.sound.shape and not np.array_equal(film.sound, alone)  # each step begun anew
 
 
 def test_another_sequence_of_the_batch_is_another_film():

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int16, UInt8
+from jaxtyping import Float, Int16
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -122,35 +122,20 @@ class TokenModel(RecurrentModel):
         return {name: self._decoder(name).logits(features) for name in self.encoder.sizes}
 
     @torch.no_grad()
-    def decode_image(
+    def look(
         self,
         state: State,  # (B, ...)
-    ) -> UInt8[Tensor, "batch height width 3"]:  # of the likeliest tokens
-        "What is seen"
-        picture = self.tokenizers.picture
-        if "image" not in self.encoder.sizes or picture is None:
-            raise UsageError("this model has no eyes: it was built with senses='sound'")
-        return picture.decode(self.token_logits(self.features(state))["image"].argmax(-1))
-
-    @torch.no_grad()
-    def decode_frames(
-        self,
-        state: State,  # (B, ...)
-    ) -> Float[Tensor, "batch channels frames bands"]:  # log-mel of the likeliest tokens
-        "What is heard, as log-mel frames: join those of consecutive steps before making them a sound"
-        sound = self.tokenizers.sound
-        if "audio" not in self.encoder.sizes or sound is None:
-            raise UsageError("this model has no ears: it was built with senses='picture', or for a game without sound")
-        return sound.decode(self.token_logits(self.features(state))["audio"].argmax(-1))
+    ) -> dict[str, Tensor]:  # "image" (B, height, width, 3) uint8, "audio" (B, channels, frames, bands) log-mel
+        "What is seen, and what is heard as log-mel frames, of the likeliest tokens"
+        parts: dict[str, Any] = {"image": self.tokenizers.picture, "audio": self.tokenizers.sound}
+        return {name: parts[name].decode(logits.argmax(-1)) for name, logits in self.token_logits(self.features(state)).items()}
 
     def decode(self, state: State) -> dict[str, Tensor]:
-        "Picture and sound of each state; the sound of each step stands alone (see `decode_frames` for a seamless one)"
-        decoded: dict[str, Tensor] = {}
-        if "image" in self.encoder.sizes:
-            decoded["image"] = self.decode_image(state)
-        if "audio" in self.encoder.sizes:
-            decoded["audio"] = self._sound(self.decode_frames(state))
-        return decoded
+        "Picture and sound of each state; the sound of each step stands alone (see `look` for frames that can be joined)"
+        seen = self.look(state)
+        if "audio" in seen:
+            seen["audio"] = self._sound(seen["audio"])
+        return seen
 
     def _sound(self, frames: Tensor) -> Int16[Tensor, "batch channels samples"]:
         if self.tokenizers.logmel is None or self.step_samples < 1:

@@ -161,22 +161,22 @@ class Film:
 
 @torch.no_grad()
 def film_states(
-    model: WorldModel,  # any; the sound of a `TokenModel` is made over all steps at once
+    model: WorldModel,  # any; sound that it tells as log-mel is made over all steps at once
     states: list[State],  # of one sequence, (1, ...) each
     lengths: Int[np.ndarray, " time"],  # samples of each step's sound
 ) -> Film:
     "What a model sees and hears in the states it passes through"
     state = join_states(states)  # (T, ...)
     reward = model.reward(model.features(state)).float().cpu().numpy()
-    if not hasattr(model, "decode_frames"):
-        seen = {name: value.cpu().numpy() for name, value in model.decode(state).items()}
-        steps = [_to_length(step, int(count)) for step, count in zip(seen.get("audio", []), lengths, strict=False)]
-        return Film(seen.get("image"), np.concatenate(steps, 1) if steps else None, reward)
-    tokens: Any = model
-    image = tokens.decode_image(state).cpu().numpy() if "image" in tokens.decoders else None
-    heard = "audio" in tokens.decoders and lengths.any()
-    sound = frames_to_sound(tokens.decode_frames(state), tokens.tokenizers.logmel, lengths) if heard else None
-    return Film(image, sound, reward)
+    look: Any = getattr(model, "look", None)
+    seen = {name: value.cpu() for name, value in (look or model.decode)(state).items()}
+    image, audio = seen.get("image"), seen.get("audio")
+    sound = None
+    if audio is not None and look and lengths.any():
+        sound = frames_to_sound(audio, _logmel(model), lengths)
+    elif audio is not None and not look:
+        sound = np.concatenate([_to_length(step, int(count)) for step, count in zip(audio.numpy(), lengths, strict=False)], 1)
+    return Film(None if image is None else image.numpy(), sound, reward)
 
 
 def _to_length(sound: Int16[np.ndarray, "channels samples"], length: int) -> Int16[np.ndarray, "channels length"]:
@@ -363,14 +363,19 @@ def dream_films(
 
 def _rate(model: WorldModel) -> int:
     "Samples a second of the sound that a model knows; 0 if it knows none"
-    logmel = getattr(model, "logmel", None) or getattr(getattr(model, "tokenizers", None), "logmel", None)
+    logmel = _logmel(model)
     return logmel.sample_rate if logmel else 0
+
+
+def _logmel(model: WorldModel) -> Any:
+    "How a model's sound was heard; `None` if it does not say"
+    return getattr(model, "logmel", None) or getattr(getattr(model, "tokenizers", None), "logmel", None)
 
 
 def _differ(one: Any, other: Any) -> bool:
     "Whether two batches are told to be of different rows"
     for name in ("episode", "step"):
-        a, b = (getattr(batch.numpy(), name) for batch in (one, other))
+        a, b = (getattr(batch.numpy(), name, None) for batch in (one, other))
         if a is not None and b is not None and not np.array_equal(a, b):
             return True
     return False

@@ -1,0 +1,219 @@
+"""A dream of Bonk that can be played: 256 generated frames under keys that were pressed in the game, and how far it drifts.
+
+`python experiments/playable.py --runs 5` records sticky random play on Bonk's lower right screens, all lit; trains
+tokenizer and dynamics on it; then lets the model go on from the first sixteen frames of a game that was played by hand
+(`KEYS`), under the same keys. It writes one row a training run to experiments/results/playable.csv, and beside the run's
+models dream.webm: game and dream side by side, with the dream's sound. `--table` prints the table alone.
+
+Where the hero is in a generated frame is read off by a small network that has learned it from frames of the recording,
+as they were and as the tokenizer restores them; its own error is in the table. Distances are pixels of the game over the
+whole map, so a dream in the wrong screen is far off. Drift after 50 steps is the mean over dreams from every eighth row of
+the game. Controls: a hero that stays where he was last seen, and the same dreams under the keys of another moment.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from common import begin, show_means
+from torch import Tensor, nn
+
+from metabonk.core.seed import seed_everything
+from metabonk.core.training import TrainConfig, fit
+from metabonk.dream.actions import ActionSpec
+from metabonk.dream.causal_tokenizer import (
+    CausalTokenizer,
+    CausalTokenizerConfig,
+    CausalTokenizerLearner,
+    ClipCache,
+    ClipData,
+)
+from metabonk.dream.codes import CodeCache, CodeData
+from metabonk.dream.dynamics import DynamicsConfig, DynamicsLearner, ShortcutModel
+from metabonk.dream.interface import dream_along, join_states
+from metabonk.dream.shortcut import ShortcutConfig
+from metabonk.measure.clips import log_spectral_distance, psnr, restored
+from metabonk.measure.dreams import Film, dream_films
+from metabonk.play.game import make_game
+from metabonk.play.policies import ScriptedPolicy
+from metabonk.record.cache import Cache
+from metabonk.record.exchange import picture_times, write_media
+from metabonk.record.recorder import record
+from metabonk.record.sampling import SequenceConfig
+from metabonk.record.store import Store
+from metabonk.sense.logmel import LogMelConfig
+
+KEYS = """noop 2, right 6, down 4, right 5, down 3, noop 2, left 8, down 2, left 4, up 6, left 7, noop 3, down 6, left 5, down 4,
+left 3, up 4, left 10, down 5, left 5, noop 2, up 8, right 5, up 4, left 14, noop 2, down 10, noop 3, right 8, down 4, right 4,
+up 7, noop 2, left 9, up 8, right 7, noop 3, down 6, right 6, up 5, left_a 4, noop 4, a 3, down 7, left 4, down 3, left 14,
+noop 3, up 8, left 6, up 4, noop 2, right 8"""  # ten a second: eleven coins
+BONK = {"darkness": 0, "chargers": 0, "opponents": 0, "start_screen": 8}
+GAME_SEED, CONTEXT, FRAMES, DRIFT = 7, 16, 256, 50
+SIZES = {"steps": 20_000, "ticks": 6, "episode_steps": 400, "patch": 16, "tokenizer_steps": 6_000, "tokenizer_lr": 4e-3,
+         "dynamics_steps": 4_000, "dynamics_lr": 2e-3, "batch": 16, "length": 16, "reader_steps": 1_500}  # fmt: skip
+
+
+class Reader(nn.Module):
+    """Where the hero is: a map of the screen, and which screen it is."""
+
+    def __init__(self, high: Tensor):
+        super().__init__()
+        self.high = nn.Buffer(high)  # (2,) greatest x and y inside a screen
+        first, second, third = nn.Conv2d(3, 16, 5, 2, 2), nn.Conv2d(16, 32, 3, 1, 1), nn.Conv2d(32, 32, 3, 1, 1)
+        self.body = nn.Sequential(first, nn.SiLU(), second, nn.SiLU(), third, nn.SiLU())
+        self.where, self.which = nn.Conv2d(32, 1, 1), nn.Linear(32 * 64, 9)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, 64, 64, 3) pictures to (N, 2) places in the screen, from 0 to 1, and (N, 9) logits of screens."""
+        body = self.body(image.movedim(-1, 1).float() / 255 - 0.5)
+        chance = self.where(body).flatten(1).softmax(-1).unflatten(1, body.shape[2:])
+        steps = torch.linspace(0, 1, body.shape[2], device=image.device)
+        place = torch.stack([(chance.sum(1) * steps).sum(-1), (chance.sum(2) * steps).sum(-1)], -1)
+        return place, self.which(F.avg_pool2d(body, 4).flatten(1))
+
+    @torch.no_grad()
+    def read(self, image: Tensor) -> Tensor:
+        """(N, 64, 64, 3) pictures to (N, 2) pixels over the whole map."""
+        place, which = self(image)
+        return on_map(which.argmax(-1), place * self.high)
+
+
+def on_map(screen: Tensor, place: Tensor) -> Tensor:
+    """Places over the map of three by three screens."""
+    return place + torch.stack([screen % 3 * 160, screen // 3 * 128], -1)
+
+
+def probes(cache: Cache) -> tuple[Tensor, Tensor]:
+    """Screen (rows,) and place in it (rows, 2) of the hero, as the game has them."""
+    screen, x, y = (torch.from_numpy(cache.table[f"probes/{name}"].astype(np.int64)) for name in ("screen", "x", "y"))
+    return screen, torch.stack([x, y], -1).float()
+
+
+def train_reader(cache: Cache, tokenizer: CausalTokenizer, codes: Any, steps: int, seed: int) -> Reader:
+    """A reader of frames as they were and as the tokenizer restores them."""
+    torch.manual_seed(seed)
+    screen, place = probes(cache)
+    reader = Reader(torch.tensor([160.0, 128.0]))
+    optimizer = torch.optim.AdamW(reader.parameters(), 2e-3)
+    for _ in range(steps):
+        rows = torch.randint(len(screen), (64,)).sort().values
+        image = torch.from_numpy(cache.image[rows.numpy()])
+        with torch.no_grad():
+            z = torch.from_numpy(codes[rows[:32].numpy()].astype(np.float32))[:, None]
+            image[:32] = tokenizer.look(tokenizer.decode(z))["image"][:, 0]
+        said, which = reader(image)
+        loss = ((said - place[rows] / reader.high).abs().mean() * 10) + F.cross_entropy(which, screen[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return reader.eval()
+
+
+def learn(folder: Path, seed: int, options: argparse.Namespace) -> tuple[ShortcutModel, Reader]:
+    """A recording, and all that is learned from it."""
+    game = {"max_steps": options.episode_steps, "ticks_per_step": options.ticks, "settings": BONK}
+    if not (folder / "store.cache").exists():
+        record("bonk", folder / "store", "sticky_random", options.steps, seed=seed, settings=game)
+    store = Store.open(folder / "store")
+    cache, schema = Cache.build(store), store.schema
+    logmel = LogMelConfig.preset("tiny", sample_rate=schema.sample_rate).covering(cache.samples / len(store))
+    seed_everything(seed)
+    config = CausalTokenizerConfig.preset(
+        "tiny", size=schema.image_shape[:2], channels=schema.channels, frames=logmel.frames_per_step, bands=logmel.bands,
+        floor=logmel.floor, patch=options.patch, plain=True, layers=1, hidden_share=0.0,
+    )  # fmt: skip
+    tokenizer, sequences = CausalTokenizer(config), SequenceConfig(length=8, batch_size=8, seed=seed)
+    tokenizer.start_from(first_batch(ClipData(store.path, logmel, sequences.change(batch_size=64))))
+    training = TrainConfig(steps=options.tokenizer_steps, lr=options.tokenizer_lr, warmup=100, checkpoint_every=10**6, seed=seed)
+    fit(CausalTokenizerLearner(tokenizer), ClipData(store.path, logmel, sequences), folder / "tokenizer", training)
+    codes = CodeCache.build(cache, tokenizer.eval(), folder / "codes", logmel)
+    reader = train_reader(cache, tokenizer, codes.codes, options.reader_steps, seed)
+    model = ShortcutModel(tokenizer, ActionSpec(categorical=(schema.action_count,)), DynamicsConfig(), ShortcutConfig(),
+                          schema.game, logmel, cache.samples / len(store))  # fmt: skip
+    data = CodeData(store.path, tokenizer, logmel, SequenceConfig(length=options.length, batch_size=options.batch, seed=seed),
+                    path=folder / "codes")
+    fit(DynamicsLearner(model), data, folder / "dynamics",
+        training.change(steps=options.dynamics_steps, lr=options.dynamics_lr))
+    return model.eval(), reader
+
+
+def first_batch(data: ClipData) -> Any:
+    """One batch."""
+    data.prepare_data()
+    data.setup()
+    return next(iter(data.train_dataloader()))
+
+
+def by_hand(folder: Path, options: argparse.Namespace) -> Store:
+    """The game that was played by hand."""
+    game = make_game("bonk", ticks_per_step=options.ticks, max_steps=CONTEXT + FRAMES, settings=BONK)
+    if not (folder / "played.cache").exists():
+        record(game, folder / "played", ScriptedPolicy(KEYS.replace("\n", " "), game.action_names), episodes=1, seed=GAME_SEED)
+    return Store.open(folder / "played")
+
+
+@torch.no_grad()
+def measured(model: ShortcutModel, reader: Reader, played: Store, folder: Path) -> dict[str, float]:
+    """How the model's frames are apart from the game's."""
+    cache = Cache.build(played)
+    real = on_map(*probes(cache))
+    clips = ClipCache(cache, model.logmel)
+    whole = clips.gather([[(0, CONTEXT + FRAMES)]]).torch()
+    kept = restored(model.tokenizer, whole).loc["tokenizer"]
+    shown = model.tokenizer.look(model.tokenizer.decode(model.codes(whole), whole.first))["image"][0]
+    off = lambda image, place: (reader.read(image) - place).norm(dim=-1)  # noqa: E731
+    row = {"tokenizer psnr": kept.psnr, "tokenizer lsd": kept.lsd,
+           "reader, game": float(off(whole.image[0], real[: CONTEXT + FRAMES]).mean()),
+           "reader, restored": float(off(shown, real[: CONTEXT + FRAMES]).mean())}  # fmt: skip
+
+    # 256 frames on end.
+    films, edges = dream_films(model, whole, cache.gather([[(0, CONTEXT + FRAMES)]]), CONTEXT, FRAMES)
+    far = off(torch.from_numpy(films["dream"].image[-FRAMES:]), real[CONTEXT : CONTEXT + FRAMES])
+    for low, high in ((0, 16), (16, 64), (64, 256)):
+        row[f"off, frames {low + 1} to {high}"] = float(far[low:high].mean())
+    write_film(films, edges, played.schema.sample_rate, folder / "dream.webm")
+
+    # Fifty frames from many starts.
+    starts = range(0, FRAMES - DRIFT + 1, 8)
+    clip = clips.gather([[(s, s + CONTEXT + DRIFT)] for s in starts]).torch()
+    place = torch.stack([real[s : s + CONTEXT + DRIFT] for s in starts])
+    state = model.observe(clip.map(lambda x: x[:, :CONTEXT]))
+    action = model.spec.vectors(clip.action)[:, CONTEXT:]
+    for name, keys in (("drift", action), ("drift, other keys", action.roll(len(starts) // 2, 0))):
+        dream = model.look(join_states(dream_along(model, state, keys, keep_states=True).states[-1:]))
+        row[f"{name} after {DRIFT}"] = float(off(dream["image"], place[:, -1]).mean())
+        row[f"{name}, psnr"] = float(psnr(dream["image"], clip.image[:, -1]).mean())
+        row[f"{name}, lsd"] = float(log_spectral_distance(dream["audio"], clip.audio[:, -1]).mean())
+    row[f"drift, stays after {DRIFT}"] = float((place[:, CONTEXT - 1] - place[:, -1]).norm(dim=-1).mean())
+    return row
+
+
+def write_film(films: dict[str, Film], edges: np.ndarray, rate: int, path: Path) -> None:
+    """Game and dream side by side, with the dream's sound."""
+    pictures = np.concatenate([films["game"].image, films["dream"].image], 2)
+    write_media(path, pictures, picture_times(edges[1:]), films["dream"].sound, rate, kind="webm")
+
+
+def train(seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """One training run from nothing, and its measures."""
+    begun, folder = time.monotonic(), options.folder / f"seed-{seed}"
+    model, reader = learn(folder, seed, options)
+    row = measured(model, reader, by_hand(folder, options), folder)
+    return {"seed": seed, **row, "minutes": round((time.monotonic() - begun) / 60, 1)}
+
+
+def main() -> None:
+    """All runs that are not in the results yet."""
+    options, rows = begin("playable", __doc__, SIZES)
+    for seed in options.seeds:
+        if not rows.has(seed=seed):
+            rows.add(train(seed, options))
+    show_means(rows.table())
+
+
+if __name__ == "__main__":
+    main()
