@@ -6,25 +6,23 @@ A training step is forward, surprise and backward over 16 sequences of 64 rows. 
 parameter and row, at the rate of a large matrix product. The product, our scan, our plain loop and, where it is
 installed, torchrl's DreamerV3 rollout (pip install 'torchrl==0.14.*') take turns; each is told by its fastest round,
 on one thread or on `--threads`, whichever suits it better: small products are often faster alone.
-On a computer that is busy with other things, `--threads 1 --clock cpu` counts the processor's time of one thread.
+On a computer that is busy with other things, `--threads 1 --clock cpu` counts the processor's time of one thread;
+with several threads the environment variable OMP_WAIT_POLICY=passive keeps those that wait from taking processors.
 """
 
 import argparse
-import os
 import time
 from collections.abc import Callable
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait do not take processors from others
+import torch
+from torch import nn
+from turns import fastest
 
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
-from turns import fastest  # noqa: E402
-
-from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig  # noqa: E402
-from metabonk.dream.interface import imagine  # noqa: E402
-from metabonk.dream.recurrent import RecurrentModel  # noqa: E402
-from metabonk.dream.rssm import RSSM, RSSMConfig  # noqa: E402
-from metabonk.dream.scan import fast_observe  # noqa: E402
+from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
+from metabonk.dream.interface import imagine
+from metabonk.dream.recurrent import RecurrentModel
+from metabonk.dream.rssm import RSSM, RSSMConfig
+from metabonk.dream.scan import fast_observe
 
 BATCH, TIME, ACTIONS, STARTS, HORIZON, SIDE = 16, 64, 18, 1024, 15, 2048
 
