@@ -34,7 +34,7 @@ from metabonk.sense.tokens import Senses, TokenBatch, TokenCache, TokenData, Tok
 ARMS = {"both senses": "both", "pictures only": "picture", "sound only": "sound", "sound shuffled in time": "both"}
 WORLD = "bonk:danger"
 SIZES = {"steps": 20_000, "sound_tokens": 16, "ticks": 12, "episode_steps": 300, "picture_steps": 300, "sound_steps": 500,
-         "model_steps": 1_600, "dream_steps": 200, "rounds": 8, "round_episodes": 10, "round_model_steps": 150,
+         "model_steps": 1_600, "dream_steps": 200, "rounds": 20, "round_episodes": 10, "round_model_steps": 150,
          "round_dream_steps": 100, "episodes": 20, "reward_scale": 10.0, "entropy": 3e-3, "hp": 9, "opponents": 0,
          "charger_gap": 32}  # fmt: skip
 
