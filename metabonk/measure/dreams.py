@@ -179,6 +179,11 @@ def film_states(
     return Film(None if image is None else image.numpy(), sound, reward)
 
 
+def _logmel(model: WorldModel) -> Any:
+    "How a model's sound was heard; `None` if it does not say"
+    return getattr(model, "logmel", None) or getattr(getattr(model, "tokenizers", None), "logmel", None)
+
+
 def _to_length(sound: Int16[np.ndarray, "channels samples"], length: int) -> Int16[np.ndarray, "channels length"]:
     "A step's sound, cut off or followed by silence"
     return np.pad(sound[:, :length], ((0, 0), (0, max(0, length - sound.shape[1]))))
@@ -366,10 +371,6 @@ def _rate(model: WorldModel) -> int:
     logmel = _logmel(model)
     return logmel.sample_rate if logmel else 0
 
-
-def _logmel(model: WorldModel) -> Any:
-    "How a model's sound was heard; `None` if it does not say"
-    return getattr(model, "logmel", None) or getattr(getattr(model, "tokenizers", None), "logmel", None)
 
 
 def _differ(one: Any, other: Any) -> bool:
