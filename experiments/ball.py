@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import begin, show_means
+from common import run
 
 from metabonk.core.seed import seed_everything
 from metabonk.core.training import TrainConfig, fit
@@ -90,14 +90,5 @@ def train(seed: int, options: argparse.Namespace) -> dict[str, Any]:
     return {**row, "minutes": round((time.monotonic() - begun) / 60, 1)}
 
 
-def main() -> None:
-    """All runs that are not in the results yet."""
-    options, rows = begin("ball", __doc__, SIZES)
-    for seed in options.seeds:
-        if not rows.has(seed=seed):
-            rows.add(train(seed, options))
-    show_means(rows.table())
-
-
 if __name__ == "__main__":
-    main()
+    run("ball", __doc__, SIZES, train)

@@ -9,6 +9,7 @@ import csv
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,15 @@ def begin(name: str, about: str, sizes: dict[str, Any], **more: dict[str, Any]) 
     rows = Rows(name, {option: getattr(options, option) for option in sizes})
     options.folder = options.folder / rows.sizes
     return options, rows
+
+
+def run(name: str, about: str, sizes: dict[str, Any], train: Callable[[int, argparse.Namespace], dict[str, Any]]) -> None:
+    """An experiment with one training run a seed: `train` makes the rows that are not there yet, then their means are shown."""
+    options, rows = begin(name, about, sizes)
+    for seed in options.seeds:
+        if not rows.has(seed=seed):
+            rows.add(train(seed, options))
+    show_means(rows.table())
 
 
 def prepare(

@@ -15,7 +15,7 @@ import argparse
 import time
 from typing import Any
 
-from common import begin, prepare, show_means
+from common import prepare, run
 
 from metabonk.core.seed import seed_everything
 from metabonk.core.training import TrainConfig, fit
@@ -80,14 +80,5 @@ def asked(model: TokenModel, folder: Any, seed: int, options: argparse.Namespace
     return {**told, "codes tell effects": tell["area"], "labels turned": tell["turned"]}
 
 
-def main() -> None:
-    """All runs that are not in the results yet."""
-    options, rows = begin("listening", __doc__, SIZES)
-    for seed in options.seeds:
-        if not rows.has(seed=seed):
-            rows.add(train(seed, options))
-    show_means(rows.table())
-
-
 if __name__ == "__main__":
-    main()
+    run("listening", __doc__, SIZES, train)

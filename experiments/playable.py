@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import begin, show_means
+from common import run
 from torch import Tensor, nn
 
 from metabonk.core.seed import seed_everything
@@ -58,17 +58,19 @@ SIZES = {"steps": 20_000, "ticks": 6, "episode_steps": 400, "patch": 16, "tokeni
 
 
 class Reader(nn.Module):
-    """Where the hero is: a map of the screen, and which screen it is."""
+    """Where the hero is: a map of the picture, and which screen it is."""
 
-    def __init__(self, high: Tensor):
+    size: Tensor
+
+    def __init__(self) -> None:
         super().__init__()
-        self.high = nn.Buffer(high)  # (2,) greatest x and y inside a screen
+        self.register_buffer("size", torch.tensor([160.0, 144.0]))  # pixels of the game in a picture
         first, second, third = nn.Conv2d(3, 16, 5, 2, 2), nn.Conv2d(16, 32, 3, 1, 1), nn.Conv2d(32, 32, 3, 1, 1)
         self.body = nn.Sequential(first, nn.SiLU(), second, nn.SiLU(), third, nn.SiLU())
         self.where, self.which = nn.Conv2d(32, 1, 1), nn.Linear(32 * 64, 9)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 64, 64, 3) pictures to (N, 2) places in the screen, from 0 to 1, and (N, 9) logits of screens."""
+        """(N, 64, 64, 3) pictures to (N, 2) places in the picture, from 0 to 1, and (N, 9) logits of screens."""
         body = self.body(image.movedim(-1, 1).float() / 255 - 0.5)
         chance = self.where(body).flatten(1).softmax(-1).unflatten(1, body.shape[2:])
         steps = torch.linspace(0, 1, body.shape[2], device=image.device)
@@ -79,7 +81,7 @@ class Reader(nn.Module):
     def read(self, image: Tensor) -> Tensor:
         """(N, 64, 64, 3) pictures to (N, 2) pixels over the whole map."""
         place, which = self(image)
-        return on_map(which.argmax(-1), place * self.high)
+        return on_map(which.argmax(-1), place * self.size)
 
 
 def on_map(screen: Tensor, place: Tensor) -> Tensor:
@@ -97,7 +99,7 @@ def train_reader(cache: Cache, tokenizer: CausalTokenizer, codes: Any, steps: in
     """A reader of frames as they were and as the tokenizer restores them."""
     torch.manual_seed(seed)
     screen, place = probes(cache)
-    reader = Reader(torch.tensor([160.0, 128.0]))
+    reader = Reader()
     optimizer = torch.optim.AdamW(reader.parameters(), 2e-3)
     for _ in range(steps):
         rows = torch.randint(len(screen), (64,)).sort().values
@@ -106,7 +108,7 @@ def train_reader(cache: Cache, tokenizer: CausalTokenizer, codes: Any, steps: in
             z = torch.from_numpy(codes[rows[:32].numpy()].astype(np.float32))[:, None]
             image[:32] = tokenizer.look(tokenizer.decode(z))["image"][:, 0]
         said, which = reader(image)
-        loss = ((said - place[rows] / reader.high).abs().mean() * 10) + F.cross_entropy(which, screen[rows])
+        loss = ((said - place[rows] / reader.size).abs().mean() * 10) + F.cross_entropy(which, screen[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -124,10 +126,10 @@ def learn(folder: Path, seed: int, options: argparse.Namespace) -> tuple[Shortcu
     seed_everything(seed)
     config = CausalTokenizerConfig.preset(
         "tiny", size=schema.image_shape[:2], channels=schema.channels, frames=logmel.frames_per_step, bands=logmel.bands,
-        floor=logmel.floor, patch=options.patch, plain=True, layers=1, hidden_share=0.0,
+        floor=logmel.floor, patch=options.patch, plain=True, layers=1, hidden_share=0.0, detail=1.0,
     )  # fmt: skip
-    tokenizer, sequences = CausalTokenizer(config), SequenceConfig(length=8, batch_size=8, seed=seed)
-    tokenizer.start_from(first_batch(ClipData(store.path, logmel, sequences.change(batch_size=64))))
+    tokenizer, sequences = CausalTokenizer(config), SequenceConfig(length=1, batch_size=64, seed=seed)
+    tokenizer.start_from(first_batch(ClipData(store.path, logmel, sequences.change(batch_size=512))))
     training = TrainConfig(steps=options.tokenizer_steps, lr=options.tokenizer_lr, warmup=100, checkpoint_every=10**6, seed=seed)
     fit(CausalTokenizerLearner(tokenizer), ClipData(store.path, logmel, sequences), folder / "tokenizer", training)
     codes = CodeCache.build(cache, tokenizer.eval(), folder / "codes", logmel)
@@ -150,9 +152,10 @@ def first_batch(data: ClipData) -> Any:
 
 def by_hand(folder: Path, options: argparse.Namespace) -> Store:
     """The game that was played by hand."""
-    game = make_game("bonk", ticks_per_step=options.ticks, max_steps=CONTEXT + FRAMES, settings=BONK)
     if not (folder / "played.cache").exists():
+        game = make_game("bonk", ticks_per_step=options.ticks, max_steps=CONTEXT + FRAMES, settings=BONK)
         record(game, folder / "played", ScriptedPolicy(KEYS.replace("\n", " "), game.action_names), episodes=1, seed=GAME_SEED)
+        game.close()
     return Store.open(folder / "played")
 
 
@@ -206,14 +209,5 @@ def train(seed: int, options: argparse.Namespace) -> dict[str, Any]:
     return {"seed": seed, **row, "minutes": round((time.monotonic() - begun) / 60, 1)}
 
 
-def main() -> None:
-    """All runs that are not in the results yet."""
-    options, rows = begin("playable", __doc__, SIZES)
-    for seed in options.seeds:
-        if not rows.has(seed=seed):
-            rows.add(train(seed, options))
-    show_means(rows.table())
-
-
 if __name__ == "__main__":
-    main()
+    run("playable", __doc__, SIZES, train)

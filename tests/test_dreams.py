@@ -137,6 +137,9 @@ def test_a_transformer_dreams_of_clips_and_its_sound_has_no_seams():
     assert np.array_equal(film.sound, frames_to_sound(model.look(states)["audio"], CONFIG, lengths))
     alone = model.decode(states)["audio"].movedim(0, 1).flatten(1)
     assert alone.shape == film.sound.shape and not np.array_equal(film.sound, alone)  # each step begun anew
+    deaf = ShortcutModel(model.tokenizer, model.spec, model.config).eval()  # nobody told it how sound was heard
+    with pytest.raises(UsageError, match="logmel"):
+        film_states(deaf, [pick_states(states, slice(0, 1))], np.full(1, STEP))
 
 
 def test_another_sequence_of_the_batch_is_another_film():

@@ -168,7 +168,7 @@ def film_states(
     "What a model sees and hears in the states it passes through"
     state = join_states(states)  # (T, ...)
     reward = model.reward(model.features(state)).float().cpu().numpy()
-    look: Any = getattr(model, "look", None)
+    look: Any = getattr(model, "look", None) if _logmel(model) else None
     seen = {name: value.cpu() for name, value in (look or model.decode)(state).items()}
     image, audio = seen.get("image"), seen.get("audio")
     sound = None
