@@ -2,7 +2,11 @@
 
 import base64
 import io
+import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import av
 import numpy as np
@@ -15,7 +19,7 @@ from metabonk.act.agent import Agent, play_episodes
 from metabonk.act.dreaming import DreamConfig, DreamLearner
 from metabonk.act.objectives import PMPO
 from metabonk.core.errors import FolderError, UsageError
-from metabonk.core.training import TrainConfig, fit
+from metabonk.core.training import TrainConfig, fit, read_log
 from metabonk.dream import dynamics
 from metabonk.dream.actions import ActionSpec, camera_angles, camera_classes
 from metabonk.dream.causal_tokenizer import (
@@ -557,3 +561,35 @@ def test_what_each_alternative_learns_differs():
         torch.manual_seed(3)
         found[predict] = alternative(predict=predict, bootstrap=0.0).losses(clip)["shortcut"]
     assert not torch.allclose(found["clean"], found["velocity"])
+
+
+def test_compiled_it_learns_the_same():
+    script = Path(__file__).with_name("compiled.py")
+    done = subprocess.run([sys.executable, script, "cpu", "aot_eager"], check=True, capture_output=True, text=True)
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["apart"] < 1e-4
+    assert told["stats"]["unique_graphs"] == 2 and not told["graph_break"]  # layers in space, and in time
+
+
+def test_in_half_precision_it_learns_nearly_the_same(tmp_path):
+    logs = []
+    for precision in ("32-true", "bf16-mixed"):
+        config = TrainConfig(steps=6, lr=1e-3, warmup=2, log_every=1, precision=precision)
+        fit(DynamicsLearner(build()), [codes(seed=seed) for seed in range(4)], tmp_path / precision, config)
+        logs.append(read_log(tmp_path / precision)["loss"].to_numpy())
+    assert 0 < abs(logs[0] / logs[1] - 1).max() < 0.05
+
+
+def test_it_dreams_in_half_precision():
+    model, action = build(), torch.eye(3)
+    dreams = []
+    for half in (False, True):
+        torch.manual_seed(5)
+        model = model.bfloat16() if half else model
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            state = model.observe(codes())
+            for _ in range(3):
+                state = model.advance(state, action)
+        dreams.append(state["latent"])
+    assert state["keys"].dtype == torch.bfloat16 and dreams[1].dtype == torch.float32
+    assert 0 < (dreams[0] - dreams[1]).abs().mean() < 0.05

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from metabonk.core.errors import FolderError, TrainingStopped, UsageError
 from metabonk.core.optimizer import LaProp
+from metabonk.core.seed import spawn_seeds
 from metabonk.core.training import TrainConfig, fit
 from metabonk.dream.fusion import TokenEncoder, fusions
 from metabonk.dream.interface import imagine
@@ -212,3 +213,49 @@ def test_foresight_teaches_the_prior_what_will_be_seen():
         torch.manual_seed(2)
         asked.append(model.losses(TokenBatch(**{**vars(batch), "reward": reward}))[0]["foresight"].mean())
     assert asked[0] != asked[1]  # the reward counts in it
+
+
+@pytest.mark.parametrize(("fusion", "latents"), CHOICES)
+def test_half_precision_changes_little(fusion, latents):
+    model, found = build(fusion=fusion, latents=latents, foresight=0.5), []
+    for mixed in (False, True):
+        torch.manual_seed(3)
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            losses, _ = model.losses(rows())
+        found.append(model.total({name: loss.float() for name, loss in losses.items()}))
+    found[1].backward()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
+    assert found[0].item() != found[1].item() and found[1].item() == pytest.approx(found[0].item(), rel=0.01)
+
+
+class Looking(WorldModelLearner):
+    """Asks whether anything was earned before it goes on."""
+
+    def losses(self, batch):
+        return super().losses(batch) if batch.reward.any() else {}
+
+
+@pytest.mark.parametrize(("fusion", "latents"), CHOICES)
+def test_a_step_can_be_captured_since_it_never_looks_at_a_number(fusion, latents):
+    batch = rows().map(lambda x: x.to("meta"))  # where there are no numbers
+    for kind in (WorldModelLearner, Looking):
+        learner = kind(build(fusion=fusion, latents=latents, foresight=0.5)).to("meta")
+        optimizer = LaProp([p for p in learner.parameters() if p.requires_grad])
+        if kind is Looking:  # and a look is caught
+            with pytest.raises(RuntimeError, match="cannot be called on meta tensors|meta"):
+                learner.whole_step(batch, optimizer)
+        else:
+            assert learner.whole_step(batch, optimizer).shape == (len(learner._names),)
+            assert optimizer.state[next(iter(optimizer.state))]["step"].device.type == "meta"
+
+
+def test_a_whole_step_is_what_lightning_does_in_parts(tmp_path):
+    learner = WorldModelLearner(build())
+    fit(learner, [rows()], tmp_path, TrainConfig(steps=1, lr=1e-3, warmup=1))
+    other = WorldModelLearner(build())
+    other.train_config = TrainConfig(lr=1e-3, warmup=1)
+    other.train()
+    torch.manual_seed(spawn_seeds(0, 1)[0])
+    other.whole_step(rows(), other.make_optimizer())
+    for name, weight in learner.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], weight, msg=name)

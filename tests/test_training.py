@@ -442,3 +442,24 @@ def test_log_survives_a_cut_line(tmp_path: Path) -> None:
     assert read_log(tmp_path).equals(log)
 
 
+
+
+def test_what_can_not_be_captured_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Sharing can't be captured"):
+        fit(Sharing(), pairs(), tmp_path, CONFIG.change(capture=True))
+    with pytest.raises(UsageError, match="leave accumulate and devices at 1"):
+        CONFIG.change(capture=True, accumulate=2)
+
+
+def test_watched_numbers_count_where_they_are_asked_to(tmp_path: Path) -> None:
+    class Watching(Sharing):
+        def losses(self, batch: Any) -> dict[str, Tensor]:
+            value = torch.tensor([1.0, 5.0])
+            self.watch("all", value)
+            self.watch("some", value, value > 2)
+            self.watch("none", value, value > (2 if self.steps_done % 2 else 9))  # every second step has none
+            return super().losses(batch)
+
+    fit(Watching(), pairs(), tmp_path, CONFIG.change(log_every=4, steps=4))
+    row = read_log(tmp_path).iloc[0]
+    assert (row["watch/all"], row["watch/some"], row["watch/none"]) == (3.0, 5.0, 5.0)

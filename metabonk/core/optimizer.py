@@ -43,16 +43,11 @@ class LaProp(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            for p in params:
-                if not self.state[p]:
-                    self.state[p] = {
-                        "step": 0,
-                        "v": torch.zeros_like(p, memory_format=torch.contiguous_format),
-                        "m": torch.zeros_like(p, memory_format=torch.contiguous_format),
-                    }
-                self.state[p]["step"] += 1
-            for step in sorted({self.state[p]["step"] for p in params}):  # one, unless a parameter came later
-                now = [p for p in params if self.state[p]["step"] == step]
+            for now in self._together(params):  # one list, unless a parameter came later
+                step = self.state[now[0]]["step"]
+                step += 1
+                for p in now:
+                    self.state[p]["step"] = step
                 large = [p for p in now if self._in_pieces(p)]
                 small = [p for p in now if not self._in_pieces(p)]
                 if small:
@@ -61,15 +56,38 @@ class LaProp(torch.optim.Optimizer):
                     self._move_in_pieces(p, group, step)
         return loss
 
+    def _together(self, params: list[Any]) -> list[list[Any]]:
+        "Parameters that have taken the same number of steps; elsewhere than on a CPU they share one tensor that counts"
+        counters: dict[Any, Any] = {}  # to begin with, one on each device
+        for p in params:
+            state, elsewhere = self.state[p], p.device.type != "cpu"
+            if not state:
+                state |= {name: torch.zeros_like(p, memory_format=torch.contiguous_format) for name in ("v", "m")}
+                state["step"] = counters.setdefault(p.device, torch.zeros((), device=p.device)) if elsewhere else 0
+            elif elsewhere and getattr(step := state["step"], "device", None) != p.device:  # as a checkpoint had it
+                key = (id(step) if isinstance(step, Tensor) else step, p.device)
+                state["step"] = counters.setdefault(key, torch.as_tensor(float(step), device=p.device))
+            elif not elsewhere:
+                state["step"] = int(state["step"])
+        same: dict[Any, list[Any]] = {}
+        for p in params:
+            step = self.state[p]["step"]
+            same.setdefault(id(step) if isinstance(step, Tensor) else step, []).append(p)
+        return list(same.values())
+
     def _in_pieces(self, p: Tensor) -> bool:
         contiguous = p.is_contiguous() and p.grad is not None and p.grad.is_contiguous()
         return p.device.type == "cpu" and p.numel() > self.piece and contiguous
 
-    def _rate(self, group: dict[str, Any], step: int) -> float:
-        return group["lr"] * (min(1.0, step / group["warmup"]) if group["warmup"] else 1.0)
+    def _rates(self, group: dict[str, Any], step: Any) -> tuple[Any, Any]:
+        "What `u` and `m` are multiplied by, at a step that is a number or a tensor"
+        (beta1, beta2), warmup = group["betas"], group["warmup"]
+        risen = step / warmup if warmup else 1.0
+        risen = risen.clamp(max=1.0) if isinstance(risen, Tensor) else min(1.0, risen)
+        return (1 - beta1) * (1 - beta2**step) ** 0.5, group["lr"] * risen / (1 - beta1**step)
 
     def _move_in_pieces(self, p: Tensor, group: dict[str, Any], step: int) -> None:
-        (beta1, beta2), rate, state = group["betas"], self._rate(group, step), self.state[p]
+        (beta1, beta2), (share, rate), state = group["betas"], self._rates(group, step), self.state[p]
         assert p.grad is not None
         divisor = 1.0
         if group["clip"]:
@@ -78,11 +96,11 @@ class LaProp(torch.optim.Optimizer):
             g_ = g_ / divisor if divisor > 1 else g_
             v_.mul_(beta2).addcmul_(g_, g_, value=1 - beta2)
             size = v_.sqrt().add_(group["eps"])
-            m_.mul_(beta1).addcdiv_(g_, size, value=(1 - beta1) * (1 - beta2**step) ** 0.5)
-            p_.add_(m_, alpha=-rate / (1 - beta1**step))
+            m_.mul_(beta1).addcdiv_(g_, size, value=share)
+            p_.add_(m_, alpha=-rate)
 
-    def _move(self, params: list[Tensor], group: dict[str, Any], step: int) -> None:
-        (beta1, beta2), rate = group["betas"], self._rate(group, step)
+    def _move(self, params: list[Tensor], group: dict[str, Any], step: Any) -> None:
+        (beta1, beta2), (share, rate) = group["betas"], self._rates(group, step)
         grads = [p.grad for p in params if p.grad is not None]
         scales = None
         if group["clip"]:
@@ -97,5 +115,6 @@ class LaProp(torch.optim.Optimizer):
         size = torch._foreach_sqrt(v)
         torch._foreach_add_(size, group["eps"])
         torch._foreach_mul_(m, beta1)
-        torch._foreach_addcdiv_(m, clipped, size, value=(1 - beta1) * (1 - beta2**step) ** 0.5)
-        torch._foreach_add_(params, m, alpha=-rate / (1 - beta1**step))
+        torch._foreach_div_(size, share)
+        torch._foreach_addcdiv_(m, clipped, size)
+        torch._foreach_sub_(params, torch._foreach_mul(m, rate))

@@ -62,8 +62,10 @@ def product(
     bias: Float[Tensor, " outputs"] | None = None,  # b
 ) -> Float[Tensor, "*batch outputs"]:  # x W' + b, as `torch.nn.functional.linear` gives it
     "A product by the faster library"
-    large = x.numel() * weight.shape[0] >= LEAST and x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
-    if not large or not onednn_is_faster() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    if torch.compiler.is_compiling() or x.device.type != "cpu":
+        return F.linear(x, weight, bias)
+    large = x.numel() * weight.shape[0] >= LEAST and x.dtype == weight.dtype == torch.float32
+    if not large or not onednn_is_faster() or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))

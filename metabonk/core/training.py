@@ -39,8 +39,9 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 
 import metabonk.core.errors as errors
+from .capture import CapturedStep
 from .config import Config
-from .device import pick_device, pick_precision
+from .device import pick_device, pick_precision, without_autocast
 from .errors import FolderError, MetaBonkError, TrainingStopped, UsageError, unknown
 from .files import disk_errors, folder_lock, write_atomic
 from .optimizer import LaProp
@@ -62,6 +63,8 @@ class TrainConfig(Config):
     devices: int = 1  # processes that train together, each on batches of its own
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"  # what they run on; auto: a GPU where there is one
     precision: Literal["auto", "32-true", "bf16-mixed"] = "32-true"  # auto: bfloat16 on a GPU that has it
+    compile: bool = False  # whether the learner's `compiled` modules are compiled: a minute or more at first, for long trainings
+    capture: bool = False  # on a GPU: whether a whole step is recorded once and played back; for learners that are `capturable`
     max_seconds: float = 0.0  # a call of `fit` ends after this time, wherever it is; 0 for no limit
     seed: int = 0  # of every random number drawn while training
 
@@ -79,6 +82,8 @@ class TrainConfig(Config):
         for name in ("lr", "warmup", "clip", "max_seconds"):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"TrainConfig.{name} can't be below 0, as {getattr(self, name)} is")
+        if self.capture and max(self.accumulate, self.devices) > 1:
+            raise UsageError("TrainConfig.capture records a step of one batch on one device: leave accumulate and devices at 1")
 
 # %% ../../nbs/core/07_training.ipynb #07-training-014
 class Learner(L.LightningModule):
@@ -87,6 +92,8 @@ class Learner(L.LightningModule):
     scales: dict[str, float] = {}  # weights of the losses in their sum, 1 where none is given
     frozen: tuple[str, ...] = ()  # names of sub-modules that are not trained and not kept in checkpoints
     identity: dict[str, str] = {}  # what a checkpoint must share to fit, such as {"game": "bonk"}
+    compiled: tuple[str, ...] = ()  # names of sub-modules, or of lists of them, that `TrainConfig.compile` compiles one by one
+    capturable = False  # whether `losses` decides nothing on the CPU, so that `TrainConfig.capture` can record it
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,6 +102,9 @@ class Learner(L.LightningModule):
         self.steps_done = 0  # changes of the weights so far
         self._terms = _Terms()
         self._data: Any = None
+        self._captured: CapturedStep | None = None
+        self._names: tuple[str, ...] = ()  # of a step's numbers
+        self._watched: list[tuple[str, Tensor]] = []  # what else this step gives
 
     def losses(
         self,
@@ -117,9 +127,15 @@ class Learner(L.LightningModule):
         self,
         name: str,  # a column of the log becomes "watch/NAME"
         value: Tensor | float,  # of any shape; the mean is taken
+        where: Tensor | None = None,  # which of its entries count; a step with none of them is left out
     ) -> None:
-        "Log a number that is not a loss"
-        self._terms.watch(f"watch/{name}", value)
+        "Log a number that is not a loss; called while `losses` is computed"
+        if isinstance(value, Tensor):
+            value = value.detach().float()
+            mean = value.mean() if where is None else (value * where).sum() / where.sum()  # 0 / 0 where none counts
+            self._watched.append((f"watch/{name}", mean))
+        else:
+            self._terms.count(f"watch/{name}", float(value))
 
     def training_step(
         self,
@@ -127,13 +143,50 @@ class Learner(L.LightningModule):
         batch_idx: int,  # Lightning's count of batches
     ) -> Tensor:  # scalar: the sum of the scaled losses
         "Lightning's hook: the total, noted and checked"
+        if self._captured is not None:
+            return self._note(self._captured(batch))[0]
+        total, values = self._total(batch)
+        self._note(values)
+        return total
+
+    def _total(self, batch: Any) -> tuple[Tensor, Tensor]:
+        "The sum of the scaled losses; the same, its terms and what else is watched, as one tensor"
+        self._watched = []
         terms = {name: value.float().mean() for name, value in self.losses(batch).items()}
         for name in self.scales:
             if name not in terms:
                 raise unknown("loss in scales", name, terms)
         total = torch.stack([self.scales.get(name, 1.0) * value for name, value in terms.items()]).sum()
-        self._terms.add(self.steps_done + 1, {"loss": total, **{f"loss/{name}": v for name, v in terms.items()}})
-        return total
+        numbers = [("loss", total), *((f"loss/{name}", value) for name, value in terms.items()), *self._watched]
+        self._names = tuple(name for name, _ in numbers)
+        return total, torch.stack([value.detach().to(total.device) for _, value in numbers])
+
+    def _note(self, values: Tensor) -> Tensor:
+        self._terms.add(self.steps_done + 1, self._names, values)
+        return values
+
+    def whole_step(
+        self,
+        batch: Any,  # from the data, on the learner's device
+        optimizer: torch.optim.Optimizer,  # from `make_optimizer`
+    ) -> Tensor:  # the sum of the scaled losses, each of them, and what is watched
+        "Losses, gradients and the change of the weights in one go: what `TrainConfig.capture` records"
+        total, values = self._total(batch)
+        with without_autocast(total.device):
+            params = [p for p in self.parameters() if p.requires_grad]
+            for p, grad in zip(params, torch.autograd.grad(total, params, allow_unused=True), strict=True):
+                p.grad = grad
+            optimizer.step()
+        return values
+
+    def backward(
+        self,
+        loss: Tensor,  # from `training_step`
+        *rest: Any,  # what Lightning may add
+    ) -> None:
+        "Lightning's hook: gradients, unless a captured step has used them already"
+        if self._captured is None:
+            loss.backward()
 
     def optimizer_step(
         self,
@@ -144,7 +197,8 @@ class Learner(L.LightningModule):
     ) -> None:
         "Lightning's hook: gradients, then the change, and nothing around them"
         optimizer_closure()
-        optimizer.optimizer.step()
+        if self._captured is None:
+            optimizer.optimizer.step()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "_current_fx_name":  # Lightning sets it forty times a step, and a module's own way is slow
@@ -171,19 +225,12 @@ class _Terms:
         self.sums: dict[str, list[float]] = {}  # name -> [sum, count]
         self.good = "no checkpoint was written before it"
 
-    def add(self, step: int, values: dict[str, Tensor]) -> None:
-        stacked = torch.stack([value.detach() for value in values.values()])
-        self.waiting.append((step, tuple(values), stacked))
-        if stacked.device.type in self.at_once:  # so training stops before the weights change
+    def add(self, step: int, names: tuple[str, ...], values: Tensor) -> None:
+        self.waiting.append((step, names, values))
+        if values.device.type in self.at_once:  # so training stops before the weights change
             self.settle()
 
-    def watch(self, name: str, value: Tensor | float) -> None:
-        if isinstance(value, Tensor):
-            self.waiting.append((0, (name,), value.detach().float().mean().reshape(1)))
-        else:
-            self._sum(name, float(value))
-
-    def _sum(self, name: str, value: float) -> None:
+    def count(self, name: str, value: float) -> None:
         entry = self.sums.setdefault(name, [0.0, 0])
         entry[0] += value
         entry[1] += 1
@@ -195,14 +242,16 @@ class _Terms:
             return
         numbers = iter(torch.cat([values for *_, values in waiting]).tolist())
         for step, names, _ in waiting:
-            values = dict(zip(names, itertools.islice(numbers, len(names)), strict=True))
-            if step and not all(map(math.isfinite, values.values())):
-                bad = [f"{name[5:]!r}" for name, value in values.items() if name != "loss" and not math.isfinite(value)]
+            values = list(zip(names, itertools.islice(numbers, len(names)), strict=True))
+            broken = [name for name, value in values if not (math.isfinite(value) or name.startswith("watch/"))]
+            if broken:
+                bad = [f"{name[5:]!r}" for name in broken if name != "loss"]
                 what = "loss " + " and ".join(bad) + (" is" if len(bad) == 1 else " are") if bad else "the sum of the losses is"
                 raise TrainingStopped(f"{what} not a number at step {step}: look at what it is computed from, "
                                       f"or lower lr; {self.good}")
-            for name, value in values.items():
-                self._sum(name, value)
+            for name, value in values:
+                if not math.isnan(value):
+                    self.count(name, value)
 
     def row(self, world: int) -> dict[str, float]:
         "The averages since the last row, over all processes"
@@ -432,12 +481,18 @@ class _Keeper(L.Callback):
         self.path = folder / "checkpoints" / "last.ckpt"
 
     def on_fit_start(self, trainer: L.Trainer, learner: Any) -> None:
+        for module in _compiled(learner) if learner.train_config.compile else []:
+            module.compile()
         seed_everything(spawn_seeds(learner.train_config.seed, trainer.world_size)[trainer.global_rank])
 
     def on_train_start(self, trainer: L.Trainer, learner: Any) -> None:
         self.config, self.terms = learner.train_config, _Terms()
         self.request = _Request("stopping after this step (Ctrl-C again: at once)" if trainer.is_global_zero else "")
         learner._terms, learner.stopped = self.terms, ""
+        learner._captured = None
+        if self.config.capture and learner.device.type == "cuda":
+            optimizer = trainer.optimizers[0]
+            learner._captured = CapturedStep(lambda batch: learner.whole_step(batch, optimizer))
         state, rank = self.resumed or {"step": 0, "seconds": 0.0}, trainer.global_rank
         self.step = learner.steps_done = state["step"]
         if self.resumed:
@@ -533,6 +588,8 @@ class _Keeper(L.Callback):
         }
 
     def teardown(self, trainer: L.Trainer, learner: Any, stage: str) -> None:
+        for module in _compiled(learner):
+            module._compiled_call_impl = None  # what plays afterwards has other shapes
         self.close()
 
     def on_exception(self, trainer: L.Trainer, learner: Any, exception: BaseException) -> None:
@@ -542,6 +599,11 @@ class _Keeper(L.Callback):
         for thing in self.open:
             thing.close()
         self.open = []
+
+
+def _compiled(learner: Learner) -> list[torch.nn.Module]:
+    named = (learner.get_submodule(name) for name in learner.compiled)
+    return [part for module in named for part in (module if isinstance(module, torch.nn.ModuleList) else [module])]
 
 
 def _trained(state: dict[str, Any], learner: Learner) -> dict[str, Any]:
@@ -591,6 +653,8 @@ def fit(
 def _run(learner: Learner, data: Any, folder: Path, config: TrainConfig, state: dict[str, Any] | None) -> None:
     device = pick_device(config.accelerator)
     precision: Any = pick_precision(device) if config.precision == "auto" else config.precision
+    if config.capture and not learner.capturable:
+        raise UsageError(f"a step of {type(learner).__name__} can't be captured: leave TrainConfig.capture off")
     several = "ddp_notebook_find_unused_parameters_true" if hasattr(sys, "ps1") else "ddp_spawn_find_unused_parameters_true"
     if isinstance(data, L.LightningDataModule):
         data.prepare_data()
@@ -629,7 +693,7 @@ def _run(learner: Learner, data: Any, folder: Path, config: TrainConfig, state: 
             raise
         raise explained from error
     finally:
-        learner._data, learner._terms = None, _Terms()
+        learner._data, learner._terms, learner._captured = None, _Terms(), None
         learner.trainer = None
         if isinstance(data, L.LightningDataModule):
             data.trainer = None

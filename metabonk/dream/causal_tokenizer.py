@@ -520,6 +520,7 @@ class CausalTokenizerLearner(Learner):
     ):
         super().__init__()
         self.tokenizer, self.scales = tokenizer, dict(tokenizer.scales)
+        self.compiled = () if tokenizer.config.plain else ("tokenizer.encoder.layers", "tokenizer.decoder.layers")
         self.identity = {"tokenizer": tokenizer.config.fingerprint()}
 
     def losses(

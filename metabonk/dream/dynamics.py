@@ -24,6 +24,7 @@ from ..core.training import Learner
 from .actions import ActionSpec
 from .agent_heads import AgentHeads
 from .causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, Clip, ClipSenses
+from .distributions import full_precision
 from .interface import State, WorldModel
 from .layers import start_weights
 from .layout import dynamics_layout, join_tokens, take_tokens
@@ -177,7 +178,7 @@ class Dynamics(nn.Module):
         y: Float[Tensor, "batch time tokens width"],  # from the transformer
     ) -> Float[Tensor, "batch time latents channels"]:  # z1^
         "The clean code as predicted"
-        clean = self.clean(take_tokens(self.transformer.layout, y, "spatial"))
+        clean = full_precision(self.clean(take_tokens(self.transformer.layout, y, "spatial")))
         return clean.unflatten(3, (self.config.pack, -1)).flatten(2, 3)
 
     def told(
@@ -503,6 +504,7 @@ class DynamicsLearner(Learner):
     "Trains the dynamics on clips"
 
     frozen = ("model.tokenizer",)
+    compiled = ("model.dynamics.transformer.layers",)
 
     def __init__(
         self,

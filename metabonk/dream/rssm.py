@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..core.config import Config
 from ..core.errors import UsageError
+from .distributions import full_precision
 from .latents import Latents, make_latents
 from .layers import MLP, BlockGRU
 
@@ -140,6 +141,7 @@ class RSSM(nn.Module):
         states: State,  # from `observe`
     ) -> dict[str, Float[Tensor, "batch time"]]:  # "dynamics" and "representation", nats
         "Divergence between posterior and prior, teaching the one, then the other"
-        dynamics, representation = self.latents.surprise(states["raw"], self.prior(states["deter"]))
+        prior = full_precision(self.prior(states["deter"]))
+        dynamics, representation = self.latents.surprise(states["raw"], prior)
         free = self.config.free_nats
         return {"dynamics": dynamics.clamp(min=free), "representation": representation.clamp(min=free)}

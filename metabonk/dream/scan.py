@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..core.device import without_autocast
 from ..core.products import Packed, product
 from .layers import EPS
 from .rssm import RSSM, State
@@ -217,17 +218,23 @@ def fast_observe(
     state: State | None = None,  # before the first row; zeros if not given
     noise: Tensor | None = None,  # (batch, time, ...) for the latents; drawn here if not given
 ) -> State:  # (batch, time, ...) of every row, with "raw", the posterior's numbers
-    "What `rssm.observe` computes, gradients included, several times as fast"
+    "What `rssm.observe` computes, gradients included, several times as fast; in the weights' own precision"
     rssm.check(embed, action)
-    batch, time = first.shape
-    state = rssm.initial(batch) if state is None else state
-    noise = rssm.latents.noise((batch, time), embed) if noise is None else noise
+    state = rssm.initial(len(first)) if state is None else state
+    like = state["deter"]
+    embed, action = (x.to(like.dtype) for x in (embed, action))
+    noise = rssm.latents.noise(tuple(first.shape), embed) if noise is None else noise
+    with without_autocast(like.device), _threads_for(like):
+        return _observe(rssm, embed, action, first, state, noise)
+
+
+def _observe(rssm: RSSM, embed: Tensor, action: Tensor, first: Tensor, state: State, noise: Tensor) -> State:
     cell: Any = rssm.cell
     enter: Any = rssm.posterior[0]
     output: Any = rssm.posterior[1]
     g, d, H, D = cell.blocks, cell.deter // cell.blocks, cell.hidden, cell.deter
     keep = (~first).T[..., None].to(embed.dtype)  # (T, B, 1)
-    resets = first.any(0).tolist()
+    resets = first.any(0).tolist() if first.device.type == "cpu" else [True] * first.shape[1]  # elsewhere a look costs more
     embed, action, noise = embed.transpose(0, 1), action.transpose(0, 1) * keep, noise.transpose(0, 1).contiguous()
 
     # Outside the loop: actions and embeddings, all rows in one product.
@@ -238,14 +245,13 @@ def fast_observe(
     pre_post = product(embed, w_embed, enter.linear.bias)  # (T, B, H)
     shift = torch.zeros(3, 1, device=embed.device, dtype=embed.dtype)
     shift[2] = -1  # σ(u - 1): the constant joins the bias
-    with _threads_for(state["deter"]):
-        deter, stoch, raw = _Scan.apply(
-            rssm.latents, g, keep, resets, noise, state["deter"], state["stoch"], pre_mix, pre_post,
-            torch.cat([w_post, cell.deter_in.linear.weight]), cell.stoch_in.linear.weight,
-            torch.stack([cell.deter_in.linear.bias, cell.stoch_in.linear.bias]),
-            torch.stack([cell.deter_in.norm.scale, cell.stoch_in.norm.scale]),
-            flat(entries), own, cell.mix_norm.scale,
-            cell.gates.weight, (cell.gates.bias.view(g, 3, d) + shift).view(g, 1, 3 * d),
-            enter.norm.scale, output.weight, output.bias,
-        )  # fmt: skip
+    deter, stoch, raw = _Scan.apply(
+        rssm.latents, g, keep, resets, noise, state["deter"], state["stoch"], pre_mix, pre_post,
+        torch.cat([w_post, cell.deter_in.linear.weight]), cell.stoch_in.linear.weight,
+        torch.stack([cell.deter_in.linear.bias, cell.stoch_in.linear.bias]),
+        torch.stack([cell.deter_in.norm.scale, cell.stoch_in.norm.scale]),
+        flat(entries), own, cell.mix_norm.scale,
+        cell.gates.weight, (cell.gates.bias.view(g, 3, d) + shift).view(g, 1, 3 * d),
+        enter.norm.scale, output.weight, output.bias,
+    )  # fmt: skip
     return {"deter": deter.transpose(0, 1), "stoch": stoch.transpose(0, 1), "raw": raw.transpose(0, 1)}

@@ -14,6 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..core.device import without_autocast
+from .distributions import full_precision
 from .layers import MLP, start_weights
 
 # %% ../../nbs/dream/49_token_heads.ipynb #49-token-heads-005
@@ -104,7 +106,8 @@ class TokenHead(nn.Module):
         "Surprise at the tokens that came"
         target = getattr(batch, self.name)
         vectors = self.vectors(features).flatten(0, 1)  # (B * T, P, width)
-        losses: Tensor = _TokenSurprise.apply(vectors, self.table, self.bias, target.flatten(0, 1))
+        with without_autocast(vectors.device):
+            losses: Tensor = _TokenSurprise.apply(full_precision(vectors), self.table, self.bias, target.flatten(0, 1))
         return losses.sum(-1).view(target.shape[:2])
 
     @torch.no_grad()

@@ -22,7 +22,7 @@ from ..core.errors import FolderError, UsageError, unknown
 from ..core.files import disk_errors, write_atomic
 from ..core.training import Learner
 from .fusion import Fusion, TokenEncoder
-from .interface import State
+from .interface import State, check_actions
 from .latents import GumbelLatents
 from .recurrent import RecurrentModel
 from .rssm import RSSMConfig
@@ -200,6 +200,7 @@ class WorldModelLearner(Learner):
     "Trains a world model of tokens on batches of a token cache"
 
     frozen = ("model.tokenizers",)
+    capturable = True
 
     def __init__(
         self,
@@ -210,6 +211,15 @@ class WorldModelLearner(Learner):
         self.identity = {"game": model.game, "model": model.token_config.fingerprint(),
                          "tokenizers": model.tokenizers.fingerprint()}  # fmt: skip
 
+    def on_before_batch_transfer(
+        self,
+        batch: TokenBatch,  # rows that the data gave
+        dataloader_idx: int,  # Lightning's count of loaders
+    ) -> TokenBatch:  # the same
+        "Lightning's hook: actions are looked at as long as that costs nothing"
+        check_actions(batch.action, self.model.action_size if self.model.discrete else 0)
+        return batch
+
     def losses(
         self,
         batch: TokenBatch,  # (B, T) rows, as tensors
@@ -218,10 +228,8 @@ class WorldModelLearner(Learner):
         losses, states = self.model.losses(batch)
         with torch.no_grad():
             error = (self.model.reward(self.model.features(states)) - batch.reward).abs()
-            came = batch.reward != 0
             self.watch("reward error", error)
-            if came.any():
-                self.watch("reward error where one came", error[came])
+            self.watch("reward error where one came", error, batch.reward != 0)
         return losses
 
     def after_step(self) -> None:
