@@ -139,12 +139,15 @@ def tell_dreams(rates: dict[str, float], rounds: int) -> None:
         passes = model.shortcut.steps + 1
         arithmetic = passes * 2 * weights * tokens / rates["bfloat16"]
         memory = 2 * passes * (2 * weights + past) / rates["copy"]  # a copy's rate counts what is read and what is written
-        for look in (False, True):
+        for captured, look in ((False, False), (True, False), (True, True)):
+            if captured:
+                model.capture()
             dream(look)
             rate = frames / seconds(lambda look=look: dream(look), rounds)
-            print(f"paper, {weights / 1e9:.2f}e9 weights, {tokens} tokens a frame, context {config.context}"
-                  f"{', decoded' if look else ''}: {rate:.1f} frames/s, {rate / 21.4:.2f} times the published 21.4; "
-                  f"bounds: {1 / arithmetic:.0f} by operations, {1 / memory:.0f} by memory", flush=True)
+            print(f"paper, {weights / 1e9:.2f}e9 weights, {tokens} tokens a frame, context {config.context}, "
+                  f"{'captured' if captured else 'told kernel by kernel'}{', decoded' if look else ''}: {rate:.1f} frames/s, "
+                  f"{rate / 21.4:.2f} times the published 21.4; bounds: {1 / arithmetic:.0f} by operations, "
+                  f"{1 / memory:.0f} by memory", flush=True)
 
 
 def tell_training(rates: dict[str, float], rounds: int) -> None:
@@ -157,7 +160,7 @@ def tell_training(rates: dict[str, float], rounds: int) -> None:
                 torch.cuda.reset_peak_memory_stats()
                 learner = DynamicsLearner(make_model(preset, checkpointing=checkpointing, single=0.0)).train()
                 for layer in learner.model.dynamics.transformer.layers if compiled else []:
-                    layer.compile()
+                    layer.compile(dynamic=False)
                 clip = make_clip(learner.model, batch, length)
                 optimizer = LaProp([p for p in learner.parameters() if p.requires_grad])
 
@@ -196,6 +199,7 @@ def main() -> None:
     options = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("this benchmark is about a GPU, and PyTorch sees none here")
+    torch._dynamo.config.recompile_limit = 64
     rates = measure_rates(options.rounds)
     print(f"{torch.cuda.get_device_name()}: {rates['bfloat16'] / 1e12:.0f} TFLOP/s in bfloat16, {rates['float32'] / 1e12:.0f} in "
           f"float32, {rates['copy'] / 1e12:.2f} TB/s read and written", flush=True)

@@ -42,6 +42,7 @@ from metabonk.dream.dynamics import (
 )
 from metabonk.dream.interface import DreamEnv, dream_along, imagine, pick_states
 from metabonk.dream.shortcut import ShortcutConfig, ramp
+from metabonk.dream.transformer import Transformer
 from metabonk.measure.dreams import free_dream_video
 from metabonk.record.cache import Cache
 from metabonk.record.recorder import record
@@ -593,3 +594,28 @@ def test_it_dreams_in_half_precision():
         dreams.append(state["latent"])
     assert state["keys"].dtype == torch.bfloat16 and dreams[1].dtype == torch.float32
     assert 0 < (dreams[0] - dreams[1]).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize("decoder_time", [False, True])
+def test_a_dream_can_be_captured_since_it_never_looks_at_a_number(decoder_time):
+    model, action = build(decoder_time=decoder_time).to("meta"), torch.empty(3, 3, device="meta")
+    state = {name: x.to("meta") for name, x in build(decoder_time=decoder_time).start(3).items()}
+    with torch.no_grad():
+        assert model.advance(state, action)["latent"].shape == (3, 2, 3)
+        with pytest.raises(RuntimeError, match="meta"):
+            model.observe(codes().map(lambda x: x.to("meta")))  # reading a recording does look, and is caught
+
+
+def test_a_memory_that_is_read_whole_and_masked_is_the_same_memory(monkeypatch):
+    """As elsewhere than on a CPU."""
+    model, action, dreams = build(), torch.eye(3), []
+    for where in ("cpu", "cuda"):
+        asked = mutant(Transformer._look_into, 'number.device.type == "cpu"', f'"{where}" == "cpu"')
+        monkeypatch.setattr(Transformer, "_look_into", asked)
+        torch.manual_seed(2)
+        state = model.observe(codes(time=2))
+        for _ in range(4):
+            state = model.advance(state, action)
+        dreams.append(state["latent"])
+        monkeypatch.undo()
+    torch.testing.assert_close(*dreams)

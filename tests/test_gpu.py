@@ -151,6 +151,37 @@ def test_in_half_precision_dynamics_learn_nearly_the_same(checkpointing, tmp_pat
     assert 0 < abs(logs[0] / logs[1] - 1).max() < 0.05
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_captured_dreams_are_the_same_dreams(half):
+    clip, action, dreams = codes().map(lambda x: x.cuda()), torch.eye(3, device="cuda"), []
+    for capture in (False, True):
+        model = build_dynamics().cuda()
+        model = model.bfloat16() if half else model
+        model = model.capture() if capture else model
+        torch.manual_seed(4)
+        with torch.autocast("cuda", torch.bfloat16, enabled=half):
+            states = [model.observe(clip)]
+            for _ in range(12):
+                states.append(model.advance(states[-1], action))
+        dreams.append(torch.stack([state["latent"] for state in states]))
+        assert not torch.equal(dreams[-1][-1], dreams[-1][-2])  # noise is drawn anew
+    torch.testing.assert_close(*dreams, atol=0.05 if half else 1e-4, rtol=0)
+
+
+def test_captured_imagination_of_the_recurrent_model_is_the_same():
+    dreams = []
+    for capture in (False, True):
+        model = build_tokens().cuda().eval()
+        model = model.capture() if capture else model
+        state, action = model.rssm.initial(5), torch.eye(2, device="cuda")[[0, 1, 0, 1, 1]]
+        torch.manual_seed(4)
+        with torch.no_grad():
+            for _ in range(12):
+                state = model.advance(state, action)
+        dreams.append(state["deter"])
+    torch.testing.assert_close(*dreams)
+
+
 def test_it_dreams_in_half_precision():
     model = build_dynamics().cuda().bfloat16()
     clip, action = codes().map(lambda x: x.cuda()), torch.eye(3, device="cuda")

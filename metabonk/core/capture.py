@@ -13,23 +13,25 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
+from .errors import UsageError
+
 # %% ../../nbs/core/10_capture.ipynb #new-5
 class CapturedStep:
     "A step that is recorded once for each shape of batch, and then played back (CUDA graphs)"
 
     def __init__(
         self,
-        step: Callable[[Any], Tensor],  # all that happens with a batch, the change of the weights included; gives numbers
+        step: Callable[[Any], Any],  # tensors in, in any collection that Lightning can move, and tensors out
         warmup: int = 3,  # steps of a shape that are taken before one is recorded: libraries set themselves up in them
     ):
         self.step, self.warmup = step, warmup
         self.taken: dict[Any, int] = {}  # shapes -> steps taken without a graph
-        self.recorded: dict[Any, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
+        self.recorded: dict[Any, tuple[torch.cuda.CUDAGraph, list[Tensor], Any]] = {}
 
     def __call__(
         self,
-        batch: Any,  # tensors on the GPU, in any collection that Lightning can move
-    ) -> Tensor:  # what the step gives for it
+        batch: Any,  # tensors on the GPU
+    ) -> Any:  # what the step gives for it
         "Take the step"
         given = leaves(batch)
         shapes = tuple((tuple(x.shape), x.dtype) for x in given)
@@ -38,19 +40,21 @@ class CapturedStep:
                 self.taken[shapes] += 1
                 return self.step(batch)
             self.recorded[shapes] = self._record(batch)
-        graph, places, numbers = self.recorded[shapes]
+        graph, places, result = self.recorded[shapes]
         for place, x in zip(places, given, strict=True):
             place.copy_(x, non_blocking=True)
         graph.replay()
-        return numbers.clone()
+        return apply_to_collection(result, Tensor, torch.clone)
 
-    def _record(self, batch: Any) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
-        "The graph, where it reads the batch, and where it writes its numbers; nothing is computed yet"
+    def _record(self, batch: Any) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Any]:
+        "The graph, where it reads the batch, and where it writes its result; nothing is computed yet"
+        if any(x.device.type != "cuda" for x in leaves(batch)):
+            raise UsageError("only what happens on a GPU can be captured: move model and batch there, or leave the capture out")
         kept = apply_to_collection(batch, Tensor, torch.clone)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            numbers = self.step(kept)
-        return graph, leaves(kept), numbers
+            result = self.step(kept)
+        return graph, leaves(kept), result
 
 
 def leaves(

@@ -481,8 +481,10 @@ class _Keeper(L.Callback):
         self.path = folder / "checkpoints" / "last.ckpt"
 
     def on_fit_start(self, trainer: L.Trainer, learner: Any) -> None:
-        for module in _compiled(learner) if learner.train_config.compile else []:
-            module.compile()
+        if learner.train_config.compile:
+            torch._dynamo.config.recompile_limit = 64  # one for each length of sequences, number of rows, ...
+            for module in _compiled(learner):
+                module.compile(dynamic=False)
         seed_everything(spawn_seeds(learner.train_config.seed, trainer.world_size)[trainer.global_rank])
 
     def on_train_start(self, trainer: L.Trainer, learner: Any) -> None:

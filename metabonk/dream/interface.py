@@ -10,7 +10,7 @@ __all__ = ['State', 'CONTINUE', 'Policy', 'pick_states', 'repeat_states', 'join_
 # %% ../../nbs/dream/43_interface.ipynb #43-interface-002
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import gymnasium as gym
 import numpy as np
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..core.capture import CapturedStep
 from ..core.errors import UsageError
 from .actions import ActionChoice, ActionSpec
 from .distributions import Categorical, Normal, TwoHot
@@ -117,6 +118,12 @@ class WorldModel(nn.Module):
     ) -> State:  # (B, ...)
         "A state that may follow"
         raise NotImplementedError
+
+    def capture(self) -> Self:  # itself
+        "On a GPU: record `advance` for each size of batch and play it back (`CapturedStep`); weights may change, but not move"
+        step = CapturedStep(lambda given: type(self).advance(self, *given))
+        self.__dict__["advance"] = lambda state, action: step((state, action))
+        return self
 
     def features(
         self,

@@ -45,7 +45,7 @@ class RMSNorm(nn.Module):
         x: Float[Tensor, "*batch size"],  # any vectors
     ) -> Float[Tensor, "*batch size"]:  # of root mean square near `scale`
         "Normalise"
-        return x * (x.square().mean(-1, keepdim=True) + EPS).rsqrt() * self.scale
+        return F.rms_norm(x, self.scale.shape, self.scale, EPS)
 
 
 def linear(

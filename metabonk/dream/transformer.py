@@ -113,7 +113,7 @@ class Attention(nn.Module):
         "What each token asks, answers to and says"
         c, cap = self.config, self.config.soft_cap
         qk, v = self.project(x).unflatten(-1, (-1, c.head_size)).split([c.heads + c.kv_heads, c.kv_heads], -2)
-        qk = F.normalize(qk if turns is None else rotate(qk, turns), dim=-1, eps=EPS)
+        qk = F.normalize(qk if turns is None else rotate(qk, turns), dim=-1, eps=EPS).to(v.dtype)  # a GPU's autocast widens it
         q, k = qk.split([c.heads, c.kv_heads], -2)
         capped = cap * torch.tanh(self.temperature / cap) if cap and c.fused else self.temperature
         return capped.to(q.dtype) * q, k, v
@@ -361,8 +361,10 @@ class Transformer(nn.Module):
         "From one new frame into the ring, in which it takes the free place"
         ring, turns = self.config.context + 1, _frame_turns(number[:, None], self.config)
         place = (number % ring)[:, None, None, None]
-        shortest, longest = torch.stack([(number - start).amin(), number.amax()]).tolist()
-        used, mask = min(longest + 1, ring), None
+        shortest, used, mask = 0, ring, None
+        if number.device.type == "cpu":  # elsewhere a look costs more than reading what is empty
+            shortest, longest = torch.stack([(number - start).amin(), number.amax()]).tolist()
+            used = min(longest + 1, ring)
         if shortest + 1 < used:  # some row's past is shorter
             age = (number[:, None] - torch.arange(used, device=number.device)) % ring
             mask = (age <= (number - start)[:, None])[:, None, None]  # (B, 1, 1, used)
