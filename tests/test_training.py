@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from metabonk.core.errors import DiskFull, FolderError, FolderLocked, TrainingStopped, UsageError
 from metabonk.core.files import folder_lock
+from metabonk.core.optimizer import LaProp
 from metabonk.core.training import Learner, TrainConfig, fit, read_log
 
 Pairs = list[tuple[Tensor, Tensor]]
@@ -463,3 +464,22 @@ def test_watched_numbers_count_where_they_are_asked_to(tmp_path: Path) -> None:
     fit(Watching(), pairs(), tmp_path, CONFIG.change(log_every=4, steps=4))
     row = read_log(tmp_path).iloc[0]
     assert (row["watch/all"], row["watch/some"], row["watch/none"]) == (3.0, 5.0, 5.0)
+
+
+def test_the_learning_rate_rises_and_falls_the_same_counted_here_or_on_a_device(tmp_path: Path) -> None:
+    optimizer = LaProp([nn.Parameter(torch.ones(1))], lr=1.0, warmup=4, cooldown=5, steps=20)
+    group, heights = optimizer.param_groups[0], []
+    for step in range(1, 23):
+        counted, told = optimizer._rates(group, step), optimizer._rates(group, torch.tensor(float(step)))
+        assert [float(x) for x in told] == pytest.approx(counted, rel=1e-4)
+        heights.append(counted[1] * (1 - 0.9**step))
+    assert heights == pytest.approx([0.25, 0.5, 0.75, *[1.0] * 13, 0.8, 0.6, 0.4, 0.2, 0.0, 0.0])
+    old = optimizer.state_dict()
+    for name in ("cooldown", "steps"):
+        del old["param_groups"][0][name]
+    optimizer.load_state_dict(old)  # as it was before there was a cool-down
+    assert (optimizer.param_groups[0]["cooldown"], optimizer.param_groups[0]["steps"]) == (0, 0)
+    config = CONFIG.change(cooldown=0.5)
+    fit(Sharing(), pairs(), tmp_path, config)
+    with pytest.raises(UsageError, match="steps=40, not 60"):  # the fall was planned for another end
+        fit(Sharing(), pairs(), tmp_path, config.change(steps=60))

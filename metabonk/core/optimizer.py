@@ -14,7 +14,7 @@ from torch import Tensor
 
 # %% ../../nbs/core/08_optimizer.ipynb #08-optimizer-007
 class LaProp(torch.optim.Optimizer):
-    "LaProp with adaptive gradient clipping and a linear warm-up"
+    "LaProp with adaptive gradient clipping, a linear warm-up and, if wanted, a linear cool-down"
 
     piece = 65_536  # numbers that are treated together on a CPU
 
@@ -27,9 +27,18 @@ class LaProp(torch.optim.Optimizer):
         clip: float = 0.3,  # longest gradient, as a share of its tensor's length; 0 for no clipping
         floor: float = 1e-3,  # length that a tensor counts as having at least
         warmup: int = 1000,  # steps over which the learning rate rises; 0 for none
+        cooldown: int = 0,  # steps over which it falls to nothing; 0 for none
+        steps: int = 0,  # the last of them; needed for a cool-down alone
     ):
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "clip": clip, "floor": floor, "warmup": warmup}
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "clip": clip, "floor": floor, "warmup": warmup,
+                    "cooldown": cooldown, "steps": steps}  # fmt: skip
         super().__init__(params, defaults)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # of a checkpoint that knew no cool-down
+            group.setdefault("cooldown", 0)
+            group.setdefault("steps", 0)
 
     @torch.no_grad()
     def step(
@@ -81,10 +90,12 @@ class LaProp(torch.optim.Optimizer):
 
     def _rates(self, group: dict[str, Any], step: Any) -> tuple[Any, Any]:
         "What `u` and `m` are multiplied by, at a step that is a number or a tensor"
-        (beta1, beta2), warmup = group["betas"], group["warmup"]
-        risen = step / warmup if warmup else 1.0
-        risen = risen.clamp(max=1.0) if isinstance(risen, Tensor) else min(1.0, risen)
-        return (1 - beta1) * (1 - beta2**step) ** 0.5, group["lr"] * risen / (1 - beta1**step)
+        (beta1, beta2), rate = group["betas"], group["lr"]
+        for slope, steps in ((step, group["warmup"]), (group["steps"] + 1 - step, group["cooldown"])):
+            if steps:
+                share = slope / steps
+                rate = rate * (share.clamp(0.0, 1.0) if isinstance(share, Tensor) else min(1.0, max(0.0, share)))
+        return (1 - beta1) * (1 - beta2**step) ** 0.5, rate / (1 - beta1**step)
 
     def _move_in_pieces(self, p: Tensor, group: dict[str, Any], step: int) -> None:
         (beta1, beta2), (share, rate), state = group["betas"], self._rates(group, step), self.state[p]

@@ -56,6 +56,7 @@ class TrainConfig(Config):
     steps: int = 1000  # changes of the weights, in all
     lr: float = 4e-5  # the optimizer's step
     warmup: int = 1000  # steps over which the learning rate rises
+    cooldown: float = 0.0  # share of the steps, at the end, over which it falls to nothing
     clip: float = 0.3  # longest gradient, as a share of its tensor's length; 0 for no clipping
     accumulate: int = 1  # batches whose gradients are averaged before the weights change
     checkpoint_every: int = 500  # steps from one checkpoint to the next; the last step always leaves one
@@ -79,6 +80,8 @@ class TrainConfig(Config):
         for name in ("steps", "accumulate", "checkpoint_every", "log_every", "devices"):
             if getattr(self, name) < 1:
                 raise UsageError(f"TrainConfig.{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.cooldown <= 1:
+            raise UsageError(f"TrainConfig.cooldown is a share from 0 to 1, not {self.cooldown}")
         for name in ("lr", "warmup", "clip", "max_seconds"):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"TrainConfig.{name} can't be below 0, as {getattr(self, name)} is")
@@ -118,7 +121,8 @@ class Learner(L.LightningModule):
         config, params = self.train_config, [p for p in self.parameters() if p.requires_grad]
         if not params:
             raise UsageError(f"{type(self).__name__} has no parameter to train")
-        return LaProp(params, lr=config.lr, clip=config.clip, warmup=config.warmup)
+        cooldown = round(config.cooldown * config.steps)
+        return LaProp(params, lr=config.lr, clip=config.clip, warmup=config.warmup, cooldown=cooldown, steps=config.steps)
 
     def after_step(self) -> None:
         "Called after each change of the weights; a subclass updates its slow copies or schedules here"
@@ -766,8 +770,9 @@ def _check(checkpoint: dict[str, Any], learner: Learner, config: TrainConfig, pa
         more = f" ({len(other) - 1} more differ)" if len(other) > 1 else ""
         raise FolderError(f"{path} holds a network of another shape: {k!r} is {saved.get(k, 'not there')} in it and "
                           f"{shapes.get(k, 'not there')} here{more}: use the same configuration, {choice}")
-    for name in ("lr", "warmup", "clip", "accumulate", "devices", "precision", "seed"):
-        if (old := state["config"].get(name)) != (new := getattr(config, name)):
+    planned = ("steps",) if config.cooldown else ()  # where the learning rate falls depends on the end
+    for name in ("lr", "warmup", "cooldown", *planned, "clip", "accumulate", "devices", "precision", "seed"):
+        if (old := state["config"].get(name, getattr(TrainConfig, name))) != (new := getattr(config, name)):
             raise UsageError(f"{path} was trained with {name}={old}, not {new}: use the same value, {choice}")
 
 # %% ../../nbs/core/07_training.ipynb #07-training-035
