@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from common import begin
+from common import Rows, begin
 
 from metabonk.measure.statistics import difference_interval, mean_interval
 
@@ -55,7 +55,8 @@ def show(rows: pd.DataFrame) -> None:
 def main() -> None:
     """All runs that are not in the results yet."""
     games = {"nargs": "*", "default": list(GAMES), "choices": list(GAMES)}
-    options, rows = begin("imagination", __doc__, SIZES, games=games)
+    options, _ = begin("imagination", __doc__, SIZES, games=games)
+    rows = Rows("imagination", {**{name: getattr(options, name) for name in SIZES}, "games": GAMES})
     for seed in options.seeds:
         for game in options.games:
             if not rows.has(game=game, seed=seed):
