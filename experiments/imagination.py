@@ -1,9 +1,10 @@
 """Does a policy that goes on learning in imagination beat the one it was cloned from? Whole runs of Dreamer 4's pipeline.
 
-`python experiments/imagination.py --runs 5` runs pipelines/dreamer4.yaml that many times on Bonk and on MinAtar's
-breakout, each time from nothing: recording, tokenizer, dynamics, cloned policy, imagination. It writes one row a run to
-experiments/results/imagination.csv and prints the table; `--table` prints it alone. Scores are means over twenty episodes
-of the real game, the same for both policies; random play is the control. An interrupted run goes on where it stopped.
+`python experiments/imagination.py --runs 5` runs pipelines/dreamer4.yaml that many times on Bonk and on MinAtar's space
+invaders, each time from nothing: recording, tokenizer, dynamics, cloned policy, imagination. It writes one row a run to
+experiments/results/imagination.csv and prints the table; `--table` prints it alone. Scores are means over episodes of the
+real game, twenty of Bonk and a hundred of MinAtar, the same for both policies; random play is the control. What GAMES says
+of a game comes before the options. An interrupted run goes on where it stopped.
 """
 
 import argparse
@@ -21,8 +22,13 @@ from metabonk.measure.statistics import difference_interval, mean_interval
 PIPELINE = Path(__file__).parents[1] / "pipelines" / "dreamer4.yaml"
 GAMES = {
     "bonk": {},
-    "minatar:breakout": {"record.image_size": 10, "record.ticks_per_step": 1, "encode.plain": "true", "encode.patch": 5},
-}
+    "minatar:space_invaders": {
+        "record.image_size": 10, "record.ticks_per_step": 1, "record.steps": 50_000, "encode.plain": "true", "encode.patch": 5,
+        "encode.steps": 3_000, "dynamics.sizes": "{pack: 4, registers: 1, time_every: 2, single: 0.1}", "dynamics.lr": 3e-3,
+        "dynamics.steps": 3_000, "dynamics.agent_steps": 1_000, "imagine.starts": 64, "imagine.horizon": 12, "imagine.lr": 4e-3,
+        "imagine.steps": 350, "imagine.episodes": 100,
+    },
+}  # fmt: skip
 SIZES = {"record_steps": 20_000, "encode_steps": 1_500, "dynamics_steps": 1_500, "dynamics_agent_steps": 700,
          "imagine_steps": 200, "imagine_horizon": 15, "imagine_episodes": 20, "imagine_objective": "pmpo"}  # fmt: skip
 

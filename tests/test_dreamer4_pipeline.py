@@ -21,9 +21,10 @@ SMALL = {
 
 GAMES = {
     "bonk": {},
-    "minatar:breakout": {"record.image_size": 10, "encode.plain": "true", "encode.patch": 5},
+    "minatar:breakout": {"record.image_size": 10, "encode.plain": "true", "encode.patch": 5, "imagine.starts": 4,
+                         "dynamics.sizes": "{pack: 4, time_every: 2}", "dynamics.lr": 2e-3, "imagine.lr": 1e-3},
     "gym:Pendulum-v1": {"record.ticks_per_step": 1, "dynamics.tasks": "pendulum"},  # controls in place of buttons, no sound
-}
+}  # fmt: skip
 
 
 @pytest.mark.timeout(1200)
@@ -45,7 +46,9 @@ def test_the_pipeline_of_dreamer_4_from_nothing_to_its_scores(tmp_path, game):
     agent = Agent.load(stages / "imagine/agent", ShortcutModel.load)
     cloned = Agent.load(stages / "imagine/cloned", ShortcutModel.load)
     assert agent.game == game and ("lsd" in quality) == (game == "bonk")
-    heads = ShortcutModel.load(stages / "dynamics/model").heads.actor()
+    model = ShortcutModel.load(stages / "dynamics/model")
+    assert (model.config.pack, model.tokenizer.config.latents) == ((4, 8) if game.startswith("minatar") else (1, 16))
+    heads = model.heads.actor()
     assert all(value.equal(heads[name]) for name, value in cloned.actor_critic.actor.state_dict().items())
     assert not all(value.equal(heads[name]) for name, value in agent.actor_critic.actor.state_dict().items())
     assert Run.open(tmp_path / "run")
