@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from ball import Balls, make_tokenizer
+from ball import Codes, make_tokenizer
 from common import begin
 
 from metabonk.core.seed import seed_everything
@@ -41,11 +41,12 @@ STEPS: dict[str, dict[str, Any]] = {  # what is added, and what that changes
     "+ shared keys and values": {"kv_heads": 2},
     "+ registers": {"registers": 4},
 }
-SIZES = {"tokenizer_steps": 1_500, "dynamics_steps": 1_000, "batch": 16, "length": 16, "context": 8, "ahead": 16, "judged": 32,
-         "tokenizer_lr": 2e-3, "dynamics_lr": 2e-3, "hidden_share": 0.5, "warmup": 250}  # fmt: skip
+SIZES = {"tokenizer_steps": 1_300, "dynamics_steps": 1_500, "batch": 16, "length": 16, "context": 8, "ahead": 16, "judged": 32,
+         "clips": 3_000, "patch": 8, "tokenizer_lr": 2e-3, "dynamics_lr": 2e-3, "hidden_share": 0.0, "cooldown": 0.5, "pack": 8,
+         "warmup": 250}  # fmt: skip
 
 
-def built(tokenizer: CausalTokenizer, until: str, warmup: int) -> tuple[ShortcutModel, bool]:
+def built(tokenizer: CausalTokenizer, until: str, warmup: int, pack: int) -> tuple[ShortcutModel, bool]:
     """The model with everything that was added up to a step, and whether its batches are now short and now long."""
     chosen = dict(BEGIN)
     for name, change in STEPS.items():
@@ -53,17 +54,19 @@ def built(tokenizer: CausalTokenizer, until: str, warmup: int) -> tuple[Shortcut
         if name == until:
             break
     alternate, dynamics = chosen.pop("alternate"), ("time_every", "kv_heads", "registers")
-    config = DynamicsConfig(single=0.1, **{name: chosen.pop(name) for name in dynamics})
+    config = DynamicsConfig(single=0.1, pack=pack, **{name: chosen.pop(name) for name in dynamics})
     return ShortcutModel(tokenizer, ActionSpec(categorical=(3,)), config, ShortcutConfig(warmup=warmup, **chosen)), alternate
 
 
-def train(name: str, seed: int, tokenizer: CausalTokenizer, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+def train(
+    name: str, seed: int, tokenizer: CausalTokenizer, codes: Codes, folder: Path, options: argparse.Namespace
+) -> dict[str, Any]:
     """One training of the dynamics, and its measures on balls that were never seen."""
     seed_everything(seed)
-    model, alternate = built(tokenizer, name, options.warmup)
+    model, alternate = built(tokenizer, name, options.warmup, options.pack)
     balls, begun = 10**6 * (seed + 1), time.monotonic()
-    codes = Balls(balls + 2, options.batch, options.length, options.dynamics_steps, tokenizer)
-    training = TrainConfig(steps=options.dynamics_steps, lr=options.dynamics_lr, warmup=100, checkpoint_every=10**6, seed=seed)
+    training = TrainConfig(steps=options.dynamics_steps, lr=options.dynamics_lr, warmup=100, cooldown=options.cooldown,
+                           checkpoint_every=10**6, seed=seed)  # fmt: skip
     fit(DynamicsLearner(model, options.length // 4 if alternate else 0), codes, folder / "dynamics", training, resume=False)
     seconds = time.monotonic() - begun
     model.eval()
@@ -99,8 +102,9 @@ def main() -> None:
         folder = options.folder / f"seed-{seed}"
         if missing:
             tokenizer = make_tokenizer(seed, folder, options)
+            codes = Codes(tokenizer, 10**6 * (seed + 1) + 2, options.clips, options.batch, options.length)
         for name in missing:
-            rows.add(train(name, seed, tokenizer, folder, options))
+            rows.add(train(name, seed, tokenizer, codes, folder, options))
     show(rows.table())
 
 

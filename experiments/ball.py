@@ -1,15 +1,16 @@
 """A ball that bounces and bonks, pictures with sound: how much the causal tokenizer keeps, how well the dynamics dream.
 
 `python experiments/ball.py --runs 5` trains tokenizer and dynamics that many times from nothing and writes one row a
-training run to experiments/results/ball.csv; rows that are there already are not made again. Clips are generated: no two
-batches are alike, and what is judged was never seen. Dreams go on for sixteen frames with four denoising steps each, under
-pushes that the model is told of. Controls: what is usual at each place, for the tokenizer; repeating the last frame, and a
-model that is not told the pushes, for the dynamics.
+training run to experiments/results/ball.csv; rows that are there already are not made again. Clips are generated, no two
+alike; the dynamics learn from three thousand of them, and what is judged was never seen. Dreams go on for sixteen frames
+with four denoising steps each, under pushes that the model is told of. Controls: what is usual at each place, for the
+tokenizer; repeating the last frame, and a model that is not told the pushes, for the dynamics.
 """
 
 import argparse
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -30,41 +31,59 @@ from metabonk.dream.dynamics import DynamicsConfig, DynamicsLearner, ShortcutMod
 from metabonk.dream.shortcut import ShortcutConfig
 from metabonk.measure.clips import drift, restored
 
-SIZES = {"tokenizer_steps": 3_000, "dynamics_steps": 4_000, "batch": 16, "length": 16, "context": 8, "ahead": 16,
-         "tokenizer_lr": 2e-3, "dynamics_lr": 2e-3, "hidden_share": 0.5}  # fmt: skip
+SIZES = {"tokenizer_steps": 2_200, "dynamics_steps": 6_000, "batch": 16, "length": 16, "context": 8, "ahead": 16, "clips": 3_000,
+         "patch": 8, "tokenizer_lr": 4e-3, "dynamics_lr": 2e-3, "hidden_share": 0.0, "cooldown": 0.5, "pack": 8, "registers": 1,
+         "time_every": 2}  # fmt: skip
 
 
 class Balls:
-    """Batches of clips without end, each different; codes in place of frames once there is a tokenizer."""
+    """Batches of clips without end, each different."""
 
-    def __init__(self, seed: int, batch: int, length: int, batches: int, tokenizer: CausalTokenizer | None = None):
-        self.seed, self.batch, self.length, self.batches, self.tokenizer = seed, batch, length, batches, tokenizer
-
-    def __len__(self) -> int:
-        return self.batches
+    def __init__(self, seed: int, batch: int, length: int):
+        self.seed, self.batch, self.length = seed, batch, length
 
     def __iter__(self) -> Iterator[Clip]:
         generator = torch.Generator().manual_seed(self.seed)
-        for _ in range(self.batches):
-            clip = bouncing_ball(self.batch, self.length, generator=generator)
-            if self.tokenizer is not None:
-                with torch.no_grad():
-                    clip = Clip(latent=self.tokenizer.encode(clip), action=clip.action, reward=clip.reward,
-                                terminated=clip.terminated, truncated=clip.truncated, first=clip.first)  # fmt: skip
-            yield clip
+        while True:
+            yield bouncing_ball(self.batch, self.length, generator=generator)
+
+
+class Codes:
+    """Sequences out of clips twice as long, which a tokenizer has written down once."""
+
+    def __init__(self, tokenizer: CausalTokenizer, seed: int, clips: int, batch: int, length: int):
+        self.seed, self.batch, self.length, parts = seed, batch, length, []
+        balls = iter(Balls(seed, 100, 2 * length))
+        for _ in range(-(-clips // 100)):
+            clip = next(balls)
+            with torch.no_grad():
+                clip.latent = tokenizer.encode(clip)
+            clip.image = clip.audio = None
+            parts.append(clip)
+        names = [field.name for field in fields(Clip) if getattr(parts[0], field.name) is not None]
+        self.clips = Clip(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+
+    def __iter__(self) -> Iterator[Clip]:
+        generator = torch.Generator().manual_seed(self.seed)
+        while True:
+            which = torch.randint(len(self.clips.first), (self.batch,), generator=generator)
+            begin = int(torch.randint(self.length + 1, (), generator=generator))
+            rows = self.clips.map(lambda x, which=which, begin=begin: x[which, begin : begin + self.length].clone())
+            rows.first[:, 0] = True
+            yield rows
 
 
 def make_tokenizer(seed: int, folder: Path, options: argparse.Namespace) -> CausalTokenizer:
     """A tokenizer that has learned balls, in evaluation mode."""
     seed_everything(seed)
     balls = 10**6 * (seed + 1)
-    config = CausalTokenizerConfig(size=(16, 16), patch=4, channels=1, frames=2, bands=8, sound_patch=(2, 8), latents=8,
-                                   bottleneck=8, hidden_share=options.hidden_share)  # fmt: skip
+    config = CausalTokenizerConfig(size=(16, 16), patch=options.patch, channels=1, frames=2, bands=8, sound_patch=(2, 8),
+                                   latents=8, bottleneck=8, hidden_share=options.hidden_share)  # fmt: skip
     tokenizer = CausalTokenizer(config)
     tokenizer.start_from(bouncing_ball(256, options.length, generator=torch.Generator().manual_seed(balls)))
-    schedule = TrainConfig(steps=options.tokenizer_steps, lr=options.tokenizer_lr, warmup=100, checkpoint_every=10**6, seed=seed)
-    fit(CausalTokenizerLearner(tokenizer), Balls(balls + 1, options.batch, options.length, options.tokenizer_steps),
-        folder / "tokenizer", schedule)
+    schedule = TrainConfig(steps=options.tokenizer_steps, lr=options.tokenizer_lr, warmup=100, cooldown=options.cooldown,
+                           checkpoint_every=10**6, seed=seed)  # fmt: skip
+    fit(CausalTokenizerLearner(tokenizer), Balls(balls + 1, options.batch, options.length), folder / "tokenizer", schedule)
     return tokenizer.eval()
 
 
@@ -74,9 +93,11 @@ def train(seed: int, options: argparse.Namespace) -> dict[str, Any]:
     balls, tokenizer = 10**6 * (seed + 1), make_tokenizer(seed, folder, options)
     unseen = bouncing_ball(64, options.context + options.ahead, generator=torch.Generator().manual_seed(balls + 3))
     kept = restored(tokenizer, unseen)
-    model = ShortcutModel(tokenizer, ActionSpec(categorical=(3,)), DynamicsConfig(single=0.1), ShortcutConfig())
-    codes = Balls(balls + 2, options.batch, options.length, options.dynamics_steps, tokenizer)
-    schedule = TrainConfig(steps=options.dynamics_steps, lr=options.dynamics_lr, warmup=100, checkpoint_every=10**6, seed=seed)
+    config = DynamicsConfig(single=0.1, pack=options.pack, registers=options.registers, time_every=options.time_every)
+    model = ShortcutModel(tokenizer, ActionSpec(categorical=(3,)), config, ShortcutConfig())
+    codes = Codes(tokenizer, balls + 2, options.clips, options.batch, options.length)
+    schedule = TrainConfig(steps=options.dynamics_steps, lr=options.dynamics_lr, warmup=100, cooldown=options.cooldown,
+                           checkpoint_every=10**6, seed=seed)  # fmt: skip
     fit(DynamicsLearner(model), codes, folder / "dynamics", schedule)
     model.eval()
     table = drift(model, unseen, options.context).groupby("who")[["psnr", "lsd"]].mean()
