@@ -21,7 +21,11 @@ from metabonk.measure.statistics import difference_interval, mean_interval
 
 PIPELINE = Path(__file__).parents[1] / "pipelines" / "dreamer4.yaml"
 GAMES = {
-    "bonk": {},
+    "bonk": {
+        "encode.steps": 3_000, "dynamics.sizes": "{pack: 2, registers: 1, single: 0.1}", "dynamics.lr": 3e-3,
+        "dynamics.steps": 3_000, "dynamics.agent_steps": 1_000, "imagine.starts": 64, "imagine.horizon": 12, "imagine.lr": 4e-3,
+        "imagine.steps": 350,
+    },
     "minatar:space_invaders": {
         "record.image_size": 10, "record.ticks_per_step": 1, "record.steps": 50_000, "encode.plain": "true", "encode.patch": 5,
         "encode.steps": 3_000, "dynamics.sizes": "{pack: 4, registers: 1, time_every: 2, single: 0.1}", "dynamics.lr": 3e-3,
@@ -62,12 +66,13 @@ def main() -> None:
     """All runs that are not in the results yet."""
     games = {"nargs": "*", "default": list(GAMES), "choices": list(GAMES)}
     options, _ = begin("imagination", __doc__, SIZES, games=games)
-    rows = Rows("imagination", {**{name: getattr(options, name) for name in SIZES}, "games": GAMES})
+    sizes = {name: getattr(options, name) for name in SIZES}
+    rows = {game: Rows("imagination", {**sizes, **GAMES[game]}) for game in GAMES}
     for seed in options.seeds:
         for game in options.games:
-            if not rows.has(game=game, seed=seed):
-                rows.add(train(game, seed, options))
-    show(rows.table())
+            if not rows[game].has(game=game, seed=seed):
+                rows[game].add(train(game, seed, options))
+    show(pd.concat([found.table().query("game == @game") for game, found in rows.items()]))
 
 
 if __name__ == "__main__":

@@ -231,8 +231,13 @@ def test_clips_come_out_of_stores_with_their_sound(tmp_path: Path):
         build().losses(rows)
 
 
-def test_a_plain_tokenizer_takes_each_frame_alone():
-    code = build(plain=True, hidden_share=0.0).eval()
+PLACES = CausalTokenizerConfig(**{**SMALL, "local": False}).patches
+ALONE = {"plain": {"plain": True, "hidden_share": 0.0}, "local": {"local": True, "hidden_share": 0.0, "latents": PLACES}}
+
+
+@pytest.mark.parametrize("changes", ALONE.values(), ids=list(ALONE))
+def test_without_a_transformer_each_frame_is_taken_alone(changes):
+    code = build(**changes).eval()
     frames = clip(2, 6)
     with torch.no_grad():
         z = code.encode(frames)
@@ -248,12 +253,28 @@ def test_a_plain_tokenizer_takes_each_frame_alone():
     torch.stack([loss.mean() for loss in losses.values()]).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for name, p in code.named_parameters() if "hidden" not in name)
     with pytest.raises(UsageError, match="each frame alone"):
-        build(plain=True, decoder_time=True)
+        build(**changes, decoder_time=True)
 
 
-@pytest.mark.parametrize("plain", [False, True])
-def test_it_is_kept_in_a_folder_and_comes_back(tmp_path, plain):
-    code, logmel = build(plain=plain), LogMelConfig(sample_rate=32_768)
+def test_in_a_local_tokenizer_every_patch_has_a_latent_of_its_own_and_all_share_what_is_learned():
+    code, frames = build(**ALONE["local"]).eval(), clip(1, 1)
+    patches = {name: x.requires_grad_() for name, x in code.patches(frames).items()}
+    z = code.narrow(code.encoder(code.tokens(patches))[:, :, PLACES:])  # before tanh
+    for place in range(PLACES):
+        reached = torch.autograd.grad(z[0, 0, place].sum(), list(patches.values()), retain_graph=True, allow_unused=True)
+        touched = torch.cat([g.abs().sum(-1)[0, 0] > 0 for g in reached])
+        assert touched.nonzero().flatten().tolist() == [place]
+    bigger = build(**{**ALONE["local"], "size": (16, 16), "latents": PLACES + 12})
+    assert sum(p.numel() for p in bigger.encoder.parameters()) == sum(p.numel() for p in code.encoder.parameters())
+    with pytest.raises(UsageError, match=f"set latents={PLACES}, one for each patch"):
+        build(local=True, latents=PLACES + 1)
+    with pytest.raises(UsageError, match="it can't be plain as well"):
+        build(local=True, plain=True, latents=PLACES)
+
+
+@pytest.mark.parametrize("changes", [{}, *ALONE.values()], ids=["transformer", *ALONE])
+def test_it_is_kept_in_a_folder_and_comes_back(tmp_path, changes):
+    code, logmel = build(**changes), LogMelConfig(sample_rate=32_768)
     folder = code.save(tmp_path / "code", logmel)
     back, heard = CausalTokenizer.load(folder)
     assert heard == logmel and back.config == code.config and not back.training

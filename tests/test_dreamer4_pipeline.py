@@ -47,7 +47,8 @@ def test_the_pipeline_of_dreamer_4_from_nothing_to_its_scores(tmp_path, game):
     cloned = Agent.load(stages / "imagine/cloned", ShortcutModel.load)
     assert agent.game == game and ("lsd" in quality) == (game == "bonk")
     model = ShortcutModel.load(stages / "dynamics/model")
-    assert (model.config.pack, model.tokenizer.config.latents) == ((4, 8) if game.startswith("minatar") else (1, 16))
+    code = model.tokenizer.config
+    assert (model.config.pack, code.plain, code.local) == ((4, True, False) if game.startswith("minatar") else (1, False, True))
     heads = model.heads.actor()
     assert all(value.equal(heads[name]) for name, value in cloned.actor_critic.actor.state_dict().items())
     assert not all(value.equal(heads[name]) for name, value in agent.actor_critic.actor.state_dict().items())

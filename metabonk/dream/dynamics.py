@@ -88,7 +88,7 @@ class DynamicsConfig(Config):
     layers: int = 4  # of both kinds
     heads: int = 4  # of each attention
     kv_heads: int = 2  # keys and values are shared by heads / kv_heads of them
-    time_every: int = 4  # every how many layers time is looked at
+    time_every: int = 2  # every how many layers time is looked at; of four layers, every fourth would be the last alone
     context: int = 16  # how many frames back
     tasks: int = 1  # how many an agent can be asked for
     distances: int = 8  # steps that its heads tell at once
@@ -99,9 +99,10 @@ class DynamicsConfig(Config):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {},
-        "small": {"registers": 8, "width": 512, "layers": 12, "heads": 8, "kv_heads": 4, "context": 64, "units": 512},
-        "paper": {"pack": 2, "registers": 8, "width": 2304, "layers": 28, "heads": 18, "kv_heads": 6, "context": 192,
-                  "units": 1024, "checkpointing": True},
+        "small": {"registers": 8, "width": 512, "layers": 12, "heads": 8, "kv_heads": 4, "time_every": 4, "context": 64,
+                  "units": 512},
+        "paper": {"pack": 2, "registers": 8, "width": 2304, "layers": 28, "heads": 18, "kv_heads": 6, "time_every": 4,
+                  "context": 192, "units": 1024, "checkpointing": True},
     }  # fmt: skip
 
     def __post_init__(self) -> None:
