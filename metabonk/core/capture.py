@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CapturedStep', 'leaves']
 
-# %% ../../nbs/core/10_capture.ipynb #new-2
+# %% ../../nbs/core/10_capture.ipynb #10-capture-002
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .errors import UsageError
 
-# %% ../../nbs/core/10_capture.ipynb #new-5
+# %% ../../nbs/core/10_capture.ipynb #10-capture-006
 class CapturedStep:
     "A step that is recorded once for each shape of batch, and then played back (CUDA graphs)"
 

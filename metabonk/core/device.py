@@ -38,7 +38,7 @@ def pick_precision(
     "The precision that training should use there: float32 on a CPU, bfloat16 autocast on a GPU that has it"
     return "bf16-mixed" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
 
-# %% ../../nbs/core/04_device.ipynb #new-1
+# %% ../../nbs/core/04_device.ipynb #04-device-011
 def without_autocast(
     device: torch.device,  # where the computation runs
 ) -> AbstractContextManager[Any]:  # to be entered with `with`

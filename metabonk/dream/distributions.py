@@ -30,7 +30,7 @@ def symexp(
     "Inverse of `symlog`"
     return y.sign() * y.abs().expm1()
 
-# %% ../../nbs/dream/40_distributions.ipynb #new-1
+# %% ../../nbs/dream/40_distributions.ipynb #40-distributions-038
 def full_precision(
     x: Tensor,  # of any floating type
 ) -> Tensor:  # float32, or float64 where it was that
