@@ -31,7 +31,7 @@ def trained(folder: Path, config: TrainConfig, steps: int = 12, **choices) -> tu
     """Weights and log of a world model that saw six batches again and again."""
     learner = WorldModelLearner(build_tokens(**choices))
     fit(learner, [rows(seed=seed) for seed in range(6)], folder, config.change(steps=steps))
-    return copy.deepcopy(learner.cpu().state_dict()), read_log(folder).drop(columns="seconds")
+    return copy.deepcopy(learner.cpu().state_dict()), read_log(folder).drop(columns="seconds").fillna(-1)
 
 
 def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float) -> bool:
