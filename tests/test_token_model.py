@@ -242,7 +242,7 @@ def test_a_step_can_be_captured_since_it_never_looks_at_a_number(fusion, latents
         learner = kind(build(fusion=fusion, latents=latents, foresight=0.5)).to("meta")
         optimizer = LaProp([p for p in learner.parameters() if p.requires_grad])
         if kind is Looking:  # and a look is caught
-            with pytest.raises(RuntimeError, match="cannot be called on meta tensors|meta"):
+            with pytest.raises(RuntimeError, match="meta"):
                 learner.whole_step(batch, optimizer)
         else:
             assert learner.whole_step(batch, optimizer).shape == (len(learner._names),)

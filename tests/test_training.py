@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from metabonk.core.capture import CapturedStep
 from metabonk.core.errors import DiskFull, FolderError, FolderLocked, TrainingStopped, UsageError
 from metabonk.core.files import folder_lock
 from metabonk.core.optimizer import LaProp
@@ -448,6 +449,8 @@ def test_log_survives_a_cut_line(tmp_path: Path) -> None:
 def test_what_can_not_be_captured_says_so(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Sharing can't be captured"):
         fit(Sharing(), pairs(), tmp_path, CONFIG.change(capture=True))
+    with pytest.raises(UsageError, match="only what happens on a GPU"):
+        CapturedStep(torch.sum)(torch.ones(3))
     with pytest.raises(UsageError, match="leave accumulate and devices at 1"):
         CONFIG.change(capture=True, accumulate=2)
 

@@ -36,6 +36,8 @@ class CapturedStep:
         given = leaves(batch)
         shapes = tuple((tuple(x.shape), x.dtype) for x in given)
         if shapes not in self.recorded:
+            if any(x.device.type != "cuda" for x in given):
+                raise UsageError("only what happens on a GPU can be captured: move model and batch there, or leave capture out")
             if self.taken.setdefault(shapes, 0) < self.warmup:
                 self.taken[shapes] += 1
                 return self.step(batch)
@@ -48,8 +50,6 @@ class CapturedStep:
 
     def _record(self, batch: Any) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Any]:
         "The graph, where it reads the batch, and where it writes its result; nothing is computed yet"
-        if any(x.device.type != "cuda" for x in leaves(batch)):
-            raise UsageError("only what happens on a GPU can be captured: move model and batch there, or leave the capture out")
         kept = apply_to_collection(batch, Tensor, torch.clone)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
