@@ -177,6 +177,28 @@ def test_what_is_usual_comes_out_before_anything_is_learned():
     assert off.square().mean() < 0.2 * spread.square().mean()
 
 
+def test_settled_codes_spread_by_one_and_mean_the_same(tmp_path: Path):
+    model, rows = build(), clip(8, 5)
+    model.eval().start_from(rows)
+    with torch.no_grad():
+        quiet = model.encode(rows)
+        before = model.decode(quiet, rows.first)
+        model.settle(rows)
+        model.settle(rows)  # from what tanh gives, not from what was settled before
+        settled = model.encode(rows)
+        after = model.decode(settled, rows.first)
+        one, _ = model.encode_next(rows, model.encoder.new_cache(8))
+        model.save(tmp_path)
+        again = CausalTokenizer.load(tmp_path)[0].encode(rows)
+    assert abs(float(quiet.std()) - 1) > 0.1
+    assert abs(float(settled.std()) - 1) < 1e-4
+    torch.testing.assert_close(settled, quiet / quiet.std())
+    torch.testing.assert_close(one, settled)
+    assert again.equal(settled)
+    for name in ("image", "audio"):
+        torch.testing.assert_close(after[name], before[name])
+
+
 def test_it_learns():
     "The same few frames, again and again: sent through the code they come back better than their mean."
     torch.manual_seed(0)

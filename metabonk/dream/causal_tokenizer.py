@@ -306,6 +306,8 @@ class PlaceMLP(FrameMLP):
 class CausalTokenizer(nn.Module):
     "Frames to a few numbers and back, looking back in time"
 
+    unit: Tensor  # in which codes are counted: the spread of tanh's output, 1 until `settle`
+
     def __init__(
         self,
         config: CausalTokenizerConfig,  # sizes
@@ -333,6 +335,7 @@ class CausalTokenizer(nn.Module):
             self.register_buffer(f"usual_{name}", torch.zeros(self.encoder.layout.sizes[name], size))
             self.register_buffer(f"spread_{name}", torch.ones(()))
         self.narrow, self.widen = Linear(width, config.bottleneck), Linear(config.bottleneck, width)
+        self.register_buffer("unit", torch.ones(()))
         for vectors in (*self.hidden.values(), *self.places.values(), *self.asking.values(), self.latent, self.given):
             start_weights(vectors, 16)
         for name, size in sizes.items():
@@ -385,6 +388,15 @@ class CausalTokenizer(nn.Module):
             usual.copy_(x.mean((0, 1)))
             spread.copy_((x - usual).square().mean().sqrt().clamp(min=1e-2))
 
+    @torch.no_grad()
+    def settle(
+        self,
+        clip: Clip,  # of the recording that was learned from
+    ) -> None:
+        "Training is over: from now on codes spread by 1, as the noise does that the dynamics mix with them"
+        self.unit.fill_(1.0)
+        self.unit.copy_(self.encode(clip).std().clamp(min=1e-2))
+
     def joined(
         self,
         patches: Mapping[str, Float[Tensor, "batch time _ _"]],  # as `patches` cuts them
@@ -425,10 +437,9 @@ class CausalTokenizer(nn.Module):
     def encode(
         self,
         clip: Clip,  # with the senses that the tokenizer has
-    ) -> Float[Tensor, "batch time latents bottleneck"]:  # z, between -1 and 1
+    ) -> Float[Tensor, "batch time latents bottleneck"]:  # z: what tanh gives, in units of `unit`
         "The code of a whole sequence; time begins anew where `clip.first` says so"
-        y = self.encoder(self.tokens(self.patches(clip)), clip.first)
-        return torch.tanh(self.narrow(take_tokens(self.encoder.layout, y, "latent")))
+        return self._code(self.encoder(self.tokens(self.patches(clip)), clip.first))
 
     @torch.no_grad()
     def encode_next(
@@ -439,11 +450,14 @@ class CausalTokenizer(nn.Module):
     ) -> tuple[Float[Tensor, "batch time latents bottleneck"], State]:  # z; the longer past
         "The code of what comes next, as `encode` of the whole would have it"
         y, cache = self.encoder.read(self.tokens(self.patches(clip)), cache, clip.first, every)
-        return torch.tanh(self.narrow(take_tokens(self.encoder.layout, y, "latent"))), cache
+        return self._code(y), cache
+
+    def _code(self, y: Tensor) -> Tensor:
+        return torch.tanh(self.narrow(take_tokens(self.encoder.layout, y, "latent"))) / self.unit
 
     def _asked(self, z: Tensor) -> Tensor:
         parts = {name: asking.expand(*z.shape[:2], -1, -1) for name, asking in self.asking.items()}
-        return join_tokens(self.decoder.layout, {**parts, "latent": self.widen(z) + self.given})
+        return join_tokens(self.decoder.layout, {**parts, "latent": self.widen(z * self.unit) + self.given})
 
     def _restored(self, y: Tensor) -> dict[str, Tensor]:
         restored = {name: self.restore[name](take_tokens(self.decoder.layout, y, name)) for name in self.senses}
@@ -478,8 +492,7 @@ class CausalTokenizer(nn.Module):
     ) -> dict[str, Float[Tensor, "batch time"]]:  # one entry a frame, each near 1; weights are in `scales`
         "How badly each frame is restored, hidden patches or not (equation 5)"
         patches = self.patches(clip)
-        y = self.encoder(self.tokens(patches), clip.first)
-        z = torch.tanh(self.narrow(take_tokens(self.encoder.layout, y, "latent")))
+        z = self._code(self.encoder(self.tokens(patches), clip.first))
         restored = self.decode(z, clip.first)
         losses = {name: (restored[name] - patches[name]).square().mean((2, 3)) for name in self.senses}
         if "image" in self.senses:
