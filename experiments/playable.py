@@ -53,9 +53,9 @@ up 7, noop 2, left 9, up 8, right 7, noop 3, down 6, right 6, up 5, left_a 4, no
 noop 3, up 8, left 6, up 4, noop 2, right 8"""  # ten a second: eleven coins
 BONK = {"darkness": 0, "chargers": 0, "opponents": 0, "start_screen": 8}
 GAME_SEED, CONTEXT, FRAMES, DRIFT = 7, 16, 256, 50
-SIZES = {"steps": 20_000, "ticks": 6, "episode_steps": 400, "patch": 16, "tokenizer_steps": 3_000, "tokenizer_lr": 4e-3,
-         "dynamics_steps": 3_000, "dynamics_lr": 2e-3, "batch": 16, "length": 16, "reader_steps": 1_500, "cooldown": 0.5,
-         "pack": 2, "registers": 1}  # fmt: skip
+SIZES = {"steps": 20_000, "ticks": 6, "episode_steps": 400, "patch": 8, "bottleneck": 8, "tokenizer_steps": 2_000,
+         "tokenizer_lr": 4e-3, "dynamics_steps": 10_000, "dynamics_lr": 3e-3, "batch": 8, "length": 16, "reader_steps": 1_500,
+         "cooldown": 0.5, "width": 96, "kv_heads": 4, "pack": 4, "registers": 1, "ramp": 0}  # fmt: skip
 
 
 class Reader(nn.Module):
@@ -127,18 +127,23 @@ def learn(folder: Path, seed: int, options: argparse.Namespace) -> tuple[Shortcu
     seed_everything(seed)
     config = CausalTokenizerConfig.preset(
         "tiny", size=schema.image_shape[:2], channels=schema.channels, frames=logmel.frames_per_step, bands=logmel.bands,
-        floor=logmel.floor, patch=options.patch, layers=2, hidden_share=0.0, detail=1.0,
+        floor=logmel.floor, patch=options.patch, sound_patch=(logmel.frames_per_step, 8), bottleneck=options.bottleneck,
+        layers=2, hidden_share=0.0, detail=1.0,
     )  # fmt: skip
     config = config.change(local=True, latents=config.patches)
     tokenizer, sequences = CausalTokenizer(config), SequenceConfig(length=1, batch_size=64, seed=seed)
-    tokenizer.start_from(first_batch(ClipData(store.path, logmel, sequences.change(batch_size=512))))
+    clips = first_batch(ClipData(store.path, logmel, sequences.change(batch_size=512)))
+    tokenizer.start_from(clips)
     training = TrainConfig(steps=options.tokenizer_steps, lr=options.tokenizer_lr, warmup=100, cooldown=options.cooldown,
                            checkpoint_every=10**6, seed=seed)  # fmt: skip
     fit(CausalTokenizerLearner(tokenizer), ClipData(store.path, logmel, sequences), folder / "tokenizer", training)
-    codes = CodeCache.build(cache, tokenizer.eval(), folder / "codes", logmel)
+    tokenizer.eval().settle(clips)
+    codes = CodeCache.build(cache, tokenizer, folder / "codes", logmel)
     reader = train_reader(cache, tokenizer, codes.codes, options.reader_steps, seed)
-    dynamics = DynamicsConfig(pack=options.pack, registers=options.registers, single=0.1)
-    model = ShortcutModel(tokenizer, ActionSpec(categorical=(schema.action_count,)), dynamics, ShortcutConfig(),
+    dynamics = DynamicsConfig(width=options.width, kv_heads=options.kv_heads, pack=options.pack, registers=options.registers,
+                              single=0.1)  # fmt: skip
+    shortcut = ShortcutConfig(ramp=bool(options.ramp))
+    model = ShortcutModel(tokenizer, ActionSpec(categorical=(schema.action_count,)), dynamics, shortcut,
                           schema.game, logmel, cache.samples / len(store))  # fmt: skip
     sequences = SequenceConfig(length=options.length, batch_size=options.batch, cross_episodes=True, seed=seed)
     data = CodeData(store.path, tokenizer, logmel, sequences, path=folder / "codes")
