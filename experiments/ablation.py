@@ -25,7 +25,7 @@ from metabonk.dream.dynamics import DynamicsConfig, DynamicsLearner, ShortcutMod
 from metabonk.dream.interface import dream_along
 from metabonk.dream.shortcut import ShortcutConfig
 from metabonk.measure.clips import drift
-from metabonk.measure.statistics import mean_interval
+from metabonk.measure.statistics import difference_interval, mean_interval
 
 BEGIN = {"finest": 64, "steps": 64, "bootstrap": 0.0, "predict": "velocity", "space": "velocity", "ramp": False,
          "time_every": 2, "kv_heads": 4, "registers": 0, "alternate": False}  # fmt: skip
@@ -85,13 +85,17 @@ def train(
 
 
 def show(rows: pd.DataFrame) -> None:
-    """Means over training runs with Student intervals."""
-    table = {}
+    """Means over training runs, and what each step adds to the one before, run by run, with Student intervals."""
+    table, before = {}, None
     for name, group in rows.groupby("with", sort=False):
-        numbers = group.drop(columns=["sizes", "with", "seed"])
+        numbers = group.drop(columns=["sizes", "with"]).set_index("seed")
         table[name] = {measure: str(mean_interval(numbers[measure].to_numpy(), method="t")) if len(group) > 1 else
                        f"{numbers[measure].iloc[0]:.4g}" for measure in numbers}  # fmt: skip
-    print(pd.DataFrame(table).T.to_string())
+        if before is not None and len(both := numbers.index.intersection(before.index)) > 1:
+            pair = (some.loc[both, "psnr"].to_numpy() for some in (numbers, before))
+            table[name]["psnr more than before"] = str(difference_interval(*pair, paired=True, method="t"))
+        before = numbers
+    print(pd.DataFrame(table).T.fillna("").to_string())
 
 
 def main() -> None:
