@@ -393,7 +393,7 @@ class CausalTokenizer(nn.Module):
         self,
         clip: Clip,  # of the recording that was learned from
     ) -> None:
-        "Training is over: from now on codes spread by 1, as the noise does that the dynamics mix with them"
+        "After training, in evaluation mode: from now on codes spread by 1, as the noise does that the dynamics mix with them"
         self.unit.fill_(1.0)
         self.unit.copy_(self.encode(clip).std().clamp(min=1e-2))
 
