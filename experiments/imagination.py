@@ -22,15 +22,17 @@ from metabonk.measure.statistics import difference_interval, mean_interval
 PIPELINE = Path(__file__).parents[1] / "pipelines" / "dreamer4.yaml"
 GAMES = {
     "bonk": {
-        "encode.steps": 3_000, "dynamics.sizes": "{pack: 2, registers: 1, single: 0.1}", "dynamics.lr": 3e-3,
-        "dynamics.steps": 3_000, "dynamics.agent_steps": 1_000, "imagine.starts": 64, "imagine.horizon": 12, "imagine.lr": 4e-3,
-        "imagine.steps": 350,
+        "record.steps": 50_000, "encode.steps": 2_000, "dynamics.sizes": "{pack: 4, width: 96, kv_heads: 4, registers: 1, single: 0.1}",
+        "dynamics.shortcut": "{ramp: false}", "dynamics.batch": 8, "dynamics.lr": 3e-3, "dynamics.steps": 6_000,
+        "dynamics.agent_steps": 1_500, "imagine.starts": 64, "imagine.horizon": 12, "imagine.lr": 4e-3, "imagine.steps": 350,
+        "imagine.episodes": 60,
     },
     "minatar:space_invaders": {
-        "record.image_size": 10, "record.ticks_per_step": 1, "record.steps": 50_000, "encode.plain": "true", "encode.patch": 5,
-        "encode.steps": 3_000, "dynamics.sizes": "{pack: 4, registers: 1, time_every: 2, single: 0.1}", "dynamics.lr": 3e-3,
-        "dynamics.steps": 3_000, "dynamics.agent_steps": 1_000, "imagine.starts": 64, "imagine.horizon": 12, "imagine.lr": 4e-3,
-        "imagine.steps": 350, "imagine.episodes": 100,
+        "record.image_size": 10, "record.ticks_per_step": 1, "record.steps": 50_000, "encode.plain": "true",
+        "encode.sizes": "{patch: 5}", "encode.steps": 3_000,
+        "dynamics.sizes": "{pack: 4, registers: 1, time_every: 2, single: 0.1}", "dynamics.lr": 3e-3, "dynamics.steps": 3_000,
+        "dynamics.agent_steps": 1_000, "imagine.starts": 64, "imagine.horizon": 12, "imagine.lr": 4e-3, "imagine.steps": 350,
+        "imagine.episodes": 100,
     },
 }  # fmt: skip
 SIZES = {"record_steps": 20_000, "encode_steps": 1_500, "dynamics_steps": 1_500, "dynamics_agent_steps": 700,

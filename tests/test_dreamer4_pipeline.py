@@ -21,7 +21,7 @@ SMALL = {
 
 GAMES = {
     "bonk": {},
-    "minatar:breakout": {"record.image_size": 10, "encode.plain": "true", "encode.patch": 5, "imagine.starts": 4,
+    "minatar:breakout": {"record.image_size": 10, "encode.plain": "true", "encode.sizes": "{patch: 5}", "imagine.starts": 4,
                          "dynamics.sizes": "{pack: 4, time_every: 2}", "dynamics.lr": 2e-3, "imagine.lr": 1e-3},
     "gym:Pendulum-v1": {"record.ticks_per_step": 1, "dynamics.tasks": "pendulum"},  # controls in place of buttons, no sound
 }  # fmt: skip

@@ -288,11 +288,26 @@ def test_another_task_can_come_within_an_episode(monkeypatch):
 
 def test_relevant_rows_teach_what_to_do_and_the_others_how_the_world_goes_on():
     model, rows = build(single=0.0).train(), codes(4)
-    rows.relevant = torch.tensor([False, False, True, True])[:, None].expand(4, 6)
+    rows.relevant = torch.tensor([True, True, False, False])[:, None].expand(4, 6)
     losses = model.losses(rows)
-    assert losses["shortcut"][2:].eq(0).all() and losses["shortcut"][:2].gt(0).all()
-    assert losses["policy"][:2].eq(0).all() and losses["policy"][2:, :-1].gt(0).all() and losses["policy"][:, -1].eq(0).all()
+    assert losses["shortcut"][:2].eq(0).all() and losses["shortcut"][2:].gt(0).all()
+    assert losses["policy"][2:].eq(0).all() and losses["policy"][:2, :-1].gt(0).all() and losses["policy"][:, -1].eq(0).all()
     assert losses["reward"].gt(0).all()
+
+
+def test_what_is_cloned_from_is_seen_as_in_play_and_larger_steps_are_learned_elsewhere(monkeypatch):
+    model, rows, seen = build(single=0.0).train(), codes(6), []
+    model.shortcut = model.shortcut.change(bootstrap=1.0)
+    rows.relevant = torch.zeros(6, 6, dtype=torch.bool)
+    rows.relevant[:3, 2:] = True
+    tokens = model.dynamics.tokens
+    monkeypatch.setattr(model.dynamics, "tokens", lambda *given: seen.append(given[1:3]) or tokens(*given))
+    model.losses(rows)
+    tau, d = seen[-1]  # the pass with a gradient
+    finest, level = 1 / model.shortcut.finest, model.shortcut.context_level
+    assert tau[:3, 2:].eq(level).all() and d[:3].eq(finest).all(), "frames to clone from are finished ones"
+    assert d[3:].gt(finest).all() and not tau[3:].eq(level).all(), "all others learn larger steps"
+    assert not tau[:3, :2].eq(level).all(), "rows of such a sequence that are not relevant have their own noise"
 
 
 @pytest.mark.parametrize("decoder_time", [False, True])

@@ -98,7 +98,7 @@ class CodeCache:
 
 # %% ../../nbs/dream/57_codes.ipynb #57-codes-011
 class TaskSequences(Sequences):
-    "Half of each batch from anywhere, the other half from where a task was done"
+    "The first half of each batch from where a task was done, the second from anywhere"
 
     def __init__(
         self,
@@ -125,10 +125,10 @@ class TaskSequences(Sequences):
         number: int,  # of the batch
     ) -> Clip:  # NumPy arrays (B, T, ...), with `task` and `relevant`
         "Rows, what is asked for in them, and which of them a policy may be cloned from"
-        size, half = config.batch_size, (config.batch_size + 1) // 2
+        size, half = config.batch_size, config.batch_size // 2
         random = np.random.Generator(np.random.Philox(key=config.seed % 2**64, counter=[0, 0, 1, number]))
         numbers, task = draw(len(self), config, number), random.integers(self.relevant.shape[1], size=size)
-        for i in range(half, size):
+        for i in range(half):
             task[i] = random.choice(self.known)
             numbers[i] = random.choice(self.of[task[i]])
         places = self.places(numbers)
@@ -136,7 +136,7 @@ class TaskSequences(Sequences):
         rows = np.array([np.concatenate([np.arange(*run) for run in runs]) for runs in places])
         clip.task = np.broadcast_to(task[:, None], rows.shape).copy()
         clip.relevant = self.relevant[rows, clip.task]
-        clip.relevant[:half] = False
+        clip.relevant[half:] = False
         return clip
 
 

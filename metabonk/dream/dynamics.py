@@ -309,8 +309,12 @@ class ShortcutModel(WorldModel):
         B, T = first.shape
         alone = torch.rand(B, 1, device=first.device) < self.config.single
         first, known = first | alone, known & ~alone
-        few = bootstrap_rows(B, self.shortcut.bootstrap) if updates is None or updates >= self.shortcut.warmup else 0
+        relevant = given["relevant"]
+        world = B if relevant is None else B - B // 2  # rows that teach how the world goes on, the last ones
+        few = bootstrap_rows(world, self.shortcut.bootstrap) if updates is None or updates >= self.shortcut.warmup else 0
         tau, d = draw_levels(B, T, few, self.shortcut.finest, first.device)
+        if relevant is not None:
+            tau[: B - few].masked_fill_(relevant[: B - few], self.shortcut.context_level)
         agent, task = z1, self._asked(clip)
 
         def f(z: Tensor, tau: Tensor, d: Tensor, rows: slice) -> Tensor:
@@ -324,9 +328,9 @@ class ShortcutModel(WorldModel):
         losses = {"shortcut": ramp(tau) * error if self.shortcut.ramp else error}
         heard = self.heads.losses(agent, action, given["reward"], given["terminated"], first)
         losses |= {name: loss * ~alone for name, loss in heard.items()}
-        if given["relevant"] is not None:
-            losses["shortcut"] = losses["shortcut"] * ~given["relevant"]
-            losses |= {"policy": losses["policy"] * given["relevant"]} if "policy" in losses else {}
+        if relevant is not None:
+            losses["shortcut"] = losses["shortcut"] * ~relevant
+            losses |= {"policy": losses["policy"] * relevant} if "policy" in losses else {}
         assert losses.keys() == self.scales.keys() and all(loss.shape == (B, T) for loss in losses.values())
         return {name: self.rms(name, loss) for name, loss in losses.items()}
 
@@ -511,9 +515,10 @@ class DynamicsLearner(Learner):
         self,
         model: ShortcutModel,  # to be trained
         short: int = 0,  # rows of the short sequences; 0: all are as long as the data gives them
+        learned: int = 0,  # changes of the weights in trainings before this one
     ):
         super().__init__()
-        self.model, self.scales, self.short = model, dict(model.scales), short
+        self.model, self.scales, self.short, self.learned = model, dict(model.scales), short, learned
         self.identity = {"game": model.game, "model": model.config.fingerprint(), "actions": model.spec.fingerprint()}
 
     def losses(
@@ -523,4 +528,4 @@ class DynamicsLearner(Learner):
         "Those of the model, on long or short sequences"
         if self.short:
             batch = cut_clip(batch, batch_length(self.steps_done, self.train_config.steps, self.short, batch.shape[1]))
-        return self.model.losses(batch, self.steps_done)
+        return self.model.losses(batch, self.learned + self.steps_done)
