@@ -22,17 +22,18 @@ from metabonk.measure.statistics import difference_interval, mean_interval
 PIPELINE = Path(__file__).parents[1] / "pipelines" / "dreamer4.yaml"
 GAMES = {
     "bonk": {
-        "record.steps": 50_000, "encode.steps": 2_000, "dynamics.sizes": "{pack: 4, width: 96, kv_heads: 4, registers: 1, single: 0.1}",
-        "dynamics.shortcut": "{ramp: false}", "dynamics.batch": 8, "dynamics.lr": 3e-3, "dynamics.steps": 6_000,
-        "dynamics.agent_steps": 1_500, "imagine.starts": 64, "imagine.horizon": 12, "imagine.lr": 4e-3, "imagine.steps": 350,
-        "imagine.episodes": 60,
+        "record.settings": "{settings: {darkness: 0, chargers: 0, opponents: 0, start_screen: 8}}", "record.episode_steps": 100,
+        "record.steps": 50_000, "encode.steps": 1_500,
+        "dynamics.sizes": "{pack: 4, width: 96, kv_heads: 4, registers: 1, single: 0.1}", "dynamics.shortcut": "{ramp: false}",
+        "dynamics.batch": 8, "dynamics.lr": 3e-3, "dynamics.steps": 6_000, "dynamics.agent_steps": 1_500, "imagine.starts": 64,
+        "imagine.horizon": 8, "imagine.beta": 0.1, "imagine.lr": 4e-3, "imagine.steps": 300, "imagine.episodes": 100,
     },
     "minatar:space_invaders": {
         "record.image_size": 10, "record.ticks_per_step": 1, "record.steps": 50_000, "encode.plain": "true",
         "encode.sizes": "{patch: 5}", "encode.steps": 3_000,
-        "dynamics.sizes": "{pack: 4, registers: 1, time_every: 2, single: 0.1}", "dynamics.lr": 3e-3, "dynamics.steps": 3_000,
-        "dynamics.agent_steps": 1_000, "imagine.starts": 64, "imagine.horizon": 12, "imagine.lr": 4e-3, "imagine.steps": 350,
-        "imagine.episodes": 100,
+        "dynamics.sizes": "{pack: 4, kv_heads: 4, registers: 1, single: 0.1}", "dynamics.shortcut": "{ramp: false}",
+        "dynamics.batch": 8, "dynamics.lr": 3e-3, "dynamics.steps": 8_000, "dynamics.agent_steps": 1_000, "imagine.starts": 64,
+        "imagine.horizon": 12, "imagine.lr": 4e-3, "imagine.steps": 350, "imagine.episodes": 100,
     },
 }  # fmt: skip
 SIZES = {"record_steps": 20_000, "encode_steps": 1_500, "dynamics_steps": 1_500, "dynamics_agent_steps": 700,
