@@ -208,6 +208,11 @@ def test_larger_steps_wait_for_the_warm_up(monkeypatch):
     assert len(passes) == 1
     model.losses(codes(8), updates=model.shortcut.warmup)
     assert len(passes) == 4
+    passes.clear()
+    DynamicsLearner(model).losses(codes(8))
+    assert len(passes) == 1
+    DynamicsLearner(model, learned=model.shortcut.warmup).losses(codes(8))
+    assert len(passes) == 4, "a second training goes on with larger steps"
 
 
 def test_single_pictures_know_neither_past_nor_action(monkeypatch):
