@@ -427,6 +427,14 @@ def test_lock_and_gate_stay_shut(console):
         assert symbols()["cells"].read(machine.boy.memory)[cell] in (4, 5)
 
 
+def test_who_begins_behind_a_door_finds_it_open(console):
+    "Shut, its cells would hold him who comes through from behind, and throw him off the map."
+    for screen, way, other in ((6, "up", 3), (0, "right", 1)):
+        machine = console(start_screen=screen, **QUIET)
+        machine.tick(way, 90)
+        assert machine.screen == other and 16 < machine.x < 144 and 16 < machine.y < 112
+
+
 def test_the_game_can_be_won(console):
     machine, player, profile = console(seed=3), players.Champion(3), load_profile("bonk").start()
     machine.record = False

@@ -729,6 +729,8 @@ void play(void) {
   sound_silence();
   g_max_hp = g_hp = set_hp;
   g_screen = set_start;
+  if (set_start == 6) g_opened = 1; /* who begins behind a door finds it open */
+  if (!set_start) g_opened = 2;
   i = (u8)(random_world() >> 4);
   g_x = 72 + (i & 15); /* somewhere in the middle */
   g_y = 56 + (i >> 4);
