@@ -23,10 +23,11 @@ PIPELINE = Path(__file__).parents[1] / "pipelines" / "dreamer4.yaml"
 GAMES = {
     "bonk": {
         "record.settings": "{settings: {darkness: 0, chargers: 0, opponents: 0, start_screen: 8}}", "record.episode_steps": 100,
-        "record.steps": 50_000, "encode.steps": 1_500,
+        "record.image_size": 32, "record.steps": 50_000, "encode.steps": 1_500, "encode.sizes": "{bottleneck: 16}",
         "dynamics.sizes": "{pack: 4, width: 96, kv_heads: 4, registers: 1, single: 0.1}", "dynamics.shortcut": "{ramp: false}",
-        "dynamics.batch": 8, "dynamics.lr": 3e-3, "dynamics.steps": 6_000, "dynamics.agent_steps": 1_500, "imagine.starts": 64,
-        "imagine.horizon": 8, "imagine.beta": 0.1, "imagine.lr": 4e-3, "imagine.steps": 300, "imagine.episodes": 100,
+        "dynamics.batch": 8, "dynamics.lr": 3e-3, "dynamics.within": 4, "dynamics.steps": 4_000, "dynamics.agent_steps": 2_500,
+        "imagine.starts": 128, "imagine.horizon": 4, "imagine.replay": 1.0, "imagine.beta": 0.05, "imagine.lr": 4e-3,
+        "imagine.steps": 300, "imagine.episodes": 100,
     },
     "minatar:space_invaders": {
         "record.image_size": 10, "record.ticks_per_step": 1, "record.steps": 50_000, "encode.plain": "true",
