@@ -313,7 +313,7 @@ class ShortcutModel(WorldModel):
         world = B if relevant is None else B - B // 2  # rows that teach how the world goes on, the last ones
         few = bootstrap_rows(world, self.shortcut.bootstrap) if updates is None or updates >= self.shortcut.warmup else 0
         tau, d = draw_levels(B, T, few, self.shortcut.finest, first.device)
-        if relevant is not None:
+        if relevant is not None:  # what is cloned from is seen as in play
             tau[: B - few].masked_fill_(relevant[: B - few], self.shortcut.context_level)
         agent, task = z1, self._asked(clip)
 
