@@ -31,9 +31,9 @@ from metabonk.dream.dynamics import DynamicsConfig, DynamicsLearner, ShortcutMod
 from metabonk.dream.shortcut import ShortcutConfig
 from metabonk.measure.clips import drift, restored
 
-SIZES = {"tokenizer_steps": 3_400, "dynamics_steps": 9_000, "batch": 16, "dynamics_batch": 8, "length": 16, "context": 8,
-         "ahead": 16, "clips": 3_000, "patch": 8, "tokenizer_lr": 4e-3, "dynamics_lr": 2e-3, "hidden_share": 0.0, "cooldown": 0.5,
-         "pack": 8, "registers": 1, "time_every": 2, "kv_heads": 4, "ramp": 0}  # fmt: skip
+SIZES = {"tokenizer_steps": 3_600, "dynamics_steps": 6_000, "batch": 16, "length": 16, "context": 8, "ahead": 16, "clips": 3_000,
+         "patch": 8, "tokenizer_lr": 4e-3, "dynamics_lr": 2e-3, "hidden_share": 0.0, "cooldown": 0.5, "pack": 8, "registers": 1,
+         "time_every": 2}  # fmt: skip
 
 
 class Balls:
@@ -93,13 +93,12 @@ def train(seed: int, options: argparse.Namespace) -> dict[str, Any]:
     balls, tokenizer = 10**6 * (seed + 1), make_tokenizer(seed, folder, options)
     unseen = bouncing_ball(64, options.context + options.ahead, generator=torch.Generator().manual_seed(balls + 3))
     kept = restored(tokenizer, unseen)
-    config = DynamicsConfig(single=0.1, pack=options.pack, registers=options.registers, time_every=options.time_every,
-                            kv_heads=options.kv_heads)  # fmt: skip
-    model = ShortcutModel(tokenizer, ActionSpec(categorical=(3,)), config, ShortcutConfig(ramp=bool(options.ramp)))
-    codes = Codes(tokenizer, balls + 2, options.clips, options.dynamics_batch, options.length)
+    config = DynamicsConfig(single=0.1, pack=options.pack, registers=options.registers, time_every=options.time_every)
+    model = ShortcutModel(tokenizer, ActionSpec(categorical=(3,)), config, ShortcutConfig())
+    codes = Codes(tokenizer, balls + 2, options.clips, options.batch, options.length)
     schedule = TrainConfig(steps=options.dynamics_steps, lr=options.dynamics_lr, warmup=100, cooldown=options.cooldown,
                            checkpoint_every=10**6, seed=seed)  # fmt: skip
-    fit(DynamicsLearner(model), codes, folder / "dynamics", schedule)
+    fit(DynamicsLearner(model, heads=False), codes, folder / "dynamics", schedule)
     model.eval()
     table = drift(model, unseen, options.context).groupby("who")[["psnr", "lsd"]].mean()
     blind = unseen.map(lambda x: x)

@@ -12,6 +12,7 @@ the game. Controls: a hero that stays where he was last seen, and the same dream
 """
 
 import argparse
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,10 @@ from metabonk.sense.logmel import LogMelConfig
 KEYS = """noop 2, right 6, down 4, right 5, down 3, noop 2, left 8, down 2, left 4, up 6, left 7, noop 3, down 6, left 5, down 4,
 left 3, up 4, left 10, down 5, left 5, noop 2, up 8, right 5, up 4, left 14, noop 2, down 10, noop 3, right 8, down 4, right 4,
 up 7, noop 2, left 9, up 8, right 7, noop 3, down 6, right 6, up 5, left_a 4, noop 4, a 3, down 7, left 4, down 3, left 14,
-noop 3, up 8, left 6, up 4, noop 2, right 8"""  # ten a second: eleven coins
+noop 3, up 8, left 6, up 4, noop 2, right 8"""  # held for so many tenths of a second
 BONK = {"darkness": 0, "chargers": 0, "opponents": 0, "start_screen": 8}
 GAME_SEED, CONTEXT, FRAMES, DRIFT = 7, 16, 256, 50
-SIZES = {"steps": 20_000, "ticks": 6, "episode_steps": 400, "patch": 8, "bottleneck": 8, "tokenizer_steps": 2_000,
+SIZES = {"steps": 40_000, "ticks": 3, "episode_steps": 800, "patch": 8, "bottleneck": 8, "tokenizer_steps": 2_000,
          "tokenizer_lr": 4e-3, "dynamics_steps": 10_000, "dynamics_lr": 3e-3, "batch": 8, "length": 16, "reader_steps": 1_500,
          "cooldown": 0.5, "width": 96, "kv_heads": 4, "pack": 4, "registers": 1, "ramp": 0}  # fmt: skip
 
@@ -147,7 +148,7 @@ def learn(folder: Path, seed: int, options: argparse.Namespace) -> tuple[Shortcu
                           schema.game, logmel, cache.samples / len(store))  # fmt: skip
     sequences = SequenceConfig(length=options.length, batch_size=options.batch, cross_episodes=True, seed=seed)
     data = CodeData(store.path, tokenizer, logmel, sequences, path=folder / "codes")
-    fit(DynamicsLearner(model), data, folder / "dynamics",
+    fit(DynamicsLearner(model, heads=False), data, folder / "dynamics",
         training.change(steps=options.dynamics_steps, lr=options.dynamics_lr))
     return model.eval(), reader
 
@@ -162,8 +163,9 @@ def first_batch(data: ClipData) -> Any:
 def by_hand(folder: Path, options: argparse.Namespace) -> Store:
     """The game that was played by hand."""
     if not (folder / "played.cache").exists():
+        keys = re.sub(r"\d+", lambda tenths: str(int(tenths[0]) * 6 // options.ticks), KEYS.replace("\n", " "))
         game = make_game("bonk", ticks_per_step=options.ticks, max_steps=CONTEXT + FRAMES, settings=BONK)
-        record(game, folder / "played", ScriptedPolicy(KEYS.replace("\n", " "), game.action_names), episodes=1, seed=GAME_SEED)
+        record(game, folder / "played", ScriptedPolicy(keys, game.action_names), episodes=1, seed=GAME_SEED)
         game.close()
     return Store.open(folder / "played")
 

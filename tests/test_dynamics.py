@@ -215,6 +215,15 @@ def test_larger_steps_wait_for_the_warm_up(monkeypatch):
     assert len(passes) == 4, "a second training goes on with larger steps"
 
 
+@pytest.mark.parametrize("heads", [True, False])
+def test_heads_learn_only_where_they_are_asked_to(heads):
+    model = build().train()
+    learner = DynamicsLearner(model, heads=heads)
+    learner.training_step(codes(), 0).backward()
+    assert model.dynamics.clean.weight.grad.abs().sum() > 0
+    assert any(bool(x.grad is not None and x.grad.any()) for x in model.heads.parameters()) == heads
+
+
 def test_single_pictures_know_neither_past_nor_action(monkeypatch):
     model, seen = build(single=1.0).train(), []
     forward = model.dynamics.forward

@@ -516,9 +516,11 @@ class DynamicsLearner(Learner):
         model: ShortcutModel,  # to be trained
         short: int = 0,  # rows of the short sequences; 0: all are as long as the data gives them
         learned: int = 0,  # changes of the weights in trainings before this one
+        heads: bool = True,  # whether the agent's heads learn, too; where nobody plays, they only take from the world
     ):
         super().__init__()
-        self.model, self.scales, self.short, self.learned = model, dict(model.scales), short, learned
+        self.model, self.short, self.learned = model, short, learned
+        self.scales = {name: scale * (heads or name == "shortcut") for name, scale in model.scales.items()}
         self.identity = {"game": model.game, "model": model.config.fingerprint(), "actions": model.spec.fingerprint()}
 
     def losses(
