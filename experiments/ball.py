@@ -31,7 +31,7 @@ from metabonk.dream.dynamics import DynamicsConfig, DynamicsLearner, ShortcutMod
 from metabonk.dream.shortcut import ShortcutConfig
 from metabonk.measure.clips import drift, restored
 
-SIZES = {"tokenizer_steps": 3_600, "dynamics_steps": 6_000, "batch": 16, "length": 16, "context": 8, "ahead": 16, "clips": 3_000,
+SIZES = {"tokenizer_steps": 3_600, "dynamics_steps": 5_000, "batch": 16, "length": 16, "context": 8, "ahead": 16, "clips": 3_000,
          "patch": 8, "tokenizer_lr": 4e-3, "dynamics_lr": 2e-3, "hidden_share": 0.0, "cooldown": 0.5, "pack": 8, "registers": 1,
          "time_every": 2}  # fmt: skip
 
