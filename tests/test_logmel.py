@@ -1,5 +1,7 @@
 """A sound out of log-mel frames: the same each time, without holes where frames lie far apart, and on time to its end."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -56,6 +58,20 @@ def test_a_long_sound_stays_on_time() -> None:
     right, early = begins(to_audio(heard, config, step)), begins(to_audio(heard, config, 400))
     assert abs(right - (len(sound) - 3_000)) < 80
     assert right - early > 60
+
+
+def test_memory_does_not_grow_with_the_sound() -> None:
+    """The search of mel bands for a spectrum holds 512 x 512 x 4 bytes a column: of these 600 at once, 600 megabytes."""
+    config = LogMelConfig(sample_rate=RATE, n_fft=512, bands=24, frames_per_step=4)
+    heard = torch.rand(150, 4, 24, generator=torch.Generator().manual_seed(0)) * 2 - 3
+    tracemalloc.start()
+    try:
+        sound = to_audio(heard, config, 1_024)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(sound) == 150 * 1_024 and np.abs(sound[1_024:-1_024]).max() > 0.01
+    assert peak < 300e6
 
 
 def test_silence_stays_silent() -> None:

@@ -8,7 +8,7 @@ __all__ = ['frame_ends', 'LogMelConfig', 'to_unit', 'LogMel', 'LogMelStream', 't
 # %% ../../nbs/sense/30_logmel.ipynb #30-logmel-002
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import librosa
 import numpy as np
@@ -169,9 +169,11 @@ def to_audio(
     after = (before + 1).clamp(max=len(line) - 1)
     power = 10 ** torch.lerp(line[before], line[after], (place - before)[:, None]).T.numpy()  # (bands, columns)
     power = np.where(power <= config.floor * 1.01, 0, power)
-    spectrum = librosa.feature.inverse.mel_to_stft(
-        power, sr=config.sample_rate, n_fft=size, fmin=config.f_min, fmax=config.f_max
-    )
+    shared: dict[str, Any] = {"sr": config.sample_rate, "n_fft": size, "fmin": config.f_min, "fmax": config.f_max}
+    few = max(1, 2**25 // size**2)  # columns that are found at once: their search holds 4 `size` squared bytes for each
+    spectrum = np.concatenate([
+        librosa.feature.inverse.mel_to_stft(power[:, i : i + few], **shared) for i in range(0, power.shape[1], few)
+    ], 1)  # fmt: skip
     sound = librosa.griffinlim(spectrum, hop_length=hop, n_fft=size, n_iter=16, random_state=seed)
     sound = sound[size // 2 - hop : total + size // 2 - hop]  # it begins with the middle of the first frame's window
     return np.pad(sound, (0, total - len(sound)))
