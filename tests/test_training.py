@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from metabonk.core.capture import CapturedStep
 from metabonk.core.errors import DiskFull, FolderError, FolderLocked, TrainingStopped, UsageError
 from metabonk.core.files import folder_lock
-from metabonk.core.optimizer import LaProp
+from metabonk.core.optimizer import LaProp, Muon, orthogonalize
 from metabonk.core.training import Learner, TrainConfig, fit, read_log
 
 Pairs = list[tuple[Tensor, Tensor]]
@@ -486,3 +486,67 @@ def test_the_learning_rate_rises_and_falls_the_same_counted_here_or_on_a_device(
     fit(Sharing(), pairs(), tmp_path, config)
     with pytest.raises(UsageError, match="steps=40, not 60"):  # the fall was planned for another end
         fit(Sharing(), pairs(), tmp_path, config.change(steps=60))
+
+
+@pytest.mark.parametrize("shape", [(24, 96), (96, 24)])
+def test_muon_takes_the_steps_of_pytorchs_own(shape: tuple[int, int]) -> None:
+    """Which multiplies matrices in bfloat16, so only to some hundredths. Negative control: without momentum."""
+    torch.manual_seed(0)
+    start, gradients = torch.randn(shape), torch.randn(12, *shape)
+    ended = {}
+    for name, make in {
+        "ours": lambda p: Muon([p], [], 0.02, warmup=0),
+        "theirs": lambda p: torch.optim.Muon([p], 0.02, weight_decay=0.0),
+        "forgetful": lambda p: Muon([p], [], 0.02, 0.0, warmup=0),
+    }.items():
+        weight = nn.Parameter(start.clone())
+        optimizer = make(weight)
+        for gradient in gradients:
+            weight.grad = gradient.clone()
+            optimizer.step()
+        ended[name] = weight.detach() - start
+    off = {name: float((moved - ended["theirs"]).norm() / ended["theirs"].norm()) for name, moved in ended.items()}
+    assert off["ours"] < 0.03 < 0.3 < off["forgetful"]
+
+
+def test_matrices_of_one_shape_are_orthogonalized_each_for_itself() -> None:
+    several = torch.randn(3, 8, 20, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
+    each = torch.stack([orthogonalize(matrix) for matrix in several])
+    assert torch.allclose(orthogonalize(several), each, atol=1e-5)
+    assert torch.allclose(orthogonalize(several.mT), each.mT, atol=1e-5)
+    values = torch.linalg.svdvals(each)
+    assert 0.65 < values.min() and values.max() < 1.25
+
+
+class Blocks(Noisy):
+    """A network with one block, in which there is a matrix and a vector."""
+
+    blocks = ("net",)
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(width=3, **more)
+        self.head = nn.Linear(3, 2)
+
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """With the head in it."""
+        return {**super().losses(batch), "head": self.head(self.net(batch[0])).square()}
+
+
+def test_muon_moves_the_matrices_of_blocks_and_nothing_else(tmp_path: Path) -> None:
+    before = {name: p.detach().clone() for name, p in Blocks().named_parameters()}
+    after = fit(Blocks(), pairs(), tmp_path / "some", CONFIG.change(steps=3, lr=0.0, muon=0.1))
+    assert [name for name, p in after.named_parameters() if not torch.equal(p, before[name])] == ["net.weight"]
+    with pytest.raises(UsageError, match="muon=0.1, not 0.2"):
+        fit(Blocks(), pairs(), tmp_path / "some", CONFIG.change(steps=9, lr=0.0, muon=0.2))
+    with pytest.raises(UsageError, match="leave TrainConfig.muon at 0"):
+        fit(Noisy(), pairs(), tmp_path / "none", CONFIG.change(muon=0.1))
+
+
+def test_muon_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
+    config = CONFIG.change(steps=12, muon=0.05)
+    whole = fit(Blocks(), Counting(), tmp_path / "whole", config)
+    fit(Blocks(), Counting(), tmp_path / "parts", config.change(steps=5))
+    parts = fit(Blocks(), Counting(), tmp_path / "parts", config)
+    assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), parts.parameters(), strict=True))
+    state = torch.load(tmp_path / "parts" / "checkpoints" / "last.ckpt")["optimizer_states"][0]["state"]
+    assert [sorted(kept) for kept in state.values()] == [["m", "step"], *[["m", "step", "v"]] * 3]

@@ -44,7 +44,7 @@ from .config import Config
 from .device import pick_device, pick_precision, without_autocast
 from .errors import FolderError, MetaBonkError, TrainingStopped, UsageError, unknown
 from .files import disk_errors, folder_lock, write_atomic
-from .optimizer import LaProp
+from .optimizer import LaProp, Muon
 from .progress import progress
 from .seed import seed_everything, spawn_seeds
 
@@ -55,6 +55,7 @@ class TrainConfig(Config):
 
     steps: int = 1000  # changes of the weights, in all
     lr: float = 4e-5  # the optimizer's step
+    muon: float = 0.0  # above 0: the step of the matrices in the learner's `blocks`, which then go by Muon
     warmup: int = 1000  # steps over which the learning rate rises
     cooldown: float = 0.0  # share of the steps, at the end, over which it falls to nothing
     clip: float = 0.3  # longest gradient, as a share of its tensor's length; 0 for no clipping
@@ -64,7 +65,7 @@ class TrainConfig(Config):
     devices: int = 1  # processes that train together, each on batches of its own
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"  # what they run on; auto: a GPU where there is one
     precision: Literal["auto", "32-true", "bf16-mixed"] = "32-true"  # auto: bfloat16 on a GPU that has it
-    compile: bool = False  # whether the learner's `compiled` modules are compiled: a minute or more at first, for long trainings
+    compile: bool = False  # whether the learner's `blocks` are compiled: a minute or more at first, for long trainings
     capture: bool = False  # on a GPU: whether a whole step is recorded once and played back; for learners that are `capturable`
     max_seconds: float = 0.0  # a call of `fit` ends after this time, wherever it is; 0 for no limit
     seed: int = 0  # of every random number drawn while training
@@ -82,7 +83,7 @@ class TrainConfig(Config):
                 raise UsageError(f"TrainConfig.{name} must be at least 1, not {getattr(self, name)}")
         if not 0 <= self.cooldown <= 1:
             raise UsageError(f"TrainConfig.cooldown is a share from 0 to 1, not {self.cooldown}")
-        for name in ("lr", "warmup", "clip", "max_seconds"):
+        for name in ("lr", "muon", "warmup", "clip", "max_seconds"):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"TrainConfig.{name} can't be below 0, as {getattr(self, name)} is")
         if self.capture and max(self.accumulate, self.devices) > 1:
@@ -95,7 +96,7 @@ class Learner(L.LightningModule):
     scales: dict[str, float] = {}  # weights of the losses in their sum, 1 where none is given
     frozen: tuple[str, ...] = ()  # names of sub-modules that are not trained and not kept in checkpoints
     identity: dict[str, str] = {}  # what a checkpoint must share to fit, such as {"game": "bonk"}
-    compiled: tuple[str, ...] = ()  # names of sub-modules, or of lists of them, that `TrainConfig.compile` compiles one by one
+    blocks: tuple[str, ...] = ()  # names of sub-modules, or of lists of them, that `TrainConfig.compile` and `muon` are for
     capturable = False  # whether `losses` decides nothing on the CPU, so that `TrainConfig.capture` can record it
 
     def __init__(self) -> None:
@@ -117,12 +118,19 @@ class Learner(L.LightningModule):
         raise NotImplementedError(f"{type(self).__name__} must define losses(batch)")
 
     def make_optimizer(self) -> torch.optim.Optimizer:  # over all parameters that are not frozen
-        "The optimizer: LaProp with the settings of `train_config`, unless a subclass says otherwise"
+        "The optimizer: LaProp with the settings of `train_config`, or Muon, unless a subclass says otherwise"
         config, params = self.train_config, [p for p in self.parameters() if p.requires_grad]
         if not params:
             raise UsageError(f"{type(self).__name__} has no parameter to train")
-        cooldown = round(config.cooldown * config.steps)
-        return LaProp(params, lr=config.lr, clip=config.clip, warmup=config.warmup, cooldown=cooldown, steps=config.steps)
+        settings: dict[str, Any] = {"lr": config.lr, "clip": config.clip, "warmup": config.warmup, "steps": config.steps,
+                                    "cooldown": round(config.cooldown * config.steps)}  # fmt: skip
+        if not config.muon:
+            return LaProp(params, **settings)
+        inside = {id(p) for block in _blocks(self) for p in block.parameters() if p.ndim == 2 and min(p.shape) > 1}
+        matrices, others = ([p for p in params if (id(p) in inside) == matrix] for matrix in (True, False))
+        if not matrices:
+            raise UsageError(f"{type(self).__name__} has no blocks with matrices for Muon: leave TrainConfig.muon at 0")
+        return Muon(matrices, others, config.muon, **settings)
 
     def after_step(self) -> None:
         "Called after each change of the weights; a subclass updates its slow copies or schedules here"
@@ -487,7 +495,7 @@ class _Keeper(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, learner: Any) -> None:
         if learner.train_config.compile:
             torch._dynamo.config.recompile_limit = 64  # one for each length of sequences, number of rows, ...
-            for module in _compiled(learner):
+            for module in _blocks(learner):
                 module.compile(dynamic=False)
         seed_everything(spawn_seeds(learner.train_config.seed, trainer.world_size)[trainer.global_rank])
 
@@ -594,7 +602,7 @@ class _Keeper(L.Callback):
         }
 
     def teardown(self, trainer: L.Trainer, learner: Any, stage: str) -> None:
-        for module in _compiled(learner):
+        for module in _blocks(learner):
             module._compiled_call_impl = None  # what plays afterwards has other shapes
         self.close()
 
@@ -607,8 +615,8 @@ class _Keeper(L.Callback):
         self.open = []
 
 
-def _compiled(learner: Learner) -> list[torch.nn.Module]:
-    named = (learner.get_submodule(name) for name in learner.compiled)
+def _blocks(learner: Learner) -> list[torch.nn.Module]:
+    named = (learner.get_submodule(name) for name in learner.blocks)
     return [part for module in named for part in (module if isinstance(module, torch.nn.ModuleList) else [module])]
 
 
@@ -771,7 +779,7 @@ def _check(checkpoint: dict[str, Any], learner: Learner, config: TrainConfig, pa
         raise FolderError(f"{path} holds a network of another shape: {k!r} is {saved.get(k, 'not there')} in it and "
                           f"{shapes.get(k, 'not there')} here{more}: use the same configuration, {choice}")
     planned = ("steps",) if config.cooldown else ()  # where the learning rate falls depends on the end
-    for name in ("lr", "warmup", "cooldown", *planned, "clip", "accumulate", "devices", "precision", "seed"):
+    for name in ("lr", "muon", "warmup", "cooldown", *planned, "clip", "accumulate", "devices", "precision", "seed"):
         if (old := state["config"].get(name, getattr(TrainConfig, name))) != (new := getattr(config, name)):
             raise UsageError(f"{path} was trained with {name}={old}, not {new}: use the same value, {choice}")
 

@@ -564,7 +564,7 @@ class CausalTokenizerLearner(Learner):
         super().__init__()
         self.tokenizer, self.scales = tokenizer, dict(tokenizer.scales)
         if isinstance(tokenizer.encoder, Transformer):
-            self.compiled = ("tokenizer.encoder.layers", "tokenizer.decoder.layers")
+            self.blocks = ("tokenizer.encoder.layers", "tokenizer.decoder.layers")
         self.identity = {"tokenizer": tokenizer.config.fingerprint()}
 
     def losses(

@@ -509,7 +509,7 @@ class DynamicsLearner(Learner):
     "Trains the dynamics on clips"
 
     frozen = ("model.tokenizer",)
-    compiled = ("model.dynamics.transformer.layers",)
+    blocks = ("model.dynamics.transformer.layers",)
 
     def __init__(
         self,
