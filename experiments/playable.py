@@ -5,10 +5,11 @@ tokenizer and dynamics on it; then lets the model go on from the first sixteen f
 (`KEYS`), under the same keys. It writes one row a training run to experiments/results/playable.csv, and beside the run's
 models dream.webm: game and dream side by side, with the dream's sound. `--table` prints the table alone.
 
-Where the hero is in a generated frame is read off by a small network that has learned it from frames of the recording,
-as they were and as the tokenizer restores them; its own error is in the table. Distances are pixels of the game over the
-whole map, so a dream in the wrong screen is far off. Drift after 50 steps is the mean over dreams from every eighth row of
-the game. Controls: a hero that stays where he was last seen, and the same dreams under the keys of another moment.
+Where the hero is in a generated frame, and whether more than half of him is to be seen, is read off by a small network that
+has learned it from frames of the recording, as they were, as the tokenizer restores them, and with the hero painted over more
+or less; its own error is in the table. Distances are pixels of the game over the whole map, so a dream in the wrong screen is
+far off, and are means over frames in which he is there. Drift after ten and fifty steps is over dreams from every fourth row
+of the game. Controls: a hero that stays where he was last seen, and the same dreams under the keys of another moment.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from metabonk.dream.causal_tokenizer import (
 )
 from metabonk.dream.codes import CodeCache, CodeData
 from metabonk.dream.dynamics import DynamicsConfig, DynamicsLearner, ShortcutModel
-from metabonk.dream.interface import dream_along, join_states
+from metabonk.dream.interface import dream_along
 from metabonk.dream.shortcut import ShortcutConfig
 from metabonk.measure.clips import log_spectral_distance, psnr, restored
 from metabonk.measure.dreams import Film, dream_films
@@ -53,37 +54,38 @@ left 3, up 4, left 10, down 5, left 5, noop 2, up 8, right 5, up 4, left 14, noo
 up 7, noop 2, left 9, up 8, right 7, noop 3, down 6, right 6, up 5, left_a 4, noop 4, a 3, down 7, left 4, down 3, left 14,
 noop 3, up 8, left 6, up 4, noop 2, right 8"""  # held for so many tenths of a second
 BONK = {"darkness": 0, "chargers": 0, "opponents": 0, "start_screen": 8}
-GAME_SEED, CONTEXT, FRAMES, DRIFT = 7, 16, 256, 50
-SIZES = {"steps": 40_000, "ticks": 3, "episode_steps": 800, "patch": 8, "bottleneck": 8, "tokenizer_steps": 2_000,
-         "tokenizer_lr": 4e-3, "dynamics_steps": 10_000, "dynamics_lr": 3e-3, "batch": 8, "length": 16, "reader_steps": 1_500,
-         "cooldown": 0.5, "width": 96, "kv_heads": 4, "pack": 4, "registers": 1, "ramp": 0}  # fmt: skip
+SCREEN = torch.tensor([160.0, 144.0])  # pixels of the game in a picture
+GAME_SEED, CONTEXT, FRAMES, DRIFT = 7, 16, 256, (10, 50)
+SIZES = {"image_size": 32, "steps": 40_000, "ticks": 3, "episode_steps": 800, "patch": 8, "bottleneck": 12,
+         "tokenizer_steps": 2_000, "tokenizer_lr": 4e-3, "dynamics_steps": 36_000, "dynamics_lr": 6e-3, "batch": 8, "length": 16,
+         "reader_steps": 1_500, "cooldown": 0.5, "width": 96, "layers": 3, "kv_heads": 4, "pack": 4, "registers": 0,
+         "ramp": 0, "muon": 0.03, "bootstrap": 0.125}  # fmt: skip
 
 
 class Reader(nn.Module):
-    """Where the hero is: a map of the picture, and which screen it is."""
+    """Where the hero is and how much of him is to be seen, out of a map of the picture; and which screen it is."""
 
-    size: Tensor
-
-    def __init__(self) -> None:
+    def __init__(self, rooms: Tensor) -> None:
         super().__init__()
-        self.register_buffer("size", torch.tensor([160.0, 144.0]))  # pixels of the game in a picture
-        first, second, third = nn.Conv2d(3, 16, 5, 2, 2), nn.Conv2d(16, 32, 3, 1, 1), nn.Conv2d(32, 32, 3, 1, 1)
+        self.rooms, size = rooms, rooms.shape[1]  # the screens without a hero
+        first, second, third = nn.Conv2d(3, 16, 5, max(1, size // 32), 2), nn.Conv2d(16, 32, 3, 1, 1), nn.Conv2d(32, 32, 3, 1, 1)
         self.body = nn.Sequential(first, nn.SiLU(), second, nn.SiLU(), third, nn.SiLU())
-        self.where, self.which = nn.Conv2d(32, 1, 1), nn.Linear(32 * 64, 9)
+        self.where, self.seen, self.which = nn.Conv2d(32, 1, 1), nn.Linear(32, 1), nn.Linear(32 * 64, 9)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 64, 64, 3) pictures to (N, 2) places in the picture, from 0 to 1, and (N, 9) logits of screens."""
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, size, size, 3) pictures: (N, 2) places from 0 to 1, (N,) logits that he is there, (N, 9) logits of screens."""
         body = self.body(image.movedim(-1, 1).float() / 255 - 0.5)
         chance = self.where(body).flatten(1).softmax(-1).unflatten(1, body.shape[2:])
         steps = torch.linspace(0, 1, body.shape[2], device=image.device)
         place = torch.stack([(chance.sum(1) * steps).sum(-1), (chance.sum(2) * steps).sum(-1)], -1)
-        return place, self.which(F.avg_pool2d(body, 4).flatten(1))
+        there = self.seen((body * chance[:, None]).sum((2, 3)))[:, 0]
+        return place, there, self.which(F.adaptive_avg_pool2d(body, 8).flatten(1))
 
     @torch.no_grad()
-    def read(self, image: Tensor) -> Tensor:
-        """(N, 64, 64, 3) pictures to (N, 2) pixels over the whole map."""
-        place, which = self(image)
-        return on_map(which.argmax(-1), place * self.size)
+    def read(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, size, size, 3) pictures: (N, 2) pixels over the whole map, and (N,) whether more than half of him is there."""
+        place, there, which = self(image)
+        return on_map(which.argmax(-1), place * SCREEN), there > 0
 
 
 def on_map(screen: Tensor, place: Tensor) -> Tensor:
@@ -97,31 +99,57 @@ def probes(cache: Cache) -> tuple[Tensor, Tensor]:
     return screen, torch.stack([x, y], -1).float()
 
 
+def empty_rooms(image: np.ndarray, screen: Tensor) -> Tensor:
+    """Each of the nine screens without a hero: the median of some of its pictures, (9, size, size, 3)."""
+    rooms = torch.zeros(9, *image.shape[1:])
+    for which in screen.unique():
+        rows = (screen == which).nonzero()[:, 0]
+        rooms[which] = torch.from_numpy(image[rows[:: max(1, len(rows) // 200)].numpy()]).float().median(0).values
+    return rooms
+
+
+def paled(image: Tensor, rooms: Tensor, screen: Tensor, place: Tensor, left: Tensor) -> Tensor:
+    """Pictures (N, size, size, 3) in which `left` of the hero (N,) is to be seen before the room."""
+    rows, columns = (torch.arange(n) / (n - 1) for n in image.shape[1:3])
+    x, y = (place / SCREEN).T[:, :, None, None]
+    near = ((columns - x).abs() * SCREEN[0] < 14) & ((rows[:, None] - y).abs() * SCREEN[1] < 14)  # (N, size, size)
+    gone = (near * (1 - left[:, None, None]))[..., None]
+    return (image * (1 - gone) + rooms[screen] * gone).to(image.dtype)
+
+
 def train_reader(cache: Cache, tokenizer: CausalTokenizer, codes: Any, steps: int, seed: int) -> Reader:
-    """A reader of frames as they were and as the tokenizer restores them."""
+    """A reader of frames as they were and as the tokenizer restores them, of half of them with a hero who is pale or gone."""
     torch.manual_seed(seed)
     screen, place = probes(cache)
-    reader = Reader()
+    reader = Reader(empty_rooms(cache.image, screen))
     optimizer = torch.optim.AdamW(reader.parameters(), 2e-3)
     for _ in range(steps):
         rows = torch.randint(len(screen), (64,)).sort().values
         image = torch.from_numpy(cache.image[rows.numpy()])
         with torch.no_grad():
-            z = torch.from_numpy(codes[rows[:32].numpy()].astype(np.float32))[:, None]
-            image[:32] = tokenizer.look(tokenizer.decode(z))["image"][:, 0]
-        said, which = reader(image)
-        loss = ((said - place[rows] / reader.size).abs().mean() * 10) + F.cross_entropy(which, screen[rows])
+            z = torch.from_numpy(codes[rows[::2].numpy()].astype(np.float32))[:, None]
+            image[::2] = tokenizer.look(tokenizer.decode(z))["image"][:, 0]
+        left = (torch.rand(len(rows)) * 4 - 1).clamp(0, 1)  # a quarter gone, a quarter pale
+        said, there, which = reader(paled(image, reader.rooms, screen[rows], place[rows], left))
+        off = (said - place[rows] / SCREEN).abs().mean(-1)
+        loss = (off * left).mean() * 10 + F.cross_entropy(which, screen[rows]) + F.binary_cross_entropy_with_logits(there, left)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     return reader.eval()
 
 
+def settings(options: argparse.Namespace, steps: int) -> dict[str, Any]:
+    """Of the game, with episodes of so many steps."""
+    size = (options.image_size, options.image_size)
+    return {"image_size": size, "max_steps": steps, "ticks_per_step": options.ticks, "settings": BONK}
+
+
 def learn(folder: Path, seed: int, options: argparse.Namespace) -> tuple[ShortcutModel, Reader]:
     """A recording, and all that is learned from it."""
-    game = {"max_steps": options.episode_steps, "ticks_per_step": options.ticks, "settings": BONK}
     if not (folder / "store.cache").exists():
-        record("bonk", folder / "store", "sticky_random", options.steps, seed=seed, settings=game)
+        record("bonk", folder / "store", "sticky_random", options.steps, seed=seed,
+               settings=settings(options, options.episode_steps))
     store = Store.open(folder / "store")
     cache, schema = Cache.build(store), store.schema
     logmel = LogMelConfig.preset("tiny", sample_rate=schema.sample_rate).covering(cache.samples / len(store))
@@ -141,15 +169,15 @@ def learn(folder: Path, seed: int, options: argparse.Namespace) -> tuple[Shortcu
     tokenizer.eval().settle(clips)
     codes = CodeCache.build(cache, tokenizer, folder / "codes", logmel)
     reader = train_reader(cache, tokenizer, codes.codes, options.reader_steps, seed)
-    dynamics = DynamicsConfig(width=options.width, kv_heads=options.kv_heads, pack=options.pack, registers=options.registers,
-                              single=0.1)  # fmt: skip
-    shortcut = ShortcutConfig(ramp=bool(options.ramp))
+    dynamics = DynamicsConfig(width=options.width, layers=options.layers, kv_heads=options.kv_heads, pack=options.pack,
+                              registers=options.registers, single=0.1)  # fmt: skip
+    shortcut = ShortcutConfig(ramp=bool(options.ramp), bootstrap=options.bootstrap)
     model = ShortcutModel(tokenizer, ActionSpec(categorical=(schema.action_count,)), dynamics, shortcut,
                           schema.game, logmel, cache.samples / len(store))  # fmt: skip
     sequences = SequenceConfig(length=options.length, batch_size=options.batch, cross_episodes=True, seed=seed)
     data = CodeData(store.path, tokenizer, logmel, sequences, path=folder / "codes")
     fit(DynamicsLearner(model, heads=False), data, folder / "dynamics",
-        training.change(steps=options.dynamics_steps, lr=options.dynamics_lr))
+        training.change(steps=options.dynamics_steps, lr=options.dynamics_lr, muon=options.muon))
     return model.eval(), reader
 
 
@@ -164,7 +192,7 @@ def by_hand(folder: Path, options: argparse.Namespace) -> Store:
     """The game that was played by hand."""
     if not (folder / "played.cache").exists():
         keys = re.sub(r"\d+", lambda tenths: str(int(tenths[0]) * 6 // options.ticks), KEYS.replace("\n", " "))
-        game = make_game("bonk", ticks_per_step=options.ticks, max_steps=CONTEXT + FRAMES, settings=BONK)
+        game = make_game("bonk", **settings(options, CONTEXT + FRAMES))
         record(game, folder / "played", ScriptedPolicy(keys, game.action_names), episodes=1, seed=GAME_SEED)
         game.close()
     return Store.open(folder / "played")
@@ -174,35 +202,46 @@ def by_hand(folder: Path, options: argparse.Namespace) -> Store:
 def measured(model: ShortcutModel, reader: Reader, played: Store, folder: Path) -> dict[str, float]:
     """How the model's frames are apart from the game's."""
     cache = Cache.build(played)
-    real = on_map(*probes(cache))
+    screen, place = probes(cache)
+    real, row = on_map(screen, place), {}
+
+    def read(name: str, image: Tensor, truth: Tensor) -> None:
+        """Share of pictures with a hero, and his mean distance in those."""
+        found, there = reader.read(image)
+        row[f"there, {name}"] = float(there.float().mean())
+        row[f"off, {name}"] = float((found - truth).norm(dim=-1)[there].mean())
+
     clips = ClipCache(cache, model.logmel)
     whole = clips.gather([[(0, CONTEXT + FRAMES)]]).torch()
     kept = restored(model.tokenizer, whole).loc["tokenizer"]
-    shown = model.tokenizer.look(model.tokenizer.decode(model.codes(whole), whole.first))["image"][0]
-    off = lambda image, place: (reader.read(image) - place).norm(dim=-1)  # noqa: E731
-    row = {"tokenizer psnr": kept.psnr, "tokenizer lsd": kept.lsd,
-           "reader, game": float(off(whole.image[0], real[: CONTEXT + FRAMES]).mean()),
-           "reader, restored": float(off(shown, real[: CONTEXT + FRAMES]).mean())}  # fmt: skip
+    row |= {"tokenizer, psnr": kept.psnr, "tokenizer, lsd": kept.lsd}
+    read("game", whole.image[0], real[: CONTEXT + FRAMES])
+    shown = model.tokenizer.look(model.tokenizer.decode(model.codes(whole), whole.first))
+    read("restored", shown["image"][0], real[: CONTEXT + FRAMES])
+    row["there, empty rooms"] = float(reader.read(reader.rooms[screen.unique()].round())[1].float().mean())
 
     # 256 frames on end.
     films, edges = dream_films(model, whole, cache.gather([[(0, CONTEXT + FRAMES)]]), CONTEXT, FRAMES)
-    far = off(torch.from_numpy(films["dream"].image[-FRAMES:]), real[CONTEXT : CONTEXT + FRAMES])
+    image, truth = torch.from_numpy(films["dream"].image[-FRAMES:]), real[CONTEXT : CONTEXT + FRAMES]
     for low, high in ((0, 16), (16, 64), (64, 256)):
-        row[f"off, frames {low + 1} to {high}"] = float(far[low:high].mean())
+        read(f"frames {low + 1} to {high}", image[low:high], truth[low:high])
     write_film(films, edges, played.schema.sample_rate, folder / "dream.webm")
 
     # Fifty frames from many starts.
-    starts = range(0, FRAMES - DRIFT + 1, 8)
-    clip = clips.gather([[(s, s + CONTEXT + DRIFT)] for s in starts]).torch()
-    place = torch.stack([real[s : s + CONTEXT + DRIFT] for s in starts])
+    starts = range(0, FRAMES - max(DRIFT) + 1, 4)
+    clip = clips.gather([[(s, s + CONTEXT + max(DRIFT))] for s in starts]).torch()
+    truth = torch.stack([real[s : s + CONTEXT + max(DRIFT)] for s in starts])
     state = model.observe(clip.map(lambda x: x[:, :CONTEXT]))
     action = model.spec.vectors(clip.action)[:, CONTEXT:]
-    for name, keys in (("drift", action), ("drift, other keys", action.roll(len(starts) // 2, 0))):
-        dream = model.look(join_states(dream_along(model, state, keys, keep_states=True).states[-1:]))
-        row[f"{name} after {DRIFT}"] = float(off(dream["image"], place[:, -1]).mean())
-        row[f"{name}, psnr"] = float(psnr(dream["image"], clip.image[:, -1]).mean())
-        row[f"{name}, lsd"] = float(log_spectral_distance(dream["audio"], clip.audio[:, -1]).mean())
-    row[f"drift, stays after {DRIFT}"] = float((place[:, CONTEXT - 1] - place[:, -1]).norm(dim=-1).mean())
+    for name, keys in (("after", action), ("other keys, after", action.roll(len(starts) // 2, 0))):
+        states = dream_along(model, state, keys, keep_states=True).states
+        for steps in DRIFT:
+            dream, at = model.look(states[steps]), CONTEXT + steps - 1
+            read(f"{name} {steps}", dream["image"], truth[:, at])
+            row[f"psnr, {name} {steps}"] = float(psnr(dream["image"], clip.image[:, at]).mean())
+            row[f"lsd, {name} {steps}"] = float(log_spectral_distance(dream["audio"], clip.audio[:, at]).mean())
+    for steps in DRIFT:
+        row[f"off, stays, after {steps}"] = float((truth[:, CONTEXT - 1] - truth[:, CONTEXT + steps - 1]).norm(dim=-1).mean())
     return row
 
 
