@@ -182,10 +182,9 @@ class Muon(LaProp):
         rate, m = self._rate(group, step), [self.state[p]["m"] for p in params]
         grads = [p.grad for p in params if p.grad is not None]
         torch._foreach_lerp_(m, grads, 1 - group["momentum"])
-        shapes: dict[Any, list[int]] = {}
-        for i, (p, ahead) in enumerate(zip(params, torch._foreach_lerp(grads, m, group["momentum"]), strict=True)):
-            shapes.setdefault((p.shape, p.device), []).append(i)
-            grads[i] = ahead
-        for (shape, _), alike in shapes.items():
-            steps = orthogonalize(torch.stack([grads[i] for i in alike])) * (max(1, shape[0] / shape[1]) ** 0.5 * rate)
-            torch._foreach_sub_([params[i] for i in alike], list(steps.unbind()))
+        same: dict[Any, list[tuple[Tensor, Tensor]]] = {}
+        for p, ahead in zip(params, torch._foreach_lerp(grads, m, group["momentum"]), strict=True):
+            same.setdefault((p.shape, p.device), []).append((p, ahead))
+        for (shape, _), alike in same.items():
+            steps = orthogonalize(torch.stack([ahead for _, ahead in alike])) * (max(1, shape[0] / shape[1]) ** 0.5 * rate)
+            torch._foreach_sub_([p for p, _ in alike], steps.unbind())
