@@ -538,6 +538,8 @@ def test_muon_moves_the_matrices_of_blocks_and_nothing_else(tmp_path: Path) -> N
     assert [name for name, p in after.named_parameters() if not torch.equal(p, before[name])] == ["net.weight"]
     with pytest.raises(UsageError, match="muon=0.1, not 0.2"):
         fit(Blocks(), pairs(), tmp_path / "some", CONFIG.change(steps=9, lr=0.0, muon=0.2))
+    with pytest.raises(UsageError, match=r"the shape \(3,\): put it with the others"):
+        Muon([nn.Parameter(torch.ones(3))], [])
     with pytest.raises(UsageError, match="leave TrainConfig.muon at 0"):
         fit(Noisy(), pairs(), tmp_path / "none", CONFIG.change(muon=0.1))
 

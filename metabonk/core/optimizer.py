@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .errors import UsageError
+
 # %% ../../nbs/core/08_optimizer.ipynb #08-optimizer-007
 class LaProp(torch.optim.Optimizer):
     "LaProp with adaptive gradient clipping, a linear warm-up and, if wanted, a linear cool-down"
@@ -167,8 +169,12 @@ class Muon(LaProp):
         momentum: float = 0.95,  # μ
         **settings: Any,  # of LaProp
     ):
-        turned = {"params": list(matrices), "lr": matrix_lr, "momentum": momentum}
-        super().__init__([turned, {"params": list(others)}], **settings)
+        turned = list(matrices)
+        for p in turned:
+            if p.ndim != 2:
+                raise UsageError(f"Muon turns matrices, and this parameter has the shape {tuple(p.shape)}: put it with the others")
+        groups = [{"params": turned, "lr": matrix_lr, "momentum": momentum}, {"params": list(others)}]
+        super().__init__(groups, **settings)
 
     def _averages(self, group: dict[str, Any]) -> tuple[str, ...]:
         return ("m",) if "momentum" in group else super()._averages(group)
