@@ -172,7 +172,7 @@ class Muon(LaProp):
         turned = list(matrices)
         for p in turned:
             if p.ndim != 2:
-                raise UsageError(f"Muon turns matrices, and this parameter has the shape {tuple(p.shape)}: put it with the others")
+                raise UsageError(f"Muon is for matrices, and a parameter has the shape {tuple(p.shape)}: put it with the others")
         groups = [{"params": turned, "lr": matrix_lr, "momentum": momentum}, {"params": list(others)}]
         super().__init__(groups, **settings)
 
