@@ -15,7 +15,7 @@ from test_token_model import rows
 from test_transformer import KINDS, video
 from test_transformer import build as build_transformer
 
-from metabonk.core.optimizer import LaProp
+from metabonk.core.optimizer import LaProp, Muon
 from metabonk.core.training import TrainConfig, fit, read_log
 from metabonk.dream.dynamics import DynamicsLearner
 from metabonk.dream.rssm import RSSM, RSSMConfig
@@ -68,11 +68,12 @@ def test_new_shapes_are_recordings_of_their_own(tmp_path):
     assert close(*found, 1e-4)
 
 
-def test_the_optimizer_takes_the_same_steps():
+@pytest.mark.parametrize("make", [LaProp, lambda params, **more: Muon(params[:1], params[1:], **more)], ids=["LaProp", "Muon"])
+def test_the_optimizer_takes_the_same_steps(make):
     torch.manual_seed(0)
     here = [torch.nn.Parameter(torch.randn(size)) for size in ((300, 300), (7,))]
     there = [torch.nn.Parameter(p.detach().cuda()) for p in here]
-    optimizers = [LaProp(params, lr=0.01, warmup=4) for params in (here, there)]
+    optimizers = [make(params, lr=0.01, warmup=4) for params in (here, there)]
     for _ in range(8):
         for p, q in zip(here, there, strict=True):
             p.grad = torch.randn_like(p)
@@ -81,7 +82,7 @@ def test_the_optimizer_takes_the_same_steps():
             optimizer.step()
     for p, q in zip(here, there, strict=True):
         torch.testing.assert_close(p, q.cpu(), atol=1e-5, rtol=1e-5)
-    moved = LaProp(here, lr=0.01, warmup=4)  # what was counted on one device goes on on the other
+    moved = make(here, lr=0.01, warmup=4)  # what was counted on one device goes on on the other
     moved.load_state_dict(optimizers[1].state_dict())
     moved.step()
     optimizers[1].step()

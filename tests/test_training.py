@@ -544,6 +544,27 @@ def test_muon_moves_the_matrices_of_blocks_and_nothing_else(tmp_path: Path) -> N
         fit(Noisy(), pairs(), tmp_path / "none", CONFIG.change(muon=0.1))
 
 
+class Looking(Muon):
+    """Asks for the number of the step."""
+
+    def _rate(self, group: dict[str, Any], step: Any) -> Any:
+        return super()._rate(group, float(step))
+
+
+@pytest.mark.parametrize("kind", [Muon, Looking])
+def test_a_step_of_muon_can_be_captured_since_it_never_looks_at_a_number(kind: type[Muon]) -> None:
+    weights = [nn.Parameter(torch.empty(*shape, device="meta")) for shape in ((4, 8), (4, 8), (7,))]  # where there are no numbers
+    optimizer = kind(weights[:2], weights[2:], warmup=2, cooldown=2, steps=4)
+    for p in weights:
+        p.grad = torch.empty_like(p)
+    if kind is Looking:  # and a look is caught
+        with pytest.raises(RuntimeError, match="meta"):
+            optimizer.step()
+    else:
+        optimizer.step()
+        assert {state["step"].device.type for state in optimizer.state.values()} == {"meta"}
+
+
 def test_muon_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
     config = CONFIG.change(steps=12, muon=0.05)
     whole = fit(Blocks(), Counting(), tmp_path / "whole", config)
