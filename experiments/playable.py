@@ -3,7 +3,8 @@
 `python experiments/playable.py --runs 5` records sticky random play on Bonk's lower right screens, all lit; trains
 tokenizer and dynamics on it; then lets the model go on from the first sixteen frames of a game that was played by hand
 (`KEYS`), under the same keys. It writes one row a training run to experiments/results/playable.csv, and beside the run's
-models dream.webm: game and dream side by side, with the dream's sound. `--table` prints the table alone.
+models dream.webm: game and dream side by side, with the dream's sound; that of seed 0 is put beside the rows, for the page of
+results. `--table` prints the table alone.
 
 Where the hero is in a generated frame, and whether more than half of him is to be seen, is read off by a small network that
 has learned it from frames of the recording, as they were, as the tokenizer restores them, and with the hero painted over more
@@ -14,6 +15,7 @@ of the game. Controls: a hero that stays where he was last seen, and the same dr
 
 import argparse
 import re
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -256,6 +258,8 @@ def train(seed: int, options: argparse.Namespace) -> dict[str, Any]:
     begun, folder = time.monotonic(), options.folder / f"seed-{seed}"
     model, reader = learn(folder, seed, options)
     row = measured(model, reader, by_hand(folder, options), folder)
+    if seed == 0:
+        shutil.copy(folder / "dream.webm", Path(__file__).parent / "results/playable.webm")
     return {"seed": seed, **row, "minutes": round((time.monotonic() - begun) / 60, 1)}
 
 
