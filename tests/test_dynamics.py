@@ -25,6 +25,7 @@ from metabonk.dream.actions import ActionSpec, camera_angles, camera_classes
 from metabonk.dream.causal_tokenizer import (
     CausalTokenizer,
     CausalTokenizerConfig,
+    CausalTokenizerLearner,
     Clip,
     ClipCache,
     ClipData,
@@ -468,6 +469,31 @@ def test_published_sizes():
     layout = model.dynamics.transformer.layout
     assert layout.sizes == {"spatial": 256, "register": 8, "shortcut": 1, "action": 1, "agent": 1}
     assert tokenizer.encoder.layout.sizes == {"image": 960, "latent": 512}
+
+
+def test_published_depths_learn_when_they_are_narrow(tmp_path):
+    """A step of both, as deep as published; the dynamics in two processes that share out the weights, as in two that do not."""
+    torch.manual_seed(0)
+    code = CausalTokenizerConfig.preset("paper", size=(30, 32), width=64, latents=8, bottleneck=4)
+    tokenizer, film = CausalTokenizer(code), torch.randint(256, (2, 3, 30, 32, 3), dtype=torch.uint8)
+    config = TrainConfig(steps=1, lr=1e-3, warmup=0, accelerator="cpu")
+    start = {name: p.detach().clone() for name, p in tokenizer.named_parameters()}
+    fit(CausalTokenizerLearner(tokenizer), [Clip(film)], tmp_path / "tokenizer", config)
+    moved = [name for name, p in tokenizer.named_parameters() if not p.equal(start[name])]
+    assert len(tokenizer.encoder.layers) == CausalTokenizerConfig.preset("paper").layers and len(moved) > 0.9 * len(start)
+    learned, config = [], config.change(devices=2)
+    for shard in (False, True):
+        torch.manual_seed(0)
+        sizes = DynamicsConfig.preset("paper", width=72, units=16)
+        model = ShortcutModel(tokenizer, ActionSpec(binary=23, categorical=(121,)), sizes, ShortcutConfig.preset("paper"))
+        keys = torch.cat([torch.randint(2, (2, 6, 23)), torch.randint(121, (2, 6, 1))], -1)
+        batches = [Clip(latent=torch.randn(2, 6, 8, 4), action=keys, first=torch.zeros(2, 6, dtype=torch.bool))] * 2
+        start = {name: p.detach().clone() for name, p in model.dynamics.named_parameters()}
+        fit(DynamicsLearner(model, heads=False), batches, tmp_path / str(shard), config.change(shard=shard))
+        learned.append(dict(model.dynamics.named_parameters()))
+    assert len(model.dynamics.transformer.layers) == 28
+    assert all(torch.allclose(learned[0][name], p, atol=1e-5) for name, p in learned[1].items())
+    assert sum(not p.equal(start[name]) for name, p in learned[1].items()) > 0.9 * len(start)
 
 
 @pytest.fixture(scope="module")

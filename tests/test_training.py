@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from metabonk.core.capture import CapturedStep
 from metabonk.core.errors import DiskFull, FolderError, FolderLocked, TrainingStopped, UsageError
@@ -209,6 +210,50 @@ def test_two_processes(tmp_path: Path) -> None:
     one = fit(Sharing(), pairs(8), tmp_path / "one", config.change(accumulate=2))
     assert two.steps_done == 12 and torch.allclose(two.net.weight, one.net.weight, atol=1e-6)
     assert np.allclose(read_log(tmp_path / "two")["loss"], read_log(tmp_path / "one")["loss"], atol=1e-6)
+
+
+class Halves(Learner):
+    """With blocks, a large matrix that is in none, a frozen part, and a slow copy. Counts the numbers that a process holds."""
+
+    blocks, frozen = ("layers",), ("eyes",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.eyes, self.layers = nn.Linear(4, 300), nn.ModuleList([nn.Linear(300, 20), nn.Linear(20, 300)])
+        self.out, self.slow = nn.Linear(300, 300), nn.Linear(300, 300).requires_grad_(False)
+
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """Regression, with some noise of a process's own."""
+        x = self.out(self.layers[1](self.layers[0](self.eyes(batch[0])).tanh()))
+        return {"fit": (x + 0.1 * torch.randn_like(x) - batch[1]).square()}
+
+    def after_step(self) -> None:
+        """The slow copy follows."""
+        with torch.no_grad():
+            for slow, fast in zip(self.slow.parameters(), self.out.parameters(), strict=True):
+                slow.lerp_(fast, 0.3)
+        self.watch("held", sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in self.parameters()))
+
+
+def test_shared_out_weights_learn_the_same(tmp_path: Path) -> None:
+    """Two processes with half of the weights each, stopped between, do what two do that hold everything."""
+    config = CONFIG.change(steps=8, accelerator="cpu", devices=2, log_every=5, muon=0.02, clip=0.05)
+    whole = fit(Halves(), pairs(8), tmp_path / "whole", config)
+    fit(Halves(), pairs(8), tmp_path / "shared", config.change(steps=5, shard=True))
+    shared = fit(Halves(), pairs(8), tmp_path / "shared", config.change(shard=True))
+    assert shared.steps_done == 8
+    for (name, one), other, start in zip(whole.named_parameters(), shared.parameters(), Halves().parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-5), name
+        assert torch.equal(one, start) == name.startswith("eyes"), name
+    logs = [read_log(tmp_path / kind) for kind in ("whole", "shared")]
+    assert np.allclose(logs[0]["loss"], logs[1]["loss"], atol=1e-5)
+    held = [log["watch/held"].iloc[-1] for log in logs]
+    assert held[1] == held[0] / 2 and held[0] == sum(p.numel() for p in whole.parameters())
+    with pytest.raises(UsageError, match="shard=True, not False"):
+        fit(Halves(), pairs(8), tmp_path / "shared", config.change(steps=9))
+    with pytest.raises(UsageError, match="set devices above 1"):
+        CONFIG.change(shard=True)
 
 
 @pytest.mark.slow

@@ -93,8 +93,8 @@ class LaProp(torch.optim.Optimizer):
         return list(same.values())
 
     def _in_pieces(self, p: Tensor, group: dict[str, Any]) -> bool:
-        contiguous = p.is_contiguous() and p.grad is not None and p.grad.is_contiguous()
-        return p.device.type == "cpu" and p.numel() > self.piece and contiguous
+        whole = type(p.grad) is Tensor and p.is_contiguous() and p.grad.is_contiguous()  # not shared out among processes
+        return p.device.type == "cpu" and p.numel() > self.piece and whole
 
     def _rate(self, group: dict[str, Any], step: Any) -> Any:
         "The learning rate at a step that is a number or a tensor"

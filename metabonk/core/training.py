@@ -32,11 +32,14 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher, _WorkerOutput
 from plotly.subplots import make_subplots
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 import metabonk.core.errors as errors
 from .capture import CapturedStep
@@ -63,6 +66,7 @@ class TrainConfig(Config):
     checkpoint_every: int = 500  # steps from one checkpoint to the next; the last step always leaves one
     log_every: int = 10  # steps that are averaged in one row of the log
     devices: int = 1  # processes that train together, each on batches of its own
+    shard: bool = False  # whether each of them keeps only its share of weights and averages (FSDP)
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"  # what they run on; auto: a GPU where there is one
     precision: Literal["auto", "32-true", "bf16-mixed"] = "32-true"  # auto: bfloat16 on a GPU that has it
     compile: bool = False  # whether the learner's `blocks` are compiled: a minute or more at first, for long trainings
@@ -88,6 +92,8 @@ class TrainConfig(Config):
                 raise UsageError(f"TrainConfig.{name} can't be below 0, as {getattr(self, name)} is")
         if self.capture and max(self.accumulate, self.devices) > 1:
             raise UsageError("TrainConfig.capture records a step of one batch on one device: leave accumulate and devices at 1")
+        if self.shard and self.devices == 1:
+            raise UsageError("TrainConfig.shard gives each of several devices a share of the weights: set devices above 1")
 
 # %% ../../nbs/core/07_training.ipynb #07-training-014
 class Learner(L.LightningModule):
@@ -96,7 +102,7 @@ class Learner(L.LightningModule):
     scales: dict[str, float] = {}  # weights of the losses in their sum, 1 where none is given
     frozen: tuple[str, ...] = ()  # names of sub-modules that are not trained and not kept in checkpoints
     identity: dict[str, str] = {}  # what a checkpoint must share to fit, such as {"game": "bonk"}
-    blocks: tuple[str, ...] = ()  # names of sub-modules, or of lists of them, that `TrainConfig.compile` and `muon` are for
+    blocks: tuple[str, ...] = ()  # names of sub-modules, or of lists of them, that `TrainConfig.compile`, `shard`, `muon` go by
     capturable = False  # whether `losses` decides nothing on the CPU, so that `TrainConfig.capture` can record it
 
     def __init__(self) -> None:
@@ -217,6 +223,13 @@ class Learner(L.LightningModule):
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
+
+    def configure_model(self) -> None:
+        "Lightning's hook: of shared-out weights each block's are gathered while it computes, all others for a step"
+        if self.train_config.shard:
+            for part in (*_blocks(self), self):
+                fully_shard(part, mesh=self.device_mesh["data_parallel"])  # type: ignore[index]
+            register_fsdp_forward_method(self, "training_step")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:  # what `make_optimizer` gives
         "Lightning's hook"
@@ -487,8 +500,8 @@ class _Request:
 class _Keeper(L.Callback):
     "What happens around the steps: random state, log, checkpoints, requests to stop"
 
-    def __init__(self, folder: Path, resumed: dict[str, Any] | None) -> None:
-        self.folder, self.resumed, self.step = folder, resumed, 0
+    def __init__(self, folder: Path, resumed: dict[str, Any] | None, learner: str) -> None:
+        self.folder, self.resumed, self.learner, self.step = folder, resumed, learner, 0
         self.open: list[Any] = []  # what must be closed at the end
         self.path = folder / "checkpoints" / "last.ckpt"
 
@@ -521,7 +534,7 @@ class _Keeper(L.Callback):
                 logs.mkdir(parents=True, exist_ok=True)
                 self.table = _Table(logs / "log.csv", self.step)
                 self.board = _Board(logs, self.step)
-            self.bar = progress((), self.config.steps, type(learner).__name__, "step")
+            self.bar = progress((), self.config.steps, self.learner, "step")
             self.bar.update(self.step)
             self.open += [self.table, self.board, self.bar]
         if self.resumed:  # last, so that nothing draws between this and the first step
@@ -595,7 +608,7 @@ class _Keeper(L.Callback):
             "step": self.step,
             "seconds": self._seconds(),
             "stopped": learner.stopped,
-            "learner": type(learner).__name__,
+            "learner": self.learner,
             "identity": dict(learner.identity),
             "config": self.config.to_dict(),
             **{name: [part[name] for part in parts] for name in own},
@@ -659,20 +672,38 @@ def fit(
             del checkpoint
         _run(learner, data, folder, config, state)
         if config.devices > 1:  # it was trained in other processes
-            state = _load(path, look=True)["metabonk"]
-            learner.steps_done, learner.stopped = state["step"], state["stopped"]
+            checkpoint = _load(path, look=True)
+            learner.load_state_dict(checkpoint["state_dict"], strict=False)
+            learner.steps_done, learner.stopped = checkpoint["metabonk"]["step"], checkpoint["metabonk"]["stopped"]
     return learner
 
 # %% ../../nbs/core/07_training.ipynb #07-training-031
+class _Launcher(_MultiProcessingLauncher):
+    "Starts the processes of a shared-out training, whose weights come back in the checkpoint"
+
+    def _collect_rank_zero_results(self, trainer: L.Trainer, results: Any) -> _WorkerOutput | None:
+        extra = self.get_extra_results(trainer)
+        return _WorkerOutput(None, None, trainer.state, results, extra) if trainer.is_global_zero else None
+
+
+class _Sharded(ModelParallelStrategy):
+    "FSDP, in processes of our own"
+
+    def _configure_launcher(self) -> None:
+        self._launcher = _Launcher(self, "fork" if hasattr(sys, "ps1") else "spawn")
+
+
 def _run(learner: Learner, data: Any, folder: Path, config: TrainConfig, state: dict[str, Any] | None) -> None:
     device = pick_device(config.accelerator)
     precision: Any = pick_precision(device) if config.precision == "auto" else config.precision
     if config.capture and not learner.capturable:
         raise UsageError(f"a step of {type(learner).__name__} can't be captured: leave TrainConfig.capture off")
-    several = "ddp_notebook_find_unused_parameters_true" if hasattr(sys, "ps1") else "ddp_spawn_find_unused_parameters_true"
+    several: Any = "ddp_notebook_find_unused_parameters_true" if hasattr(sys, "ps1") else "ddp_spawn_find_unused_parameters_true"
+    if config.shard:
+        several = _Sharded(config.devices, 1, save_distributed_checkpoint=False)
     if isinstance(data, L.LightningDataModule):
         data.prepare_data()
-    keeper = _Keeper(folder, state)
+    keeper = _Keeper(folder, state, type(learner).__name__)
     outer = _Request() if config.devices > 1 else None  # the processes that train hear Ctrl-C themselves
     try:
         learner._data = data
@@ -695,7 +726,7 @@ def _run(learner: Learner, data: Any, folder: Path, config: TrainConfig, state: 
                 limit_val_batches=0,
                 use_distributed_sampler=False,
             )
-            trainer.fit(learner, ckpt_path=folder / "checkpoints" / "last.ckpt" if state else None)
+            trainer.fit(learner, ckpt_path=folder / "checkpoints" / "last.ckpt" if state else None, weights_only=True)
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # how Lightning ends after a second Ctrl-C
             raise KeyboardInterrupt from None
@@ -779,7 +810,7 @@ def _check(checkpoint: dict[str, Any], learner: Learner, config: TrainConfig, pa
         raise FolderError(f"{path} holds a network of another shape: {k!r} is {saved.get(k, 'not there')} in it and "
                           f"{shapes.get(k, 'not there')} here{more}: use the same configuration, {choice}")
     planned = ("steps",) if config.cooldown else ()  # where the learning rate falls depends on the end
-    for name in ("lr", "muon", "warmup", "cooldown", *planned, "clip", "accumulate", "devices", "precision", "seed"):
+    for name in ("lr", "muon", "warmup", "cooldown", *planned, "clip", "accumulate", "devices", "shard", "precision", "seed"):
         if (old := state["config"].get(name, getattr(TrainConfig, name))) != (new := getattr(config, name)):
             raise UsageError(f"{path} was trained with {name}={old}, not {new}: use the same value, {choice}")
 
