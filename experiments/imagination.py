@@ -2,9 +2,9 @@
 
 `python experiments/imagination.py --runs 5` runs pipelines/dreamer4.yaml that many times on Bonk and on MinAtar's space
 invaders, each time from nothing: recording, tokenizer, dynamics, cloned policy, imagination. It writes one row a run to
-experiments/results/imagination.csv and prints the table; `--table` prints it alone. Scores are means over episodes of the
-real game, twenty of Bonk and a hundred of MinAtar, the same for both policies; random play is the control. What GAMES says
-of a game comes before the options. An interrupted run goes on where it stopped.
+experiments/results/imagination.csv and prints the table; `--table` prints it alone. Scores are means over a hundred
+episodes of the real game, the same for both policies; random play is the control. What GAMES says of a game comes before the
+options. An interrupted run goes on where it stopped.
 """
 
 import argparse
