@@ -324,6 +324,18 @@ def test_wrong_names_and_values(name, config, words):
         make_game(name, **config)
 
 
+def test_controls_are_counted_between_their_limits():
+    ours, theirs = make_game("gym:Pendulum-v1", image_size=None), gym.make("Pendulum-v1")
+    assert ours.action_space == gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
+    for share in (1.0, -0.25):
+        ours.reset(seed=3)
+        theirs.reset(seed=3)
+        theirs.unwrapped.state = np.array(ours.machine._env.unwrapped.state)
+        reward = ours.step(np.array([share], np.float32))[1]
+        assert reward == pytest.approx(theirs.step(np.array([2 * share], np.float32))[1], rel=1e-5)
+    ours.close()
+
+
 def test_cartridges_that_are_none(tmp_path):
     rom = gameboy.tiny_rom()
     damaged = rom[:0x140] + b"\xff" + rom[0x141:]

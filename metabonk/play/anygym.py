@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.spaces import Discrete
+from gymnasium.spaces import Box, Discrete
 from jaxtyping import Int16, UInt8
 
 from ..core.config import Config
@@ -71,6 +71,10 @@ class AnyGym(Silent):
             raise UsageError(f"{self.name} can't be made: {error}") from error
         if self._env.render_mode != "rgb_array":
             raise UsageError(f"{self.name} does not render pictures (rgb_array): choose another environment")
+        controls = self._env.action_space
+        if isinstance(controls, Box) and np.issubdtype(controls.dtype, np.floating) and controls.is_bounded():
+            one = controls.dtype.type(1)
+            self._env = gym.wrappers.RescaleAction(self._env, -one, one)
         self.action_space = self._env.action_space
         self._env.reset(seed=0)
         self.image_shape = self._draw().shape[:2]
