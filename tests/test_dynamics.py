@@ -474,7 +474,7 @@ def test_published_sizes():
 def test_published_depths_learn_when_they_are_narrow(tmp_path):
     """A step of both, as deep as published; the dynamics in two processes that share out the weights, as in two that do not."""
     torch.manual_seed(0)
-    code = CausalTokenizerConfig.preset("paper", size=(30, 32), width=64, latents=8, bottleneck=4)
+    code = CausalTokenizerConfig.preset("paper", size=(30, 32), width=64, latents=8, bottleneck=4, context=3)
     tokenizer, film = CausalTokenizer(code), torch.randint(256, (2, 3, 30, 32, 3), dtype=torch.uint8)
     config = TrainConfig(steps=1, lr=1e-3, warmup=0, accelerator="cpu")
     start = {name: p.detach().clone() for name, p in tokenizer.named_parameters()}
@@ -484,7 +484,7 @@ def test_published_depths_learn_when_they_are_narrow(tmp_path):
     learned, config = [], config.change(devices=2)
     for shard in (False, True):
         torch.manual_seed(0)
-        sizes = DynamicsConfig.preset("paper", width=72, units=16)
+        sizes = DynamicsConfig.preset("paper", width=72, units=16, context=6)
         model = ShortcutModel(tokenizer, ActionSpec(binary=23, categorical=(121,)), sizes, ShortcutConfig.preset("paper"))
         keys = torch.cat([torch.randint(2, (2, 6, 23)), torch.randint(121, (2, 6, 1))], -1)
         batches = [Clip(latent=torch.randn(2, 6, 8, 4), action=keys, first=torch.zeros(2, 6, dtype=torch.bool))] * 2
@@ -494,6 +494,16 @@ def test_published_depths_learn_when_they_are_narrow(tmp_path):
     assert len(model.dynamics.transformer.layers) == 28
     assert all(torch.allclose(learned[0][name], p, atol=1e-5) for name, p in learned[1].items())
     assert sum(not p.equal(start[name]) for name, p in learned[1].items()) > 0.9 * len(start)
+
+
+def test_nothing_learns_to_look_back_further_than_it_is_shown(tmp_path):
+    model, short, once = build(), codes(time=2), TrainConfig(steps=1, accelerator="cpu")
+    with pytest.raises(UsageError, match="2 rows are too short .* looks back 3 frames.* build it with context=2"):
+        fit(DynamicsLearner(model), [short], tmp_path / "dynamics", once)
+    with pytest.raises(UsageError, match="2 rows are too short"):
+        film = Clip(torch.zeros(1, 2, 8, 8, 3, dtype=torch.uint8))
+        fit(CausalTokenizerLearner(model.tokenizer.requires_grad_()), [film], tmp_path / "tokenizer", once)
+    fit(DynamicsLearner(build(context=2)), [short], tmp_path / "enough", once)
 
 
 @pytest.fixture(scope="module")

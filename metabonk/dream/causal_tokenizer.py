@@ -572,6 +572,9 @@ class CausalTokenizerLearner(Learner):
         batch: Clip,  # (B, T) rows
     ) -> dict[str, Float[Tensor, "batch time"]]:  # by name
         "Those of the tokenizer"
+        for part in (self.tokenizer.encoder, self.tokenizer.decoder):
+            if isinstance(part, Transformer):
+                part.check_length(batch.shape[1])
         return self.tokenizer.losses(batch)
 
 # %% ../../nbs/dream/54_causal_tokenizer.ipynb #54-causal-tokenizer-023

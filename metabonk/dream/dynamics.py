@@ -528,6 +528,7 @@ class DynamicsLearner(Learner):
         batch: Clip,  # (B, T) rows
     ) -> dict[str, Float[Tensor, "batch time"]]:  # by name
         "Those of the model, on long or short sequences"
+        self.model.dynamics.transformer.check_length(batch.shape[1])
         if self.short:
             batch = cut_clip(batch, batch_length(self.steps_done, self.train_config.steps, self.short, batch.shape[1]))
         return self.model.losses(batch, self.learned + self.steps_done)

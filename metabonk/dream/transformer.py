@@ -281,6 +281,15 @@ class Transformer(nn.Module):
             raise UsageError(f"this cache is of another model: (time layers, tokens * kv_heads, context + 1, size) is {found}, "
                              f"this transformer has {wanted}; begin with its own `new_cache`")
 
+    def check_length(
+        self,
+        time: int,  # rows of the sequences that it is trained on
+    ) -> None:
+        "`UsageError` if it looks back further than these show"
+        if "time" in self.config.kinds and time < self.config.context:
+            raise UsageError(f"sequences of {time} rows are too short to learn from: this transformer looks back "
+                             f"{self.config.context} frames. Train on longer ones, or build it with context={time}")
+
     def _remember(self, cache: State, kept: list[tuple[Tensor, Tensor]], numbers: Tensor, starts: Tensor) -> State:
         "The ring after each of some frames (B, n), out of the ring before and what came since: (B * n, ...)"
         ring, before, frame = self.config.context + 1, cache["frames"][:, None, None], numbers[..., None]
