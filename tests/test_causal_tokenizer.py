@@ -160,6 +160,40 @@ def test_the_perceptual_term_is_the_users_and_takes_the_place_of_structure():
     assert shape == (10, 3, 8, 8) and -1 <= low < -0.9 and 0.9 < high <= 1
 
 
+class Distance(torch.nn.Module):
+    """A network as LPIPS is one: weights, and dropout while it learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen, self.drop = torch.nn.Conv2d(3, 4, 3), torch.nn.Dropout(0.5)
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (self.drop(self.seen(a)) - self.drop(self.seen(b))).square().mean((1, 2, 3))
+
+
+def test_a_perceptual_network_measures_and_is_neither_trained_nor_saved(tmp_path):
+    plain, distance = build(), Distance()
+    model = build(distance).train()
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    assert not any(p is q for p in model.parameters() for q in distance.parameters())
+    a, b = torch.rand(2, 4, 3, 8, 8).requires_grad_()
+    loss = model.perceptual(a, b)
+    assert loss.equal(model.perceptual(a, b)) and not loss.equal(distance.train()(a, b))  # with dropout it would differ
+    distance.eval()
+    model.losses(clip())["perceptual"].mean().backward()
+    assert model.restore["image"].weight.grad.abs().max() > 0
+    assert all(p.grad is None for p in distance.parameters())
+    back, _ = CausalTokenizer.load(model.save(tmp_path))
+    assert back.encode(clip()).equal(model.eval().encode(clip()))
+
+
+def test_a_perceptual_network_follows_the_pictures_to_their_device():
+    distance = Distance()
+    model, rows = build(distance), clip()
+    assert model.to("meta").losses(rows.map(lambda x: x.to("meta")))["perceptual"].is_meta
+    assert distance.seen.weight.is_meta
+
+
 def test_structure_is_about_edges():
     x = torch.rand(2, 8, 8, 3)
     assert structure_loss(x + 0.3, x).max() < 1e-10

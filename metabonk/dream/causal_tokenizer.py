@@ -307,6 +307,7 @@ class CausalTokenizer(nn.Module):
     "Frames to a few numbers and back, looking back in time"
 
     unit: Tensor  # in which codes are counted: the spread of tanh's output, 1 until `settle`
+    perceptual: Callable[[Tensor, Tensor], Tensor] | None
 
     def __init__(
         self,
@@ -314,7 +315,10 @@ class CausalTokenizer(nn.Module):
         perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,  # LPIPS: twice (n, 3, h, w) in [-1, 1] to n numbers
     ):
         super().__init__()
-        self.config, self.perceptual, width = config, perceptual, config.width
+        if isinstance(perceptual, nn.Module):
+            perceptual.requires_grad_(False).eval()
+        self.__dict__["perceptual"] = perceptual  # a measure, not a part: a network is neither trained nor saved
+        self.config, width = config, config.width
         self.senses = tuple(config.grids)
         layouts = encoder_layout(config.grids, config.latents), decoder_layout(config.grids, config.latents)
         self.encoder, self.decoder = (
@@ -498,6 +502,8 @@ class CausalTokenizer(nn.Module):
         if "image" in self.senses:
             picture, target = (self.joined({"image": x["image"]})["image"].flatten(0, 1) for x in (restored, patches))
             if self.perceptual:
+                if isinstance(self.perceptual, nn.Module):
+                    self.perceptual.to(picture.device)
                 given = (2 * picture.movedim(-1, 1), 2 * target.movedim(-1, 1))
                 losses["perceptual"] = self.perceptual(*given).view(clip.shape)
             else:
