@@ -176,6 +176,21 @@ def test_around_a_damaged_chunk(tmp_path: Path) -> None:
         Sequences(cache, 17, cross_episodes=True)
 
 
+def test_sequences_of_a_recording_of_short_episodes_can_be_cut_into_equal_pieces(tmp_path: Path) -> None:
+    cache = Cache.build(record(tmp_path / "store", [play([6, 5] * 8, 1), play([30], 2)], chunk_steps=16))  # 88 rows and 30
+    inside, across = Sequences(cache, 1), Sequences(cache, 1, cross_episodes=True)
+    assert (inside.longest, across.longest) == (30, 88)
+    wanted = SequenceConfig(length=101, cross_episodes=True)
+    for pieces, length in ((1, 88), (4, 88), (3, 87), (16, 80)):
+        fitting = wanted.fitting(across.longest, pieces)
+        assert fitting == wanted.change(length=length) and len(Sequences(cache, fitting.length, fitting.cross_episodes))
+    assert [SequenceConfig(length=16).fitting(rows).length for rows in (15, 16, 17, 500)] == [15, 16, 16, 16]
+    assert SequenceConfig(length=256).fitting(10_000, 4).length == 256
+    few = SequenceConfig(length=64, cross_episodes=True).fitting(3, 4)
+    with pytest.raises(StoreError, match="no 100 rows follow one another.* 88 at most"):
+        Sequences(cache, few.length * 25, cross_episodes=True)
+
+
 # --- how they are drawn
 
 

@@ -9,7 +9,7 @@ __all__ = ['held_out', 'RowSource', 'Sequences', 'SequenceConfig', 'draw', 'Sequ
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import lightning as L
 import numpy as np
@@ -70,6 +70,7 @@ class Sequences:
         run, size = _runs(together, rows)
         before = row - row[np.flatnonzero(np.diff(run, prepend=-1))][run]  # rows of the run before the piece
         count = np.clip(size[run] - length + 1 - before, 0, rows)  # places in this piece
+        self.longest = int(size.max(initial=0))  # how many rows follow one another, at most
         joined, stretch = _runs(together & (place[1:] == place[:-1] + rows[:-1]), rows)
         start = place[np.flatnonzero(np.diff(joined, prepend=-1))]
         self._place, self._rows = place, rows
@@ -77,9 +78,9 @@ class Sequences:
         self._oldest = np.lexsort((row, stream, order))
         self._stop = np.cumsum(count[self._oldest])
         if not len(self):
-            longest = int(size.max(initial=0))
-            hint = "record longer episodes, ask for shorter sequences or let them cross episodes" if longest else "record more"
-            raise StoreError(f"no {length} rows follow one another in {cache.path}, {longest} at most: {hint}")
+            wishes = "record longer episodes, ask for shorter sequences or let them cross episodes"
+            hint = wishes if self.longest else "record more"
+            raise StoreError(f"no {length} rows follow one another in {cache.path}, {self.longest} at most: {hint}")
 
     def __len__(self) -> int:
         return int(self._stop[-1]) if len(self._stop) else 0
@@ -155,6 +156,14 @@ class SequenceConfig(Config):
                 raise UsageError(f"SequenceConfig.{name} must be at least 1, not {getattr(self, name)}")
         if self.half_life <= 0 or self.workers < 0:
             raise UsageError("SequenceConfig.half_life must be above 0 and workers not below 0")
+
+    def fitting(
+        self,
+        rows: int,  # that follow one another in a recording (`Sequences.longest`)
+        pieces: int = 1,  # of equal length that a sequence can be cut into
+    ) -> Self:  # sequences as long as these, or as the recording allows
+        "The same for a recording that may be shorter than a sequence"
+        return self.change(length=max(1, min(self.length, rows) // pieces) * pieces)
 
 
 def draw(
