@@ -443,6 +443,18 @@ def test_bad_input_says_so():
         build(pack=3)
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_an_action_that_is_no_number_is_told_before_it_is_dreamed(wrong):
+    model = build(ActionSpec(continuous=2))
+    rows = codes()
+    rows.action = torch.zeros(*rows.shape, 2)
+    state, action = model.observe(rows), torch.zeros(rows.shape[0], 2)
+    action[1, 1] = wrong
+    with pytest.raises(UsageError, match="not finite: look at the policy"):
+        model.advance(state, action)
+    assert model.advance(state, action.nan_to_num(0.5, 0.5, 0.5))["latent"].isfinite().all()
+
+
 def test_playing_in_a_dream_needs_both_senses_or_says_what_is_missing():
     torch.manual_seed(0)
     sound = {"channels": 1, "frames": 2, "bands": 4, "sound_patch": (2, 2)}

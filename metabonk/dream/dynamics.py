@@ -395,6 +395,8 @@ class ShortcutModel(WorldModel):
         f.transformer.check(state)
         if action.shape[-1] != self.action_size:
             raise UsageError(f"action vectors of {action.shape[-1]} numbers, this model knows {self.action_size}")
+        if action.device.type == "cpu" and not bool(action.isfinite().all()):  # elsewhere a look costs more than all the rest
+            raise UsageError("an action vector holds numbers that are not finite: look at the policy that chose it")
         z, task = torch.randn_like(state["latent"])[:, None], state["task"][:, None]
         tau, d = self.passes[:, None].expand(-1, B, -1)
         passes, known = tau.shape[1], torch.ones_like(tau, dtype=torch.bool)
