@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,9 @@ from mutants import mutant
 
 from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
 from metabonk.act.agent import Agent, play_episodes
+from metabonk.act.curiosity import CuriosityConfig, Explorer, ExplorerLearner, Plan2Explore
 from metabonk.act.dreaming import DreamConfig, DreamLearner
+from metabonk.act.finetune import FineTune, FineTuneConfig, ShortUpdates
 from metabonk.act.objectives import PMPO
 from metabonk.core.errors import FolderError, UsageError
 from metabonk.core.training import TrainConfig, fit, read_log
@@ -32,6 +35,7 @@ from metabonk.dream.causal_tokenizer import (
     ClipSenses,
     bouncing_ball,
 )
+from metabonk.dream.codes import CodeData
 from metabonk.dream.dynamics import (
     ActionEmbedding,
     Dynamics,
@@ -598,6 +602,49 @@ def test_it_learns_in_its_dreams_of_a_recording(bonk_store, tmp_path):
 
 
 # --- the steps of the publication's Table 2
+
+
+def coded(store, model: ShortcutModel, folder: Path) -> CodeData:
+    """A recording as the codes of this model."""
+    places = {"path": folder / "codes", "cache": folder / "cache"}
+    return CodeData(store, model.tokenizer, HEARD, SequenceConfig(length=6, batch_size=2), **places)
+
+
+def test_a_curious_player_learns_in_it_from_codes(bonk_store, tmp_path):
+    agent, sizes = player(bonk_store.schema.action_count), CuriosityConfig(members=2, layers=1, units=8)
+    model = agent.model
+    given = sizes, model.feature_size, model.action_size, 6  # 2 latents of 3 numbers
+    explorer = Explorer({"latent": Plan2Explore(*given, latent=model.latent), "all": Plan2Explore(
+        sizes, model.feature_size, model.action_size, model.feature_size, latent="")})  # fmt: skip
+    learner = ExplorerLearner(model, explorer, agent.actor_critic, DreamConfig(horizon=2, starts=4, replay=0.0))
+    data = coded(bonk_store.path, model, tmp_path)
+    fit(learner, data, tmp_path / "training", TrainConfig(steps=2, warmup=0, log_every=1))
+    log = read_log(tmp_path / "training")
+    assert (log[["loss/latent", "loss/latent_error", "loss/all"]] > 0).all(axis=None)
+    batch = next(iter(data.train_dataloader()))
+    states = model.observe(batch, every=True)
+    seen = explorer.curiosities["latent"].target(batch, states, model.features(states).view(2, 6, -1))
+    assert seen.equal(batch.latent.flatten(2)), "what is foretold is the code of each row"
+    once = explorer.losses(batch, model, states)["latent"]
+    batch.episode = None
+    assert not once.equal(explorer.losses(batch, model, states)["latent"]), "each member has its own share of the rows"
+    with pytest.raises(UsageError, match="latent=model.latent"):
+        Explorer({"latent": Plan2Explore(*given)}).losses(batch, model, states)
+
+
+def test_it_is_tuned_in_rounds_of_learning_and_playing(bonk_store, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(bonk_store.path, store)
+    agent, short = player(bonk_store.schema.action_count), TrainConfig(steps=1, warmup=0)
+    learn = ShortUpdates(lambda store: coded(store, agent.model, tmp_path), DynamicsLearner, short, short,
+                         DreamConfig(horizon=2, starts=4))  # fmt: skip
+    before = {name: p.clone() for name, p in agent.model.state_dict().items()}
+    tune = FineTune(agent, "bonk", store, tmp_path / "tuning", learn, FineTuneConfig(rounds=1, episodes=1), SMALL)
+    assert tune.run()["steps"].tolist() == [12, 24]
+    after = agent.model.state_dict()
+    assert not after["dynamics.embed.weight"].equal(before["dynamics.embed.weight"]), "the world is learned on"
+    assert all(p.equal(before[name]) for name, p in after.items() if name.startswith("tokenizer."))
+    assert isinstance(Agent.load(tune.best_agent, ShortcutModel.load).model, ShortcutModel)
 
 
 def test_a_velocity_is_the_same_error_in_other_units():

@@ -162,9 +162,11 @@ class Plan2Explore(Curiosity):
         feature_size: int,  # numbers in the features of a state
         action_size: int,  # numbers in an action vector
         target_size: int,  # numbers in the latent
-        latent: str = "stoch",  # its name in the model's states; "" for all features
+        latent: str = "stoch",  # its name in the model's states, `model.latent`; "" for all features
     ):
         def target(batch: Any, states: State, features: Tensor) -> Tensor:
+            if latent and latent not in states:
+                raise UsageError(f"the model's states have no {latent!r}: give Plan2Explore latent=model.latent")
             return states[latent].view(*features.shape[:2], -1) if latent else features
 
         super().__init__(config, feature_size, action_size, target_size, target)
@@ -229,7 +231,7 @@ class Explorer(nn.Module):
         losses: dict[str, Tensor] = {}
         for name, curiosity in self._each():
             copies = None
-            if curiosity.config.resample and batch.episode is not None:
+            if curiosity.config.resample and getattr(batch, "episode", None) is not None:
                 copies = resampled(batch.episode, batch.step, curiosity.config.members)
             target = curiosity.target(batch, states, features)
             found = curiosity.losses(features, action, target, ~batch.first[:, 1:], copies)

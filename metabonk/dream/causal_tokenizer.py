@@ -53,6 +53,8 @@ class Clip(Columns):
     first: Any = None  # (B, T) bool
     task: Any = None  # (B, T) int64: which of several tasks an agent is asked for
     relevant: Any = None  # (B, T) bool: rows that a task is cloned from; the others teach how the world goes on
+    episode: Any = None  # (B, T) int64: of the store
+    step: Any = None  # (B, T) int64: of that episode
 
     @property
     def shape(self) -> tuple[int, int]:  # B, T
@@ -82,7 +84,7 @@ class ClipCache:
         "Sequences of equal length, copied out of the maps"
         rows = np.array([np.concatenate([np.arange(*run) for run in runs]) for runs in places])  # (B, T)
         table, hearing = self.cache.table, self.hearing
-        names = ("action", "reward", "terminated", "truncated", "first")
+        names = ("action", "reward", "terminated", "truncated", "first", "episode", "step")
         sound = None
         if hearing is not None:
             sound = torch.stack([torch.cat([hearing.stretch(*run) for run in runs]) for runs in places])

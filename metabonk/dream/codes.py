@@ -93,7 +93,7 @@ class CodeCache:
     ) -> Clip:  # NumPy arrays (B, T, ...), with `latent`
         "Sequences of equal length"
         rows = np.array([np.concatenate([np.arange(*run) for run in runs]) for runs in places])  # (B, T)
-        names = ("action", "reward", "terminated", "truncated", "first")
+        names = ("action", "reward", "terminated", "truncated", "first", "episode", "step")
         return Clip(latent=self.codes[rows], **{name: np.ascontiguousarray(self.cache.table[name][rows]) for name in names})
 
 # %% ../../nbs/dream/57_codes.ipynb #57-codes-011

@@ -216,6 +216,7 @@ class ShortcutModel(WorldModel):
     "Dreamer 4's world model: causal tokenizer and shortcut-forcing transformer"
 
     discrete: bool
+    latent = "latent"
     passes: Tensor  # (2, K + 1): tau and d of each pass in which a frame is generated
 
     def __init__(

@@ -84,6 +84,7 @@ class WorldModel(nn.Module):
     feature_size: int  # numbers in the features of a state
     action_size: int  # numbers in an action vector
     discrete: bool  # whether actions are one-hot
+    latent: str = ""  # name of the part of a state that is guessed anew in every step; "": no such part
 
     @property
     def spec(self) -> ActionSpec:  # one choice, or controls, unless a model says otherwise

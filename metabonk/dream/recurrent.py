@@ -25,6 +25,7 @@ class RecurrentModel(WorldModel):
     "DreamerV3's world model over any encoder and decoders"
 
     discrete: bool
+    latent = "stoch"
 
     def __init__(
         self,
