@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from mutants import mutant
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
 from metabonk.act.agent import Agent, play_episodes
@@ -21,6 +22,7 @@ from metabonk.act.curiosity import CuriosityConfig, Explorer, ExplorerLearner, P
 from metabonk.act.dreaming import DreamConfig, DreamLearner
 from metabonk.act.finetune import FineTune, FineTuneConfig, ShortUpdates
 from metabonk.act.objectives import PMPO
+from metabonk.core.capture import leaves
 from metabonk.core.errors import FolderError, UsageError
 from metabonk.core.training import TrainConfig, fit, read_log
 from metabonk.dream import dynamics
@@ -45,7 +47,7 @@ from metabonk.dream.dynamics import (
     batch_length,
     cut_clip,
 )
-from metabonk.dream.interface import DreamEnv, dream_along, imagine, pick_states
+from metabonk.dream.interface import Categorical, DreamEnv, dream_along, imagine, pick_states
 from metabonk.dream.shortcut import ShortcutConfig, ramp
 from metabonk.dream.transformer import Transformer
 from metabonk.measure.dreams import free_dream_video
@@ -60,7 +62,7 @@ THREE = ActionSpec(categorical=(3,))
 
 def build(spec: ActionSpec = THREE, decoder_time: bool = False, finest: int = 8, **changes) -> ShortcutModel:
     torch.manual_seed(0)
-    both = {"width": 16, "layers": 2, "heads": 2, "time_every": 2, "context": 3}
+    both = {"width": 16, "layers": 2, "heads": 2, "time_every": 2, "context": changes.get("context", 3)}
     code = CausalTokenizerConfig(size=(8, 8), patch=4, latents=2, bottleneck=3, decoder_time=decoder_time, **both)
     config = DynamicsConfig(**{**both, "kv_heads": 1, "registers": 1, "units": 8, **changes})
     return ShortcutModel(CausalTokenizer(code), spec, config, ShortcutConfig(finest=finest)).eval()
@@ -346,6 +348,60 @@ def test_reading_row_by_row_is_reading_at_once(decoder_time, monkeypatch):
         assert model.look(mine)["image"].sub(model.look(state)["image"]).abs().float().mean() < 1
     torch.testing.assert_close(at_once["agent"], state["agent"], atol=1e-5, rtol=0)
     assert state.keys() == at_once.keys() == every.keys()
+
+
+def long_memory(frames: bool) -> tuple[ShortcutModel, Clip]:
+    """A model that looks far back in all its parts, and rows as frames or as codes."""
+    model, rows = build(decoder_time=True, context=100), bouncing_ball(2, 6, size=8) if frames else codes(2)
+    rows.audio = None
+    return model, rows
+
+
+@pytest.mark.parametrize("frames", [True, False])
+@pytest.mark.parametrize("starts", [0, 1, 5])
+def test_dreams_start_from_the_states_that_reading_every_row_gives(frames, starts):
+    (model, rows), policy = long_memory(frames), lambda features: Categorical(features[:, :3])
+    agent = ActorCritic(ActorCriticConfig(units=8), model.feature_size, model.spec)
+    agent.policy = policy
+    torch.manual_seed(4)
+    dreamed, seen, chosen = DreamLearner(model, agent, DreamConfig(horizon=2, starts=starts)).dream(rows)
+    torch.manual_seed(4)
+    states = model.observe(rows, every=True)
+    index = torch.randperm(12)[:starts] if starts else slice(None)
+    futures = imagine(model, policy, pick_states(states, index), 2)
+    assert futures.features.equal(dreamed.features) and futures.action.equal(dreamed.action)
+    assert chosen.equal(index) if starts else chosen is None
+    assert all(column.equal(states[name]) for name, column in seen.items())
+
+
+class Largest(TorchDispatchMode):
+    """Numbers in the largest tensor that was made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        self.numbers = max([self.numbers, *(x.numel() for x in leaves(made))])
+        return made
+
+
+def most_made(observe) -> list[int]:
+    """For ever more of 12 rows."""
+    most = []
+    for rows in (4, 8, 12):
+        with Largest() as largest:
+            observe(torch.arange(rows))
+        most.append(largest.numbers)
+    return most
+
+
+@pytest.mark.parametrize("frames", [True, False])
+def test_memory_follows_the_rows_that_are_gone_on_from(frames):
+    model, clip = long_memory(frames)
+    most = most_made(lambda rows: model.observe_rows(clip)[1](rows))
+    assert most[0] < most[1] < most[2] and most[2] == 3 * most[0]
+    whole = most_made(lambda rows: pick_states(model.observe(clip, every=True), rows))  # negative control
+    assert whole == [most[2]] * 3
 
 
 def test_a_dream_tells_levels_and_steps_of_every_pass(monkeypatch):

@@ -85,8 +85,12 @@ def test_the_past_after_every_frame_is_that_of_reading_frame_by_frame():
     x, first = video(2, 9, model), torch.zeros(2, 9, dtype=torch.bool)
     first[1, 4] = True
     _, cache = model.read(x[:, :2], model.new_cache(2), first[:, :2])
-    _, every = model.read(x[:, 2:], cache, first[:, 2:], every=True)
+    _, trail = model.read(x[:, 2:], cache, first[:, 2:], every=True)
+    every = model.pasts(trail, slice(None))
     assert len(every["frames"]) == 14
+    for rows in ([9, 3, 3], torch.tensor([0]), slice(2, None, 7)):
+        few, same = model.pasts(trail, rows), pick_states(every, rows)
+        assert all(few[name].equal(same[name]) for name in same) and few.keys() == same.keys()
     follow = video(2, 1, model, 3)
     for t in range(2, 9):
         _, cache = model.read(x[:, t : t + 1], cache, first[:, t : t + 1])
@@ -98,7 +102,8 @@ def test_the_past_after_every_frame_is_that_of_reading_frame_by_frame():
 def test_without_time_there_is_nothing_to_remember():
     model = build(time_every=0)
     x = video(2, 4, model)
-    y, every = model.read(x, model.new_cache(2), every=True)
+    y, trail = model.read(x, model.new_cache(2), every=True)
+    every = model.pasts(trail, slice(None))
     assert every["keys"].numel() == 0 and every["frames"].tolist() == [1, 2, 3, 4] * 2
     with torch.no_grad():
         torch.testing.assert_close(y, model(x))

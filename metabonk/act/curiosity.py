@@ -222,7 +222,7 @@ class Explorer(nn.Module):
         self,
         batch: Any,  # recorded rows (B, T): `action`, `first`, and `episode`, `step` if there is to be resampling
         model: WorldModel,  # that read them
-        states: State,  # (B * T, ...) of every row
+        states: State,  # (B * T, ...) of every row, as `model.observe_rows` gives them
     ) -> dict[str, Float[Tensor, "batch steps"]]:  # NAME and NAME_error of every curiosity
         "What all curiosities have to learn from recorded rows"
         with torch.no_grad():

@@ -22,7 +22,7 @@ from .returns import lambda_returns
 from ..core.config import Config
 from ..core.errors import UsageError
 from ..core.training import Learner
-from ..dream.interface import CONTINUE, Imagined, State, TwoHot, WorldModel, imagine, pick_states
+from ..dream.interface import CONTINUE, Imagined, State, TwoHot, WorldModel, imagine
 
 # %% ../../nbs/act/63_dreaming.ipynb #63-dreaming-005
 @dataclass(frozen=True)
@@ -127,12 +127,12 @@ class DreamLearner(Learner):
     def dream(
         self,
         batch: Any,  # recorded rows (B, T), as the model was trained on
-    ) -> tuple[Imagined, State, Tensor | None]:  # futures, the states of all rows, and which of these they start from
+    ) -> tuple[Imagined, State, Tensor | None]:  # futures; all rows, as `observe_rows` gives them; which of these they start from
         "Read a recording and dream on from its rows"
-        states = self.model.observe(batch, every=True)
+        states, after = self.model.observe_rows(batch)
         rows = len(next(iter(states.values())))
         chosen = torch.randperm(rows)[: self.config.starts].to(self.device) if 0 < self.config.starts < rows else None
-        starts = states if chosen is None else pick_states(states, chosen)
+        starts = after(slice(None) if chosen is None else chosen)
         futures = imagine(self.model, self.actor_critic.policy, starts, self.config.horizon)
         futures = dataclasses.replace(futures, continuation=futures.continuation * (self.config.discount / CONTINUE))
         return self.change(futures) if self.change else futures, states, chosen

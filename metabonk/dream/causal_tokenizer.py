@@ -452,8 +452,8 @@ class CausalTokenizer(nn.Module):
         self,
         clip: Clip,  # the next rows
         cache: State,  # `encoder.new_cache`, or what this gave before
-        every: bool = False,  # whether the past after every row is wanted
-    ) -> tuple[Float[Tensor, "batch time latents bottleneck"], State]:  # z; the longer past
+        every: bool = False,  # whether more than the past after the last row is wanted
+    ) -> tuple[Float[Tensor, "batch time latents bottleneck"], State]:  # z; the longer past, or what `encoder.pasts` takes
         "The code of what comes next, as `encode` of the whole would have it"
         y, cache = self.encoder.read(self.tokens(self.patches(clip)), cache, clip.first, every)
         return self._code(y), cache
@@ -486,8 +486,8 @@ class CausalTokenizer(nn.Module):
         z: Float[Tensor, "batch time latents bottleneck"],  # codes of the next frames
         cache: State,  # `decoder.new_cache`, or what this gave before
         first: Bool[Tensor, "batch time"] | None = None,  # where an episode begins
-        every: bool = False,  # whether the past after every frame is wanted
-    ) -> tuple[dict[str, Float[Tensor, "batch time _ _"]], State]:  # patches; the longer past
+        every: bool = False,  # whether more than the past after the last frame is wanted
+    ) -> tuple[dict[str, Float[Tensor, "batch time _ _"]], State]:  # patches; the longer past, or what `decoder.pasts` takes
         "What was seen and heard, frame by frame, as `decode` of the whole would have it"
         y, cache = self.decoder.read(self._asked(z), cache, first, every)
         return self._restored(y), cache

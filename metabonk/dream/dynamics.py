@@ -7,6 +7,7 @@ __all__ = ['ActionEmbedding', 'DynamicsConfig', 'Dynamics', 'ShortcutModel', 'ba
 
 # %% ../../nbs/dream/56_dynamics.ipynb #56-dynamics-002
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -25,7 +26,7 @@ from .actions import ActionSpec
 from .agent_heads import AgentHeads
 from .causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, Clip, ClipSenses
 from .distributions import full_precision
-from .interface import State, WorldModel
+from .interface import State, WorldModel, pick_states
 from .layers import start_weights
 from .layout import dynamics_layout, join_tokens, take_tokens
 from metabonk.dream.shortcut import (
@@ -212,6 +213,11 @@ def _prefixed(state: State, prefix: str) -> State:
     return {prefix + name: column for name, column in state.items()}
 
 
+def _whole(rows: State, pasts: dict[str, State]) -> State:
+    "What rows are, and the pasts that they are gone on from, as one state"
+    return rows | {prefix + name: column for prefix, past in pasts.items() for name, column in past.items()}
+
+
 class ShortcutModel(WorldModel):
     "Dreamer 4's world model: causal tokenizer and shortcut-forcing transformer"
 
@@ -359,21 +365,43 @@ class ShortcutModel(WorldModel):
         tau = torch.full(z.shape[:2], self.shortcut.context_level, device=z.device)
         return corrupt(z, tau), tau, torch.full_like(tau, 1 / self.shortcut.finest)
 
-    def _remember(self, state: State, z: Tensor, tokens: Tensor, first: Tensor | None, task: Tensor, every: bool) -> State:
-        "Finished frames, as tokens, become the past"
+    def _remember(
+        self, state: State, z: Tensor, tokens: Tensor, first: Tensor | None, task: Tensor, every: bool
+    ) -> tuple[State, dict[str, State]]:
+        "Finished frames, as tokens, become the past: what the last or each is; by prefix the past, or the trail of all pasts"
         past = {name: state[name] for name in ("keys", "values", "frames", "start")}
         y, cache = self.dynamics.transformer.read(tokens, past, first, every)
         agent = take_tokens(self.dynamics.transformer.layout, y, "agent").flatten(2)
         pick = (lambda x: x.flatten(0, 1)) if every else (lambda x: x[:, -1])
-        longer = {**cache, "latent": pick(z), "agent": pick(agent), "task": pick(task)}
+        rows, pasts = {"latent": pick(z), "agent": pick(agent), "task": pick(task)}, {"": cache}
         if self.looks_back:
-            patches, before = self.tokenizer.decode_next(z, _under(state, "decoder."), first, every)
-            longer |= _prefixed(before, "decoder.") | _prefixed({n: pick(x) for n, x in patches.items()}, "seen.")
-        return longer
+            patches, pasts["decoder."] = self.tokenizer.decode_next(z, _under(state, "decoder."), first, every)
+            rows |= _prefixed({n: pick(x) for n, x in patches.items()}, "seen.")
+        return rows, pasts
 
-    @torch.no_grad()
     def observe(self, context: Any, state: State | None = None, every: bool = False) -> State:
         "As the interface says; the context has `first`, `latent` or what the tokenizer sees and hears, and `task` if it matters"
+        if every:
+            return self.observe_rows(context, state)[1](slice(None))
+        return _whole(*self._observe(context, state, False))
+
+    def observe_rows(self, context: Any, state: State | None = None) -> tuple[State, Callable[[Any], State]]:
+        "As the interface says: the keys and values that rows are gone on from are looked up when they are asked for"
+        (rows, trails), (batch, time) = self._observe(context, state, True), context.first.shape
+        code = self.tokenizer
+        parts: dict[str, Any] = {"": self.dynamics.transformer, "encoder.": code.encoder, "decoder.": code.decoder}
+
+        def after(chosen: Any) -> State:
+            sequence = torch.arange(batch * time, device=context.first.device)[chosen] // time
+            moved = {name: parts[name].pasts(trail, chosen) if "numbers" in trail else pick_states(trail, sequence)
+                     for name, trail in trails.items()}  # fmt: skip
+            return _whole(pick_states(rows, chosen), moved)
+
+        return rows, after
+
+    @torch.no_grad()
+    def _observe(self, context: Any, state: State | None, every: bool) -> tuple[State, dict[str, State]]:
+        "Rows and pasts as `_remember` gives them, that of the encoder among them: where codes are given it does not move"
         batch, time = context.first.shape
         state = self.start(batch) if state is None else state
         asked = self._asked(context)
@@ -382,12 +410,12 @@ class ShortcutModel(WorldModel):
         if getattr(context, "latent", None) is None:
             z, past = self.tokenizer.encode_next(context, past, every)
         else:
-            z, past = self.codes(context), {n: c.repeat_interleave(time, 0) for n, c in past.items()} if every else past
+            z = self.codes(context)
         if not bool(z.isfinite().all()):
             raise UsageError("the context holds numbers that are not finite: look at the recording, or at the tokenizer")
         tokens = self.dynamics.tokens(*self._noisy(z), *self._done(context), task)
-        longer = self._remember(state, z, tokens, context.first, task, every)
-        return longer | _prefixed(past, "encoder.")
+        rows, pasts = self._remember(state, z, tokens, context.first, task, every)
+        return rows, {**pasts, "encoder.": past}
 
     @torch.no_grad()
     def advance(self, state: State, action: Tensor) -> State:
@@ -409,7 +437,7 @@ class ShortcutModel(WorldModel):
             z = advance_level(z, self._clean(said, z, tau[:, k : k + 1]), k / K, 1 / K)
             seen = z if k < K - 1 else self._noisy(z)[0]
             take_tokens(f.transformer.layout, frames[k + 1], "spatial").copy_(f.spatial(seen))
-        return {**state, **self._remember(state, z, frames[-1], None, task, False)}
+        return {**state, **_whole(*self._remember(state, z, frames[-1], None, task, False))}
 
     def features(self, state: State) -> Tensor:
         "The agent tokens, end to end"

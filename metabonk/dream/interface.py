@@ -10,6 +10,7 @@ __all__ = ['State', 'CONTINUE', 'Policy', 'pick_states', 'repeat_states', 'join_
 # %% ../../nbs/dream/43_interface.ipynb #43-interface-002
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, Self
 
 import gymnasium as gym
@@ -111,6 +112,15 @@ class WorldModel(nn.Module):
     ) -> State:  # (B, ...), or (B * T, ...) with the rows of a sequence together
         "Read a recording: the state in which its last row, or every row, leaves the model"
         raise NotImplementedError
+
+    def observe_rows(
+        self,
+        context: Any,  # as `observe` takes it
+        state: State | None = None,  # the same
+    ) -> tuple[State, Callable[[Any], State]]:  # (B * T, ...), enough for `features` and `latent`; index of rows -> whole states
+        "Read a recording that some of whose rows are gone on from: a model may build the memory of those, and of no others"
+        states = self.observe(context, state, every=True)
+        return states, partial(pick_states, states)
 
     def advance(
         self,

@@ -225,22 +225,42 @@ class Transformer(nn.Module):
         x: Float[Tensor, "batch time tokens width"],  # the next frames
         cache: State,  # what came before; not changed
         first: Bool[Tensor, "batch time"] | None = None,  # where an episode begins
-        every: bool = False,  # whether the past after every frame is wanted, not only after the last
-    ) -> tuple[Float[Tensor, "batch time tokens width"], State]:  # as `forward` over all; the longer past, or (B * time) of them
+        every: bool = False,  # whether more than the past after the last frame is wanted
+    ) -> tuple[Float[Tensor, "batch time tokens width"], State]:  # as `forward` over all; the longer past, or what `pasts` takes
         "Go on with a sequence, and remember; without gradients"
         self.check(cache)
         T = x.shape[1]
         numbers = cache["frames"][:, None] + torch.arange(T, device=x.device)  # (B, T)
         begun = cache["start"][:, None].expand_as(numbers)
         starts = begun if first is None else episode_starts(first, cache["start"], cache["frames"])
-        if T == 1:
+        if T == 1 and not every:
             longer = {**cache, "frames": cache["frames"] + 1, "start": starts[:, 0]}
             longer |= {name: cache[name].clone() for name in ("keys", "values")}
             return self._run(x, self._look_into(longer, numbers[:, 0], starts[:, 0])), longer
         kept: list[tuple[Tensor, Tensor]] = []
         fresh = not bool(cache["frames"].any())
         y = self._run(x, self._look_back(x, first, kept) if fresh else self._look_on(cache, numbers, starts, kept))
-        return y, self._remember(cache, kept, *(t if every else t[:, -1:] for t in (numbers, starts)))
+        trail = {"numbers": numbers, "starts": starts}
+        for i, name in enumerate(("keys", "values")):
+            since = torch.stack([new[i] for new in kept], 1) if kept else cache[name][:, :, :, :1].expand(-1, -1, -1, T, -1)
+            trail[name] = torch.cat([cache[name], since], 3)  # (B, layers, S * kv_heads, ring + T, size)
+        return y, trail if every else self.pasts(trail, slice(T - 1, None, T))
+
+    def pasts(
+        self,
+        trail: State,  # what `read` gives where more than the last past is wanted: (B, ...)
+        rows: Any,  # of the B * T frames that were read: anything that indexes an axis
+    ) -> State:  # (rows, ...)
+        "The past after each of some frames: the ring out of the ring before and what came since"
+        ring, numbers = self.config.context + 1, trail["numbers"]
+        row = torch.arange(numbers.numel(), device=numbers.device)[rows]
+        frame, sequence = numbers.flatten()[row], row // numbers.shape[1]
+        held = frame[:, None] - (frame[:, None] - torch.arange(ring, device=row.device)) % ring  # (rows, ring): at each place
+        before = numbers[sequence, :1]
+        index = torch.where(held < before, held % ring, ring + held - before)
+        past = {name: trail[name][sequence[:, None], :, :, index] for name in ("keys", "values")}
+        longer = {name: found.permute(0, 2, 3, 1, 4) for name, found in past.items()}  # (rows, layers, S * kv_heads, ring, size)
+        return {**longer, "frames": frame + 1, "start": trail["starts"].flatten()[row]}
 
     def glances(
         self,
@@ -289,18 +309,6 @@ class Transformer(nn.Module):
         if "time" in self.config.kinds and time < self.config.context:
             raise UsageError(f"sequences of {time} rows are too short to learn from: this transformer looks back "
                              f"{self.config.context} frames. Train on longer ones, or build it with context={time}")
-
-    def _remember(self, cache: State, kept: list[tuple[Tensor, Tensor]], numbers: Tensor, starts: Tensor) -> State:
-        "The ring after each of some frames (B, n), out of the ring before and what came since: (B * n, ...)"
-        ring, before, frame = self.config.context + 1, cache["frames"][:, None, None], numbers[..., None]
-        held = frame - (frame - torch.arange(ring, device=frame.device)) % ring  # (B, n, ring): which frame lies at each place
-        index = torch.where(held < before, held % ring, ring + held - before)
-        rows, longer = torch.arange(len(index), device=frame.device)[:, None, None], {}
-        for i, name in enumerate(("keys", "values")):
-            layers = [torch.cat([cache[name][:, at], new[i]], 2)[rows, :, index] for at, new in enumerate(kept)]
-            after = torch.stack(layers, 2) if kept else cache[name].transpose(2, 3)[:, None].expand(-1, index.shape[1], *[-1] * 4)
-            longer[name] = after.flatten(0, 1).transpose(2, 3)  # (B * n, layers, S * kv_heads, ring, size)
-        return {**longer, "frames": numbers.flatten() + 1, "start": starts.flatten()}
 
     def _run(self, x: Tensor, look_in_time: Callable[[int], Callable[[Attention, Tensor], Tensor]] | None) -> Tensor:
         around, times = self._look_around(x.shape[2]), 0
