@@ -25,7 +25,8 @@ GAMES = {
     "minatar:breakout": {"record.image_size": 10, "encode.plain": "true", "encode.sizes": "{patch: 5}", "imagine.starts": 4,
                          "dynamics.sizes": "{pack: 4, time_every: 2}", "dynamics.lr": 2e-3, "dynamics.muon": 0.02,
                          "imagine.lr": 1e-3},
-    "gym:Pendulum-v1": {"record.ticks_per_step": 1, "dynamics.tasks": "pendulum"},  # controls in place of buttons, no sound
+    "gym:Pendulum-v1": {"record.ticks_per_step": 1, "dynamics.tasks": "pendulum",  # controls in place of buttons, no sound
+                        "imagine.objective": "ppo"},
 }  # fmt: skip
 
 
@@ -54,6 +55,8 @@ def test_the_pipeline_of_dreamer_4_from_nothing_to_its_scores(tmp_path, game):
     for part, muon in (("world", 0.02), ("agent", 0.01)):  # by default there is one group of weights, without a momentum
         groups = torch.load(stages / f"dynamics/{part}/checkpoints/last.ckpt")["optimizer_states"][0]["param_groups"]
         assert [(group["lr"], group["momentum"]) for group in groups if "momentum" in group] == [(muon, 0.95)] * code.plain
+    left = torch.load(stages / "imagine/training/checkpoints/last.ckpt")["dreams"]["times"]
+    assert left == (2 if game.startswith("gym") else 0), "PPO learns four times from the same dreams"
     coded = np.load(stages / "encode/codes/codes.npy")
     assert 0.5 < coded.std() < 2, "codes are counted in their spread"
     heads = model.heads.actor()

@@ -167,6 +167,19 @@ def test_dreams_are_used_as_often_as_was_asked(monkeypatch):
     assert len(begun) == 3 and seen[0].equal(seen[1]) and not seen[0].equal(seen[3])
 
 
+def test_only_the_first_update_from_a_dream_has_ratios_of_one(tmp_path):
+    ratios = []
+
+    class Watched(PPO):
+        def forward(self, policy, dream, advantage, weight):
+            ratios.append((policy.log_prob(dream.action[:, 1:]) - dream.log_prob[:, 1:]).exp().detach())
+            return super().forward(policy, dream, advantage, weight)
+
+    fit(learner(lambda agent: Watched(), reuse=3), DATA, tmp_path, TrainConfig(steps=6, lr=1e-2, warmup=0))
+    moved = [bool((ratio - 1).abs().max() > 1e-4) for ratio in ratios]
+    assert moved == [False, True, True] * 2
+
+
 @pytest.mark.parametrize(("make", "reuse"), [(lambda agent: PPO(), 3), (PMPO, 1), (lambda agent: None, 1)])
 def test_a_resumed_training_has_the_numbers_of_one_that_went_on(tmp_path, make, reuse):
     config = TrainConfig(steps=7, log_every=1, checkpoint_every=1, warmup=0)
