@@ -69,7 +69,7 @@ def build(spec: ActionSpec = THREE, decoder_time: bool = False, finest: int = 8,
 
 
 def alternative(**chosen) -> ShortcutModel:
-    """With one of the forms that the publication left behind."""
+    """With other constants than the published ones."""
     model = build()
     other = ShortcutModel(model.tokenizer, THREE, model.config, ShortcutConfig(finest=8, **chosen)).eval()
     other.load_state_dict(model.state_dict())
@@ -799,3 +799,49 @@ def test_a_memory_that_is_read_whole_and_masked_is_the_same_memory(monkeypatch):
         dreams.append(state["latent"])
         monkeypatch.undo()
     torch.testing.assert_close(*dreams)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_view_beside_a_finished_past_is_what_generation_looks_at(seed):
+    """In a training pass with two noisy views of each frame. Negative control: the frames of each view as its own past."""
+    model, rows = build().eval(), codes(time=7, seed=seed)
+    rows.first[1, 4] = True
+    z1, (action, known), first = model.codes(rows), model._done(rows), rows.first
+    finished = model._noisy(z1)
+    tau, d = torch.full((3, 14), 0.5), torch.full((3, 14), 0.25)
+    noisy = torch.randn(3, 14, 2, 3)
+    frames = [torch.cat(parts, 1) for parts in zip(finished, (noisy, tau, d), strict=True)]
+    thrice = [x.repeat(1, 3, *[1] * (x.ndim - 2)) for x in (action, known)]
+    told, _ = model.dynamics(*frames, *thrice, first, views=2)
+    alone, _ = model.dynamics(noisy[:, :7], tau[:, :7], d[:, :7], action, known, first)
+    transformer, cache = model.dynamics.transformer, model.dynamics.transformer.new_cache(3)
+    for t in range(7):
+        for view in range(2):
+            at = slice(view * 7 + t, view * 7 + t + 1)
+            tokens = model.dynamics.tokens(noisy[:, at], tau[:, at], d[:, at], action[:, t : t + 1], known[:, t : t + 1])
+            there = transformer.read(tokens, cache, first[:, t : t + 1])[0]
+            expected = model.dynamics.cleared(there)[:, 0]
+            torch.testing.assert_close(told[:, 7 + view * 7 + t], expected, atol=1e-5, rtol=0)
+            assert view or t == 0 or not torch.allclose(alone[:, t], expected, atol=1e-3)
+        past = model.dynamics.tokens(*(x[:, t : t + 1] for x in finished), action[:, t : t + 1], known[:, t : t + 1])
+        y, cache = transformer.read(past, cache, first[:, t : t + 1])
+        torch.testing.assert_close(told[:, t], model.dynamics.cleared(y)[:, 0], atol=1e-5, rtol=0)
+
+
+def test_views_learn_in_their_own_rows_and_the_agent_from_the_finished_past(tmp_path):
+    model = alternative(views=3)
+    losses = model.losses(codes())
+    assert {loss.shape for loss in losses.values()} == {(3, 6)}
+    fit(DynamicsLearner(model), [codes()], tmp_path, TrainConfig(steps=2, warmup=0, log_every=1, accelerator="cpu"))
+    assert read_log(tmp_path)["loss/shortcut"].gt(0).all()
+    seen = []
+    model.heads.losses = lambda agent, *rest: seen.append(agent) or {}
+    model.scales = {"shortcut": 1.0}
+    torch.manual_seed(0)
+    model.losses(codes())
+    model.dynamics.levels.weight.data[: model.shortcut.finest - 1] += 1.0  # levels that no finished frame has
+    torch.manual_seed(0)
+    model.losses(codes())
+    assert seen[0].shape == (3, 6, 16) and seen[0].equal(seen[1])
+    with pytest.raises(UsageError, match="views can't be below 0"):
+        ShortcutConfig(views=-1)

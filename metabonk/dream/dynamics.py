@@ -197,11 +197,12 @@ class Dynamics(nn.Module):
         d: Float[Tensor, "batch time"],  # step size
         action: Float[Tensor, "batch time actions"] | None,  # vectors, that led to each frame
         known: Bool[Tensor, "batch time"],  # where there was one
-        first: Bool[Tensor, "batch time"] | None = None,  # where an episode begins
+        first: Bool[Tensor, "batch _"] | None = None,  # where an episode begins
         task: Int[Tensor, "batch time"] | None = None,  # what the agent is asked for
+        views: int = 0,  # as `Transformer.forward` has it
     ) -> tuple[Float[Tensor, "batch time latents channels"], Float[Tensor, "batch time features"]]:  # z1^; agent tokens
         "A whole sequence at once"
-        return self.told(self.transformer(self.tokens(z, tau, d, action, known, task), first))
+        return self.told(self.transformer(self.tokens(z, tau, d, action, known, task), first, views))
 
 # %% ../../nbs/dream/56_dynamics.ipynb #56-dynamics-008
 def _under(state: State, prefix: str) -> State:
@@ -211,6 +212,11 @@ def _under(state: State, prefix: str) -> State:
 
 def _prefixed(state: State, prefix: str) -> State:
     return {prefix + name: column for name, column in state.items()}
+
+
+def _repeated(x: Tensor, times: int) -> Tensor:
+    "Rows (B, T, ...) several times, one after the other"
+    return x if times == 1 else x.repeat(1, times, *[1] * (x.ndim - 2))
 
 
 def _whole(rows: State, pasts: dict[str, State]) -> State:
@@ -319,20 +325,26 @@ class ShortcutModel(WorldModel):
         relevant = given["relevant"]
         world = B if relevant is None else B - B // 2  # rows that teach how the world goes on, the last ones
         few = bootstrap_rows(world, self.shortcut.bootstrap) if updates is None or updates >= self.shortcut.warmup else 0
-        tau, d = draw_levels(B, T, few, self.shortcut.finest, first.device)
-        if relevant is not None:  # what is cloned from is seen as in play
+        views = self.shortcut.views
+        tau, d = draw_levels(B, max(1, views) * T, few, self.shortcut.finest, first.device)
+        if relevant is not None and not views:  # what is cloned from is seen as in play
             tau[: B - few].masked_fill_(relevant[: B - few], self.shortcut.context_level)
-        agent, task = z1, self._asked(clip)
+        agent, task, past = z1, self._asked(clip), self._noisy(z1) if views else ()
+        given_all = [None if x is None else _repeated(x, 1 + views) for x in (action, known, task)]
 
         def f(z: Tensor, tau: Tensor, d: Tensor, rows: slice) -> Tensor:
             nonlocal agent  # of the last pass, the one with a gradient
-            done, asked = (None if x is None else x[rows] for x in (action, task))
-            said, agent = self.dynamics(z, tau, d, done, known[rows], first[rows], asked)
+            frames = [torch.cat([x[rows], y], 1) for x, y in zip(past, (z, tau, d), strict=True)] if views else (z, tau, d)
+            done, there, asked = (None if x is None else x[rows] for x in given_all)
+            said, agent = self.dynamics(*frames, done, there, first[rows], asked, views)
+            said, agent = said[:, -z.shape[1] :], agent[:, :T]
             return self._clean(said, z, tau)
 
+        z1 = _repeated(z1, max(1, views))
         error, _ = shortcut_losses(f, z1, corrupt(z1, tau), tau, d, few)
         error = error / (1 - tau) ** 2 if self.shortcut.space == "velocity" else error
-        losses = {"shortcut": ramp(tau) * error if self.shortcut.ramp else error}
+        error = ramp(tau) * error if self.shortcut.ramp else error
+        losses = {"shortcut": error.unflatten(1, (-1, T)).mean(1)}
         heard = self.heads.losses(agent, action, given["reward"], given["terminated"], first)
         losses |= {name: loss * ~alone for name, loss in heard.items()}
         if relevant is not None:

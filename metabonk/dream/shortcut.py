@@ -113,6 +113,7 @@ class ShortcutConfig(Config):
     warmup: int = 500  # changes of the weights before they begin
     steps: int = 4  # K, steps in which a frame is generated
     context_noise: float = 0.1  # share of noise in finished frames, when others are generated from them
+    views: int = 0  # noisy views of each frame that learn beside a finished past; 0: frames are each other's past, as published
     predict: Literal["clean", "velocity"] = "clean"  # what the network says of a frame; velocity: the way there, z1 - z0
     space: Literal["clean", "velocity"] = "clean"  # in which its error is measured
     ramp: bool = True  # whether clean frames count more (equation 8)
@@ -134,6 +135,8 @@ class ShortcutConfig(Config):
             raise UsageError(f"ShortcutConfig: {self.steps} steps are more than the finest sampling, {self.finest}")
         if not 0 <= self.bootstrap <= 1 or not 0 <= self.context_noise < 1 or not 0 <= self.rms_decay < 1:
             raise UsageError(f"ShortcutConfig: bootstrap, context_noise and rms_decay are shares from 0 to 1: {self}")
+        if self.views < 0:
+            raise UsageError(f"ShortcutConfig.views can't be below 0, as {self.views} is")
         if not self.rms_floor > 0:
             raise UsageError("ShortcutConfig.rms_floor must be above 0: without it a small loss has huge gradients")
 

@@ -214,10 +214,11 @@ class Transformer(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch time tokens width"],  # frames that follow one another
-        first: Bool[Tensor, "batch time"] | None = None,  # where an episode begins; nowhere but before them if not given
+        first: Bool[Tensor, "batch _"] | None = None,  # where an episode begins; nowhere but before them if not given
+        views: int = 0,  # how often the same frames follow once more, to read those before in the first row of frames
     ) -> Float[Tensor, "batch time tokens width"]:  # the same tokens, knowing of those before
         "A whole sequence at once"
-        return self._run(x, self._look_back(x, first) if "time" in self.config.kinds else None)
+        return self._run(x, self._look_back(x, first, views=views) if "time" in self.config.kinds else None)
 
     @torch.no_grad()
     def read(
@@ -337,14 +338,14 @@ class Transformer(nn.Module):
         return look
 
     def _look_back(
-        self, x: Tensor, first: Tensor | None, kept: list[tuple[Tensor, Tensor]] | None = None
+        self, x: Tensor, first: Tensor | None, kept: list[tuple[Tensor, Tensor]] | None = None, views: int = 0
     ) -> Callable[[int], Callable[[Attention, Tensor], Tensor]]:
         "From every frame of a sequence to those before; keys and values are put into `kept`"
-        numbers, mask = torch.arange(x.shape[1], device=x.device)[None], None
-        if x.shape[1] > self.config.context + 1 or (first is not None and bool(first[:, 1:].any())):
+        numbers, mask = torch.arange(x.shape[1] // (1 + views), device=x.device)[None], None
+        if views or numbers.shape[1] > self.config.context + 1 or (first is not None and bool(first[:, 1:].any())):
             starts = torch.zeros_like(numbers) if first is None else episode_starts(first)
-            mask = time_mask(numbers, numbers, starts, self.config.context)[:, None]  # (B, 1, T, T)
-        turns = _frame_turns(numbers, self.config)
+            mask = _seen_again(time_mask(numbers, numbers, starts, self.config.context), views)[:, None]  # (B, 1, time, time)
+        turns = _frame_turns(numbers.repeat(1, 1 + views), self.config)
 
         def look(attention: Attention, x: Tensor) -> Tensor:
             q, k, v = _by_token(attention, x, turns)
@@ -400,6 +401,14 @@ class Transformer(nn.Module):
             return look
 
         return at
+
+
+def _seen_again(mask: Tensor, views: int) -> Tensor:
+    "For frames (B, T, T), and further views of each: these read what is earlier in the first row of frames, and themselves"
+    number, T = torch.arange((1 + views) * mask.shape[1], device=mask.device), mask.shape[1]
+    view, frame = number // T, number % T
+    same, own = view[:, None] == view, frame[:, None] == frame
+    return mask[:, frame[:, None], frame] & (same & own | (view == 0) & (same | ~own))
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
