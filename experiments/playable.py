@@ -174,7 +174,7 @@ def learn(folder: Path, seed: int, options: argparse.Namespace) -> tuple[Shortcu
     dynamics = DynamicsConfig(width=options.width, layers=options.layers, kv_heads=options.kv_heads, pack=options.pack,
                               registers=options.registers, single=0.1)  # fmt: skip
     shortcut = ShortcutConfig(ramp=bool(options.ramp), bootstrap=options.bootstrap)
-    model = ShortcutModel(tokenizer, ActionSpec(categorical=(schema.action_count,)), dynamics, shortcut,
+    model = ShortcutModel(tokenizer, ActionSpec.of_schema(schema), dynamics, shortcut,
                           schema.game, logmel, cache.samples / len(store))  # fmt: skip
     sequences = SequenceConfig(length=options.length, batch_size=options.batch, cross_episodes=True, seed=seed)
     data = CodeData(store.path, tokenizer, logmel, sequences, path=folder / "codes")

@@ -1,6 +1,11 @@
 """What an agent decides and foretells: distributions over actions of every kind, and several steps ahead from one moment."""
 
+import copy
+import json
+import pickle
+
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from mutants import mutant
@@ -12,6 +17,7 @@ from metabonk.dream.actions import ActionChoice, ActionSpec
 from metabonk.dream.agent_heads import AgentHeads, ahead
 from metabonk.dream.distributions import Categorical, TwoHot
 from metabonk.dream.layers import MLP
+from metabonk.record.experience import Schema
 
 MIXED = ActionSpec(binary=2, categorical=(3, 4), continuous=2)
 
@@ -176,5 +182,36 @@ def test_actions_go_from_a_game_to_vectors_and_back(spec, space):
 def test_numbers_of_several_kinds_share_a_box():
     space = MIXED.space()
     assert space.high.tolist() == [1, 1, 2, 3, 1, 1] and space.low.tolist() == [0, 0, 0, 0, -1, -1]
+    assert ActionSpec.of(space) == MIXED and space != ActionSpec(binary=1, categorical=(2, 3, 4), continuous=2).space()
+    assert copy.deepcopy(space) == space and ActionSpec.of(pickle.loads(pickle.dumps(space))) == MIXED
     with pytest.raises(UsageError, match="Discrete"):
         ActionSpec.of(gym.spaces.Text(3))
+
+
+def test_drawn_actions_of_several_kinds_are_whole_where_they_must_be():
+    space = MIXED.space()
+    space.seed(0)
+    drawn = [space.sample() for _ in range(300)]
+    assert all(space.contains(one) and one.dtype == np.float32 for one in drawn)
+    actions = torch.from_numpy(np.stack(drawn))
+    assert torch.equal(MIXED.recorded(MIXED.vectors(actions[None]))[0], actions)
+    assert [len(set(column.tolist())) for column in actions[:, :4].T] == [2, 2, 3, 4]
+    assert actions[:, 4:].min() < -0.9 and actions[:, 4:].max() > 0.9
+    assert space.contains(np.array([1, 0, 2, 3, 1, -1])) and space.contains([1, 0, 2, 3, 0.5, -0.5])
+    for place, number in ((0, 0.5), (1, -1), (2, 1.5), (2, 3), (4, 1.5), (2, np.nan), (5, np.nan)):
+        assert not space.contains([number if i == place else 0 for i in range(6)])
+    assert not space.contains([0] * 5) and not space.contains(["0"] * 6)
+
+
+def test_a_recording_tells_what_its_actions_are():
+    def spec(**action) -> ActionSpec:
+        return ActionSpec.of_schema(Schema.from_dict(json.loads(json.dumps(Schema(**action).to_dict()))))
+
+    assert spec(action_count=5) == ActionSpec(categorical=(5,))
+    assert spec(action_shape=(6,), action_keys=2, action_choices=(3, 4)) == MIXED
+    old = Schema(action_dtype="int8", action_shape=(4,)).to_dict()
+    del old["action_keys"], old["action_choices"]
+    assert ActionSpec.of_schema(Schema.from_dict(old)) == ActionSpec(continuous=4)
+    assert spec(action_dtype="float32") == ActionSpec(continuous=1)
+    with pytest.raises(UsageError, match="flat action space"):
+        spec(action_shape=(2, 2), action_keys=4)

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import av
@@ -132,6 +133,10 @@ def test_a_transformer_dreams_of_clips_and_its_sound_has_no_seams():
     films, _ = dream_films(model, clip, raw, 8, 10, lead=5)
     assert films["dream"].image.shape == films["game"].image.shape == (15, 8, 10, 3)
     assert films["dream"].sound.shape == films["game"].sound.shape == (2, 15 * STEP)
+    pressed = np.stack([raw.action % 2, raw.action == 0, raw.action], -1)  # two keys and a choice of three
+    two = ShortcutModel(model.tokenizer, ActionSpec(binary=2, categorical=(3,)), model.config, logmel=CONFIG, step_samples=STEP)
+    told, _ = dream_films(two.eval(), replace(clip, action=pressed), replace(raw, action=pressed), 8, 10, lead=5)
+    assert told["dream"].image.shape == (15, 8, 10, 3)
     states, lengths = model.observe(clip.torch().map(lambda x: x[:1, :8]), every=True), np.full(8, STEP)
     film = film_states(model, [pick_states(states, slice(t, t + 1)) for t in range(8)], lengths)
     assert np.array_equal(film.sound, frames_to_sound(model.look(states)["audio"], CONFIG, lengths))

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
 from metabonk.act.agent import Agent, play_episodes
-from metabonk.act.curiosity import CuriosityConfig, Explorer, ExplorerLearner, Plan2Explore
+from metabonk.act.curiosity import Curiosity, CuriosityConfig, Explorer, ExplorerLearner, Plan2Explore
 from metabonk.act.dreaming import DreamConfig, DreamLearner
 from metabonk.act.finetune import FineTune, FineTuneConfig, ShortUpdates
 from metabonk.act.objectives import PMPO
@@ -51,6 +51,7 @@ from metabonk.dream.interface import Categorical, DreamEnv, dream_along, imagine
 from metabonk.dream.shortcut import ShortcutConfig, ramp
 from metabonk.dream.transformer import Transformer
 from metabonk.measure.dreams import free_dream_video
+from metabonk.measure.reality import dreamed_rows
 from metabonk.record.cache import Cache
 from metabonk.record.recorder import record
 from metabonk.record.sampling import SequenceConfig
@@ -513,6 +514,46 @@ def test_an_action_that_is_no_number_is_told_before_it_is_dreamed(wrong):
     with pytest.raises(UsageError, match="not finite: look at the policy"):
         model.advance(state, action)
     assert model.advance(state, action.nan_to_num(0.5, 0.5, 0.5))["latent"].isfinite().all()
+
+
+KEYS_AND_CAMERA = ActionSpec(binary=3, categorical=(5,))
+
+
+def test_keys_and_a_choice_are_learned_read_dreamt_and_played():
+    model, rows, space = build(KEYS_AND_CAMERA), codes(), KEYS_AND_CAMERA.space()
+    space.seed(0)
+    rows.action = torch.from_numpy(np.stack([space.sample() for _ in range(18)])).view(3, 6, 4)
+    losses = model.train().losses(rows)
+    assert "policy" in losses and all(loss.isfinite().all() for loss in losses.values())
+    model.eval()
+    state, vectors = model.observe(rows), model.vectors(rows.action)
+    assert vectors.equal(KEYS_AND_CAMERA.vectors(rows.action)) and vectors.shape == (3, 6, 8)
+    assert dream_along(model, state, vectors[:, :2]).features.isfinite().all()
+    assert np.isfinite(dreamed_rows(model, rows, 3, 4).reward).all()
+    curious = Curiosity(CuriosityConfig(units=8, resample=False), model.feature_size, model.action_size, 6,
+                        lambda batch, states, features: batch.latent.flatten(2))  # fmt: skip
+    learned = Explorer({"code": curious}).losses(rows, model, model.observe(rows, every=True))
+    assert all(loss.shape == (3, 5) and loss.isfinite().all() for loss in learned.values())
+    game = DreamEnv(model, state, max_steps=4)
+    game.reset(seed=0)
+    game.action_space.seed(1)
+    for _ in range(4):
+        _, reward, *_ = game.step(game.action_space.sample())
+        assert np.isfinite(reward)
+    game.reset()
+    game.step(np.array([1, 0, 1, 4]))
+    for wrong in ([0.5, 0, 1, 4], [0, 0, 1, 5], [0, 0, 1]):
+        with pytest.raises(UsageError, match="ActionBox"):
+            game.step(wrong)
+
+
+@pytest.mark.parametrize(("spec", "action"), [
+    (THREE, torch.tensor([[2, 0]])), (ActionSpec(continuous=2), torch.rand(1, 2, 2)), (ActionSpec(binary=2), torch.ones(1, 2, 2)),
+    (ActionSpec(categorical=(3, 2)), torch.tensor([[[2, 1], [0, 0]]])),
+    (KEYS_AND_CAMERA, torch.tensor([[[1, 0, 1, 4], [0, 0, 0, 0]]])),
+], ids=str)  # fmt: skip
+def test_what_a_model_reads_is_as_its_spec_says(spec, action):
+    assert build(spec).vectors(action).equal(spec.vectors(action))
 
 
 def test_playing_in_a_dream_needs_both_senses_or_says_what_is_missing():

@@ -14,12 +14,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
 from metabonk.core.errors import DiskFull, FolderLocked, MetaBonkError, StoreError, UsageError
+from metabonk.dream.actions import ActionSpec
 from metabonk.play.game import make_game
 from metabonk.play.keyboard import Keyboard, play
 from metabonk.record import recorder as module
-from metabonk.record.experience import Schema, Step
+from metabonk.record.experience import ActionBox, Schema, Step
 from metabonk.record.recorder import (
     Recorder,
     Recording,
@@ -201,6 +203,28 @@ def test_whole_episodes(tmp_path: Path) -> None:
     summary = record(Toy(7), tmp_path / "s", Turns(), episodes=3)
     assert (summary.steps, summary.episodes) == (21, 3)
     assert {episode.end for episode in Store.open(tmp_path / "s").episodes} == {"terminated"}
+
+
+@pytest.mark.parametrize("space", [
+    gym.spaces.Discrete(3), gym.spaces.MultiDiscrete([3, 2]), gym.spaces.MultiBinary(4), gym.spaces.Box(-1, 1, (2,)),
+    ActionBox(keys=2, choices=(5,), controls=1),
+], ids=str)  # fmt: skip
+def test_a_recording_says_what_its_actions_are(tmp_path: Path, space: gym.Space[Any]) -> None:
+    space.seed(0)
+    toy, done = Toy(), [space.sample() for _ in range(10)]
+    toy.action_space = space  # type: ignore[assignment]
+    with Recorder(toy, tmp_path / "s") as game:
+        game.reset()
+        for action in done:
+            game.step(action)
+    store = Store.open(tmp_path / "s")
+    spec = ActionSpec.of_schema(store.schema)
+    assert spec == ActionSpec.of(space) == ActionSpec.of(spec.space())
+    recorded = store.read(store.episodes[0]).action
+    assert np.array_equal(recorded[1:], done)
+    vectors = spec.vectors(torch.tensor(recorded)[None])
+    assert vectors.shape == (1, 11, spec.size) and np.array_equal(spec.recorded(vectors)[0, 1:], done)
+
 
 
 def test_reset_in_the_middle_is_a_truncation(tmp_path: Path) -> None:

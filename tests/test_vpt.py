@@ -135,7 +135,9 @@ def test_actions_are_those_of_the_lines_one_by_one(tmp_path):
         assert held(action) == names
         angle = torch.tensor([said["mouse"]["dy"], said["mouse"]["dx"]], dtype=torch.float64) * 360 / 2400
         assert action[-1] == camera_classes(angle)
-    ActionSpec(binary=23, categorical=(121,)).vectors(torch.from_numpy(played.action)[None])  # raises where one is out of range
+    spec = ActionSpec.of_schema(VPTConfig().schema())
+    assert spec == ActionSpec(binary=23, categorical=(121,))
+    spec.vectors(torch.from_numpy(played.action)[None])  # raises where one is out of range
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float32])
@@ -152,7 +154,8 @@ def test_two_axes_are_the_same_camera(tmp_path):
     _, path = make_pair(tmp_path, pictures=1, lines=random_lines(40, seed=1))
     joint, axes = read_actions(path).action, read_actions(path, VPTConfig(camera="axes")).action
     assert axes.shape == (40, 25) and (axes[:, 23].astype(int) * 11 + axes[:, 24] == joint[:, 23]).all()
-    ActionSpec(binary=23, categorical=VPTConfig(camera="axes").camera_sizes).vectors(torch.from_numpy(axes)[None])
+    both = ActionSpec.of_schema(VPTConfig(camera="axes").schema())
+    assert both == ActionSpec(binary=23, categorical=(11, 11)) and both.vectors(torch.from_numpy(axes)[None]).shape[2] == 45
 
 
 def test_down_and_right_have_their_signs(tmp_path):
@@ -506,7 +509,7 @@ def test_caches_sequences_and_datasets_work(tmp_path):
     assert len(sequences) == 14
     batch = cache.gather(sequences.places(np.arange(14))).torch()
     assert batch.image.shape == (14, 6, 64, 64, 3) and batch.action.shape == (14, 6, 24) and batch.audio.shape == (14, 2, 4_800)
-    vectors = ActionSpec(binary=23, categorical=(121,)).vectors(batch.action)
+    vectors = ActionSpec.of_schema(cache.schema).vectors(batch.action)
     assert vectors.shape == (14, 6, 144) and (vectors[..., 23:].sum(-1) == 1).all()
     rows = to_dataset(store, cache=tmp_path / "cache").with_format("numpy")
     assert len(rows) == 24 and (np.stack(rows["action"][:12]) == store.read(store.episodes[0]).action).all()

@@ -22,7 +22,7 @@ from .actor_critic import ActorCritic
 from .dreaming import DreamConfig, DreamLearner
 from ..core.config import Config
 from ..core.errors import UsageError
-from ..dream.interface import MLP, Imagined, State, WorldModel, action_vectors
+from ..dream.interface import MLP, Imagined, State, WorldModel
 
 # %% ../../nbs/act/62_curiosity.ipynb #62-curiosity-008
 class Ensemble(nn.Module):
@@ -227,7 +227,7 @@ class Explorer(nn.Module):
         "What all curiosities have to learn from recorded rows"
         with torch.no_grad():
             features = model.features(states).unflatten(0, tuple(batch.first.shape))  # (B, T, F)
-        action = action_vectors(batch.action, model.action_size if model.discrete else 0)
+        action = model.vectors(batch.action)
         losses: dict[str, Tensor] = {}
         for name, curiosity in self._each():
             copies = None

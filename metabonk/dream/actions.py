@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import gymnasium as gym
-import numpy as np
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -20,6 +20,7 @@ from torch import Tensor
 from ..core.config import Config
 from ..core.errors import UsageError
 from .distributions import Categorical, Normal
+from ..record.experience import ActionBox, Schema
 from ..record.vpt import camera_bins
 
 # %% ../../nbs/dream/41_actions.ipynb #41-actions-005
@@ -61,7 +62,7 @@ class ActionSpec(Config):
     @classmethod
     def of(
         cls,
-        space: gym.Space,  # Discrete, MultiDiscrete, MultiBinary or Box
+        space: gym.Space,  # Discrete, MultiDiscrete, MultiBinary, Box or ActionBox
     ) -> Self:  # one key, choice or control for each number of the space
         "What can be done in a game with this action space"
         if isinstance(space, gym.spaces.Discrete):
@@ -70,12 +71,27 @@ class ActionSpec(Config):
             return cls(categorical=tuple(int(count) for count in space.nvec.flat))
         if isinstance(space, gym.spaces.MultiBinary):
             return cls(binary=math.prod(space.shape))
+        if isinstance(space, ActionBox):
+            return cls(space.keys, space.choices, space.controls)
         if isinstance(space, gym.spaces.Box):
             return cls(continuous=math.prod(space.shape))
-        known = "Discrete, MultiDiscrete, MultiBinary or Box"
+        known = "Discrete, MultiDiscrete, MultiBinary, Box or ActionBox"
         raise UsageError(f"an agent can't take actions of a {type(space).__name__}: the game needs {known}")
 
-    def space(self) -> gym.Space:  # of actions as they are recorded; numbers of several kinds share a Box
+    @classmethod
+    def of_schema(
+        cls,
+        schema: Schema,  # of a recording; where it tells no keys and choices, all numbers are controls
+    ) -> Self:  # as `of` the action space of its game
+        "What was done in a recording"
+        if len(schema.action_shape) > 1:
+            raise UsageError(f"recorded actions have shape {schema.action_shape}: record the game with a flat action space")
+        if schema.action_count:
+            return cls(categorical=(schema.action_count,))
+        told = schema.action_keys + len(schema.action_choices)
+        return cls(schema.action_keys, schema.action_choices, math.prod(schema.action_shape) - told)
+
+    def space(self) -> gym.Space:  # of actions as they are recorded; numbers of several kinds share an `ActionBox`
         "An action space for these actions"
         if self.discrete:
             return gym.spaces.Discrete(self.categorical[0])
@@ -83,9 +99,9 @@ class ActionSpec(Config):
             return gym.spaces.MultiDiscrete(list(self.categorical))
         if self.parts == self.binary:
             return gym.spaces.MultiBinary(self.binary)
-        low = [0.0] * (self.binary + len(self.categorical)) + [-1.0] * self.continuous
-        high = [1.0] * self.binary + [count - 1.0 for count in self.categorical] + [1.0] * self.continuous
-        return gym.spaces.Box(np.array(low, np.float32), np.array(high, np.float32))
+        if self.parts == self.continuous:
+            return gym.spaces.Box(-1.0, 1.0, (self.continuous,))
+        return ActionBox(self.binary, self.categorical, self.continuous)
 
     def vectors(
         self,

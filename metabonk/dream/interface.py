@@ -92,6 +92,14 @@ class WorldModel(nn.Module):
         "Which actions there are"
         return ActionSpec(categorical=(self.action_size,)) if self.discrete else ActionSpec(continuous=self.action_size)
 
+    def vectors(
+        self,
+        action: Tensor,  # (batch, time) or (batch, time, parts) as recorded
+    ) -> Float[Tensor, "batch time actions"]:  # what `advance` takes, step by step
+        "Recorded actions as it reads them"
+        plain = self.discrete or self.spec.continuous == self.spec.parts  # `action_vectors` doesn't look at them on a GPU
+        return action_vectors(action, self.action_size if self.discrete else 0) if plain else self.spec.vectors(action)
+
     @property
     def picture_size(self) -> tuple[int, int] | None:  # pixels; `None`: any, or no eyes
         "Height and width of the pictures that it reads"

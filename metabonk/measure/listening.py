@@ -26,7 +26,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from ..core.errors import UsageError, unknown
-from ..dream.interface import State, action_vectors
+from ..dream.interface import State
 from .statistics import Interval, difference_interval, mean_interval
 from ..record.experience import Steps
 from ..record.store import Store
@@ -265,7 +265,7 @@ def expected_reward(
 ) -> tuple[Tensor, State]:  # (B, T) predicted rewards, differentiable; the state after the last row
     "Rewards read with the expectation of every latent"
     rssm, embed = model.rssm, model.encoder.fuse(embedded)  # (B, T, embed)
-    action = action_vectors(rows.action, model.action_size if model.discrete else 0)
+    action = model.vectors(rows.action)
     state = rssm.initial(len(embed)) if state is None else state
     deter, stoch = state["deter"], state["stoch"]
     rewards = []

@@ -21,7 +21,7 @@ from jaxtyping import Bool
 from plotly.subplots import make_subplots
 
 from ..core.errors import UsageError, unknown
-from ..dream.interface import CONTINUE, WorldModel, action_vectors, dream_along
+from ..dream.interface import CONTINUE, WorldModel, dream_along
 from .evaluation import evaluation_seeds
 from ..play.game import make_game
 
@@ -72,7 +72,7 @@ def dreamed_rows(
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         state = model.observe(batch.map(lambda column: column[:, :context]))
-        action = action_vectors(batch.action[:, context : context - 1 + rows], model.action_size if model.discrete else 0)
+        action = model.vectors(batch.action[:, context : context - 1 + rows])
         dream = dream_along(model, state, action)
     model.train(training)
     logits = getattr(model, "token_logits", None)

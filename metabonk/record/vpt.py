@@ -101,7 +101,7 @@ class VPTConfig(Config):
                 raise unknown("count", name, self.counts)
 
     @property
-    def camera_sizes(self) -> tuple[int, ...]:  # for `ActionSpec(binary=23, categorical=...)`
+    def camera_sizes(self) -> tuple[int, ...]:  # 11 for each of two angles, or 121 for both
         "How many classes each number of an action behind the keys has"
         return (121,) if self.camera == "classes" else (11, 11)
 
@@ -117,6 +117,8 @@ class VPTConfig(Config):
             clock_rate=20.0,
             action_dtype="uint8",
             action_shape=(len(KEYS) + len(cameras),),
+            action_keys=len(KEYS),
+            action_choices=self.camera_sizes,
             action_names=(*KEYS, *cameras),
             probes={"gui": "bool", **dict.fromkeys(self.counts, "int64")},
             terms=dict.fromkeys(self.rewards, "float64"),
