@@ -117,6 +117,37 @@ def test_batches_follow_from_seed_and_number(store, tmp_path):
     assert not np.array_equal(one.latent[4:], next_.latent[4:]) and not np.array_equal(one.latent[4:], other.latent[4:])
 
 
+def coded_data(store, tmp_path, tasks) -> CodeData:
+    data = CodeData(store.path, tokenizer(), HEARD, SequenceConfig(length=5, batch_size=16), tasks, 8, path=tmp_path / "codes")
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def test_one_of_several_tasks_pays_where_it_is_done(store, tmp_path):
+    cache = Cache.build(store)
+    earned = np.array(cache.table["reward"])
+    earned[::7] = 5.0  # what the game paid
+    drawn, relevant = sequences(store, tmp_path)
+    done = np.stack([earned > 0, earned == 0, np.arange(len(earned)) % 3 == 0], 1)
+    paid = TaskSequences(drawn.cache, 5, relevant, done=done)
+    config = SequenceConfig(length=5, batch_size=8, seed=3)
+    number = {row.tobytes(): i for i, row in enumerate(drawn.cache.codes)}
+    for batch in range(5):
+        clip, plain = paid.batch(config, batch), drawn.batch(config, batch)
+        rows = np.array([[number[row.tobytes()] for row in sequence] for sequence in clip.latent])
+        assert np.array_equal(clip.reward, done[rows, clip.task]) and clip.reward.dtype == np.float32
+        assert np.array_equal(plain.reward, cache.table["reward"][rows]), "without that, the game's own reward"
+        assert np.array_equal(clip.latent, plain.latent) and np.array_equal(clip.task, plain.task), "the same rows are drawn"
+
+
+@pytest.mark.parametrize(("tasks", "pays"), [(TaskSet.load("reward"), False), (TaskSet.load("bonk"), True)])
+def test_a_single_task_leaves_rewards_as_they_are(store, tmp_path, tasks, pays):
+    data = coded_data(store, tmp_path, tasks)
+    drawn = data.sequences(data.open(), np.ones(len(data.open().pieces), bool))
+    assert (drawn.done is not None) is pays and (not pays or np.array_equal(drawn.done, tasks.done(data.training_cache())))
+
+
 def test_tasks_that_were_never_done_are_refused(store, tmp_path):
     with pytest.raises(UsageError, match="none of the tasks was done"):
         sequences(store, tmp_path, np.zeros((len(Cache.build(store).table), 2), bool))

@@ -21,7 +21,7 @@ SMALL = {
 
 
 GAMES = {
-    "bonk": {},
+    "bonk": {"tasks": "bonk", "imagine.task": "bonk"},
     "minatar:breakout": {"record.image_size": 10, "encode.plain": "true", "encode.sizes": "{patch: 5}", "imagine.starts": 4,
                          "dynamics.sizes": "{pack: 4, time_every: 2}", "dynamics.lr": 2e-3, "dynamics.muon": 0.02,
                          "imagine.lr": 1e-3},
@@ -50,6 +50,7 @@ def test_the_pipeline_of_dreamer_4_from_nothing_to_its_scores(tmp_path, game):
     cloned = Agent.load(stages / "imagine/cloned", ShortcutModel.load)
     assert agent.game == game and ("lsd" in quality) == (game == "bonk")
     model = ShortcutModel.load(stages / "dynamics/model")
+    assert (model.config.tasks, agent.model.task, model.task) == ((8, 1, 0) if game == "bonk" else (1, 0, 0))
     code = model.tokenizer.config
     assert (model.config.pack, code.plain) == (4, game.startswith("minatar")) and code.local != code.plain
     for part, muon in (("world", 0.02), ("agent", 0.01)):  # by default there is one group of weights, without a momentum

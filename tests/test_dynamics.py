@@ -295,6 +295,23 @@ def test_the_world_does_not_know_what_the_agent_is_asked_for(monkeypatch):
                 call(rows)
 
 
+def test_dreams_and_play_begin_with_the_task_that_is_asked_for(tmp_path):
+    model, rows = build(tasks=3), codes(2)
+    agent = ActorCritic(ActorCriticConfig(units=8), model.feature_size, model.spec)
+    first = model.observe(rows)
+    kept = Agent(model.ask(2), agent).save(tmp_path / "agent")
+    again = Agent.load(kept, ShortcutModel.load).model
+    for each in (model, again):
+        dreams, *_ = DreamLearner(each, agent, DreamConfig(horizon=2, starts=3)).dream(rows)
+        assert each.start(2)["task"].tolist() == [2, 2] and dreams.states[-1]["task"].tolist() == [2, 2, 2]
+    assert not model.observe(rows)["agent"].allclose(first["agent"], atol=1e-3), "what is asked for is seen in the features"
+    rows.task = torch.ones(2, 6, dtype=torch.long)
+    assert again.observe(rows)["task"].tolist() == [1, 1], "rows that say another task are of that one"
+    assert "task" not in json.loads((build(tasks=3).save(tmp_path / "plain") / "model.json").read_text())
+    with pytest.raises(UsageError, match="knows 0 to 2"):
+        model.ask(3)
+
+
 def test_another_task_can_come_within_an_episode(monkeypatch):
     monkeypatch.setattr(torch, "randn_like", torch.zeros_like)  # no chance in what is remembered
     model, rows = build(tasks=3), codes(2)

@@ -107,9 +107,10 @@ class TaskSequences(Sequences):
         relevant: Bool[np.ndarray, "rows tasks"],  # rows on the way to each task
         cross_episodes: bool = False,  # whether a sequence may run on into the next episode
         keep: np.ndarray | None = None,  # bool for each of the cache's pieces: those to choose from; `None` for all
+        done: Bool[np.ndarray, "rows tasks"] | None = None,  # rows in which each task was done; `None`: rewards are as recorded
     ) -> None:
         super().__init__(cache, length, cross_episodes, keep)
-        self.relevant = relevant
+        self.relevant, self.done = relevant, done
         before = np.concatenate([np.zeros((1, relevant.shape[1]), np.int64), relevant.cumsum(0)])
         every = self.places(np.arange(len(self)))
         counts = np.stack([sum((before[end] - before[begin] for begin, end in runs), np.int64(0)) for runs in every])
@@ -124,7 +125,7 @@ class TaskSequences(Sequences):
         config: SequenceConfig,  # how to draw
         number: int,  # of the batch
     ) -> Clip:  # NumPy arrays (B, T, ...), with `task` and `relevant`
-        "Rows, what is asked for in them, and which of them a policy may be cloned from"
+        "Rows, what is asked for in them, what that earns, and which of them a policy may be cloned from"
         size, half = config.batch_size, config.batch_size // 2
         random = np.random.Generator(np.random.Philox(key=config.seed % 2**64, counter=[0, 0, 1, number]))
         numbers, task = draw(len(self), config, number), random.integers(self.relevant.shape[1], size=size)
@@ -137,6 +138,8 @@ class TaskSequences(Sequences):
         clip.task = np.broadcast_to(task[:, None], rows.shape).copy()
         clip.relevant = self.relevant[rows, clip.task]
         clip.relevant[half:] = False
+        if self.done is not None:
+            clip.reward = self.done[rows, clip.task].astype(np.float32)
         return clip
 
 
@@ -149,7 +152,7 @@ class CodeData(ExperienceData):
         tokenizer: CausalTokenizer,  # trained
         logmel: LogMelConfig | None = None,  # how the rows sound; `None` for pictures alone
         config: SequenceConfig | None = None,  # which sequences to draw; the defaults if not given
-        tasks: TaskSet | None = None,  # what agents are asked for; `None`: all rows alike
+        tasks: TaskSet | None = None,  # what agents are asked for, and paid for if it is one of several; `None`: all rows alike
         within: int = 32,  # steps before a task is done that are on the way to it
         path: str | Path | None = None,  # folder of the codes; beside the store if not given
         cache: str | Path | None = None,  # folder of the training cache; beside the store if not given
@@ -175,5 +178,6 @@ class CodeData(ExperienceData):
         "What batches are drawn from"
         if self.tasks is None:
             return super().sequences(cache, keep)
-        relevant = relevant_rows(self.tasks.done(cache.cache), cache.cache, self.within)
-        return TaskSequences(cache, self.config.length, relevant, self.config.cross_episodes, keep)
+        done = self.tasks.done(cache.cache)
+        relevant, paid = relevant_rows(done, cache.cache, self.within), done if done.shape[1] > 1 else None
+        return TaskSequences(cache, self.config.length, relevant, self.config.cross_episodes, keep, paid)

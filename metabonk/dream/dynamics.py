@@ -229,6 +229,7 @@ class ShortcutModel(WorldModel):
 
     discrete: bool
     latent = "latent"
+    task = 0  # what is asked for where no row says it: `ask` sets it
     passes: Tensor  # (2, K + 1): tau and d of each pass in which a frame is generated
 
     def __init__(
@@ -357,6 +358,16 @@ class ShortcutModel(WorldModel):
         "What the network said of z~, as a clean code"
         return said if self.shortcut.predict == "clean" else z + (1 - per_frame(tau, z)) * said
 
+    def ask(
+        self,
+        task: int,  # below `config.tasks`
+    ) -> Self:  # itself
+        "From now on dreams and play begin with this task, unless rows say another; saved with the model"
+        if not 0 <= task < self.config.tasks:
+            raise UsageError(f"task {task} is asked for, the model knows 0 to {self.config.tasks - 1}: set DynamicsConfig.tasks")
+        self.task = task
+        return self
+
     def start(
         self,
         batch: int,  # how many sequences
@@ -365,7 +376,7 @@ class ShortcutModel(WorldModel):
         code, where = self.tokenizer.config, self.tokenizer.latent
         state = {"latent": torch.zeros(batch, code.latents, code.bottleneck, device=where.device),
                  "agent": torch.zeros(batch, self.feature_size, device=where.device),
-                 "task": torch.zeros(batch, dtype=torch.long, device=where.device),
+                 "task": torch.full((batch,), self.task, device=where.device),
                  **self.dynamics.transformer.new_cache(batch),
                  **_prefixed(self.tokenizer.encoder.new_cache(batch), "encoder.")}  # fmt: skip
         if self.looks_back:
@@ -492,7 +503,8 @@ class ShortcutModel(WorldModel):
         folder = Path(folder)
         configs = {"tokenizer": self.tokenizer.config, "spec": self.spec, "config": self.config, "shortcut": self.shortcut}
         about = {"format": "metabonk shortcut model", "version": 1, "game": self.game, "step_samples": self.step_samples,
-                 "logmel": self.logmel and self.logmel.to_dict(), **{n: c.to_dict() for n, c in configs.items()}}  # fmt: skip
+                 "logmel": self.logmel and self.logmel.to_dict(), **{n: c.to_dict() for n, c in configs.items()},
+                 **({"task": self.task} if self.task else {})}  # fmt: skip
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             save_file({name: t.contiguous() for name, t in self.state_dict().items()}, folder / "model.safetensors")
@@ -523,7 +535,7 @@ class ShortcutModel(WorldModel):
         except Exception as error:
             raise FolderError(f"{folder / 'model.safetensors'} is damaged or of another model ({str(error).splitlines()[0]}): "
                               "train the model anew") from None
-        return model.to(device).eval()
+        return model.to(device).eval().ask(about.get("task", 0))
 
 # %% ../../nbs/dream/56_dynamics.ipynb #56-dynamics-010
 def batch_length(
