@@ -566,7 +566,8 @@ def test_keys_and_a_choice_are_learned_read_dreamt_and_played():
 
 @pytest.mark.parametrize(("spec", "action"), [
     (THREE, torch.tensor([[2, 0]])), (ActionSpec(continuous=2), torch.rand(1, 2, 2)), (ActionSpec(binary=2), torch.ones(1, 2, 2)),
-    (ActionSpec(categorical=(3, 2)), torch.tensor([[[2, 1], [0, 0]]])),
+    (ActionSpec(categorical=(3, 2)), torch.tensor([[[2, 1], [0, 0]]])), (ActionSpec(continuous=1), torch.rand(1, 2)),
+    (THREE, torch.tensor([[[2], [0]]])),
     (KEYS_AND_CAMERA, torch.tensor([[[1, 0, 1, 4], [0, 0, 0, 0]]])),
 ], ids=str)  # fmt: skip
 def test_what_a_model_reads_is_as_its_spec_says(spec, action):

@@ -97,8 +97,10 @@ class WorldModel(nn.Module):
         action: Tensor,  # (batch, time) or (batch, time, parts) as recorded
     ) -> Float[Tensor, "batch time actions"]:  # what `advance` takes, step by step
         "Recorded actions as it reads them"
-        plain = self.discrete or self.spec.continuous == self.spec.parts  # `action_vectors` doesn't look at them on a GPU
-        return action_vectors(action, self.action_size if self.discrete else 0) if plain else self.spec.vectors(action)
+        plain = action.ndim == 2 if self.discrete else action.ndim == 3 and self.spec.continuous == self.spec.parts
+        if plain:  # on a GPU this looks at no number
+            return action_vectors(action, self.action_size if self.discrete else 0)
+        return self.spec.vectors(action)
 
     @property
     def picture_size(self) -> tuple[int, int] | None:  # pixels; `None`: any, or no eyes
