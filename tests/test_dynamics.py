@@ -301,6 +301,7 @@ def test_dreams_and_play_begin_with_the_task_that_is_asked_for(tmp_path):
     first = model.observe(rows)
     kept = Agent(model.ask(2), agent).save(tmp_path / "agent")
     again = Agent.load(kept, ShortcutModel.load).model
+    assert again.advance(model.observe(rows), torch.eye(3)[:2])["mark"].equal(model.start(2)["mark"]), "states fit a model anew"
     for each in (model, again):
         dreams, *_ = DreamLearner(each, agent, DreamConfig(horizon=2, starts=3)).dream(rows)
         assert each.start(2)["task"].tolist() == [2, 2] and dreams.states[-1]["task"].tolist() == [2, 2, 2]
@@ -512,6 +513,10 @@ def test_bad_input_says_so():
         model.observe(Clip(latent=rows.latent[..., :2], action=rows.action, first=rows.first))
     with pytest.raises(UsageError, match="another model"):
         model.advance(build(context=4).observe(rows), torch.eye(3))
+    other = build()
+    other.dynamics.transformer.layers[-1].attention.project.weight.data.mul_(0.5)
+    with pytest.raises(UsageError, match="another model of the same sizes"):
+        model.advance(other.observe(rows), torch.eye(3))
     with pytest.raises(UsageError, match="this model knows 3"):
         model.advance(model.observe(rows), torch.zeros(3, 4))
     rows.latent[0, 0] = torch.nan

@@ -1,5 +1,7 @@
 """The block-causal transformer: what reaches what, cached and whole passes alike, and what it says to bad input."""
 
+import copy
+
 import pytest
 import torch
 
@@ -215,6 +217,26 @@ def test_half_precision_memory_is_half_as_large_and_nearly_as_good():
         z, exact = model.read(x[:, t : t + 1], exact)
     assert cache["keys"].dtype == torch.bfloat16
     torch.testing.assert_close(y, z, atol=5e-2, rtol=0)
+
+
+def test_a_cache_is_good_for_copies_of_its_model_alone():
+    model = build()
+    x = video(2, 3, model)
+    _, cache = model.read(x, model.new_cache(2))
+    other, loaded = (Transformer(model.config, LAYOUT).eval() for _ in range(2))  # of other weights
+    loaded.load_state_dict(model.state_dict())
+    for same in (copy.deepcopy(model), loaded):
+        assert same.read(x[:, :1], cache)[0].equal(model.read(x[:, :1], cache)[0])
+    learned = copy.deepcopy(model)
+    learned(x).square().mean().backward()
+    torch.optim.SGD(learned.parameters(), 1e-2).step()
+    moved = Transformer(model.config, TokenLayout({name: LAYOUT.sizes[name] for name in reversed(LAYOUT.names)}))
+    moved.load_state_dict(model.state_dict())  # the same weights, but other tokens in the same places
+    mixed = join_states([pick_states(cache, [0]), pick_states(other.read(x, other.new_cache(2))[1], [1])])
+    for wrong, past in ((other, cache), (learned, cache), (moved, cache), (model, mixed),
+                        (model, {name: column for name, column in cache.items() if name != "mark"})):  # fmt: skip
+        with pytest.raises(UsageError, match="another model of the same sizes"):
+            wrong.read(x[:, :1], past)
 
 
 def test_bad_input_says_so():

@@ -392,7 +392,7 @@ class ShortcutModel(WorldModel):
         self, state: State, z: Tensor, tokens: Tensor, first: Tensor | None, task: Tensor, every: bool
     ) -> tuple[State, dict[str, State]]:
         "Finished frames, as tokens, become the past: what the last or each is; by prefix the past, or the trail of all pasts"
-        past = {name: state[name] for name in ("keys", "values", "frames", "start")}
+        past = {name: state[name] for name in ("keys", "values", "frames", "start", "mark")}
         y, cache = self.dynamics.transformer.read(tokens, past, first, every)
         agent = take_tokens(self.dynamics.transformer.layout, y, "agent").flatten(2)
         pick = (lambda x: x.flatten(0, 1)) if every else (lambda x: x[:, -1])

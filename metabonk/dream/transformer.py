@@ -7,6 +7,7 @@ __all__ = ['TransformerConfig', 'rotary', 'rotate', 'Attention', 'Layer', 'episo
 
 # %% ../../nbs/dream/52_transformer.ipynb #52-transformer-002
 import math
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -206,6 +207,7 @@ class Transformer(nn.Module):
     ):
         super().__init__()
         self.config, self.layout, self.groups = config, layout, read_groups(layout)
+        self.order = zlib.crc32(f"{layout} {layout.grids}".encode())  # a number for what stands where
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width)
         turns = rotary(token_positions(layout), config.head_size // 2)
@@ -241,7 +243,7 @@ class Transformer(nn.Module):
         kept: list[tuple[Tensor, Tensor]] = []
         fresh = not bool(cache["frames"].any())
         y = self._run(x, self._look_back(x, first, kept) if fresh else self._look_on(cache, numbers, starts, kept))
-        trail = {"numbers": numbers, "starts": starts}
+        trail = {"numbers": numbers, "starts": starts, "mark": cache["mark"]}
         for i, name in enumerate(("keys", "values")):
             since = torch.stack([new[i] for new in kept], 1) if kept else cache[name][:, :, :, :1].expand(-1, -1, -1, T, -1)
             trail[name] = torch.cat([cache[name], since], 3)  # (B, layers, S * kv_heads, ring + T, size)
@@ -261,7 +263,7 @@ class Transformer(nn.Module):
         index = torch.where(held < before, held % ring, ring + held - before)
         past = {name: trail[name][sequence[:, None], :, :, index] for name in ("keys", "values")}
         longer = {name: found.permute(0, 2, 3, 1, 4) for name, found in past.items()}  # (rows, layers, S * kv_heads, ring, size)
-        return {**longer, "frames": frame + 1, "start": trail["starts"].flatten()[row]}
+        return {**longer, "frames": frame + 1, "start": trail["starts"].flatten()[row], "mark": trail["mark"][sequence]}
 
     def glances(
         self,
@@ -283,24 +285,35 @@ class Transformer(nn.Module):
         self,
         batch: int,  # how many sequences
         dtype: torch.dtype | None = None,  # of keys and values; that of the weights if not given
-    ) -> State:  # "keys", "values" (batch, time layers, tokens * kv_heads, context + 1, size); "frames", "start" (batch,)
+    ) -> State:  # "keys", "values" (batch, time layers, tokens * kv_heads, context + 1, size); "frames", "start", "mark" (batch,)
         "The memory of nothing"
         c, weight = self.config, self.norm.scale
         shape = (batch, c.kinds.count("time"), self.layout.tokens * c.kv_heads, c.context + 1, c.head_size)
         empty = torch.zeros(shape, dtype=dtype or weight.dtype, device=weight.device)
         zero = torch.zeros(batch, dtype=torch.long, device=weight.device)
-        return {"keys": empty, "values": empty.clone(), "frames": zero, "start": zero.clone()}
+        mark = self.mark.expand(batch).clone()
+        return {"keys": empty, "values": empty.clone(), "frames": zero, "start": zero.clone(), "mark": mark}
+
+    @property
+    def mark(self) -> Int[Tensor, ""]:  # follows from the layout and the bits of some weights
+        "What caches are known by: a copy of this model has the same, a model that learned something else another"
+        last: Any = self.layers[-1]
+        return last.attention.project.weight.detach()[0].float().view(torch.int32).sum() + self.order
 
     def check(
         self,
         cache: State,  # of whatever model
     ) -> None:
-        "`UsageError` if the cache is not of a transformer of these sizes"
+        "`UsageError` if the cache is not of this transformer with these weights; off the CPU sizes alone are compared"
         c, found = self.config, tuple(cache["keys"].shape[1:]) if "keys" in cache else ()
         wanted = (c.kinds.count("time"), self.layout.tokens * c.kv_heads, c.context + 1, c.head_size)
         if found != wanted:
             raise UsageError(f"this cache is of another model: (time layers, tokens * kv_heads, context + 1, size) is {found}, "
                              f"this transformer has {wanted}; begin with its own `new_cache`")
+        on_cpu = cache["keys"].device.type == "cpu"  # elsewhere a look costs more than all the rest
+        if on_cpu and not bool((self.mark == cache.get("mark", -1)).all()):
+            raise UsageError("this cache is of another model of the same sizes, or its weights have changed since: begin with "
+                             "this transformer's own `new_cache`")
 
     def check_length(
         self,
