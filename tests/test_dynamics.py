@@ -237,7 +237,7 @@ def test_single_pictures_know_neither_past_nor_action(monkeypatch):
     forward = model.dynamics.forward
     monkeypatch.setattr(model.dynamics, "forward", lambda *given: seen.append(given) or forward(*given))
     losses = model.losses(codes())
-    *_, known, first, _ = seen[-1]
+    *_, known, first, _, _ = seen[-1]
     assert first.all() and not known.any() and all(losses[name].eq(0).all() for name in ("policy", "reward", "continue"))
 
 
@@ -570,9 +570,9 @@ def test_keys_and_a_choice_are_learned_read_dreamt_and_played():
 
 
 @pytest.mark.parametrize(("spec", "action"), [
-    (THREE, torch.tensor([[2, 0]])), (ActionSpec(continuous=2), torch.rand(1, 2, 2)), (ActionSpec(binary=2), torch.ones(1, 2, 2)),
-    (ActionSpec(categorical=(3, 2)), torch.tensor([[[2, 1], [0, 0]]])), (ActionSpec(continuous=1), torch.rand(1, 2)),
-    (THREE, torch.tensor([[[2], [0]]])),
+    (THREE, torch.tensor([[2, 0]])), (THREE, torch.tensor([[[2], [0]]])), (ActionSpec(binary=2), torch.ones(1, 2, 2)),
+    (ActionSpec(continuous=2), torch.tensor([[[0.5, -1.0], [0.25, 2.0]]])), (ActionSpec(continuous=1), torch.tensor([[0.5, -0.25]])),
+    (ActionSpec(categorical=(3, 2)), torch.tensor([[[2, 1], [0, 0]]])),
     (KEYS_AND_CAMERA, torch.tensor([[[1, 0, 1, 4], [0, 0, 0, 0]]])),
 ], ids=str)  # fmt: skip
 def test_what_a_model_reads_is_as_its_spec_says(spec, action):
