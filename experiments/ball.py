@@ -2,9 +2,9 @@
 
 `python experiments/ball.py --runs 5` trains tokenizer and dynamics that many times from nothing and writes one row a
 training run to experiments/results/ball.csv; rows that are there already are not made again. Clips are generated, no two
-alike; the dynamics learn from three thousand of them, and what is judged was never seen. Dreams go on for sixteen frames
-with four denoising steps each, under pushes that the model is told of. Controls: what is usual at each place, for the
-tokenizer; repeating the last frame, and a model that is not told the pushes, for the dynamics.
+alike; the dynamics learn from three thousand of them, each frame beside a finished past, and what is judged was never seen.
+Dreams go on for sixteen frames with four denoising steps each, under pushes that the model is told of. Controls: what is
+usual at each place, for the tokenizer; repeating the last frame, and a model that is not told the pushes, for the dynamics.
 """
 
 import argparse
@@ -31,9 +31,9 @@ from metabonk.dream.dynamics import DynamicsConfig, DynamicsLearner, ShortcutMod
 from metabonk.dream.shortcut import ShortcutConfig
 from metabonk.measure.clips import drift, restored
 
-SIZES = {"tokenizer_steps": 3_600, "dynamics_steps": 5_000, "batch": 16, "length": 16, "context": 8, "ahead": 16, "clips": 3_000,
+SIZES = {"tokenizer_steps": 3_600, "dynamics_steps": 6_000, "batch": 16, "length": 16, "context": 8, "ahead": 16, "clips": 3_000,
          "patch": 8, "tokenizer_lr": 4e-3, "dynamics_lr": 2e-3, "hidden_share": 0.0, "cooldown": 0.5, "pack": 8, "registers": 1,
-         "time_every": 2}  # fmt: skip
+         "time_every": 2, "muon": 0.02, "views": 1, "context_noise": 0.06}  # fmt: skip
 
 
 class Balls:
@@ -93,12 +93,14 @@ def train(seed: int, options: argparse.Namespace) -> dict[str, Any]:
     balls, tokenizer = 10**6 * (seed + 1), make_tokenizer(seed, folder, options)
     unseen = bouncing_ball(64, options.context + options.ahead, generator=torch.Generator().manual_seed(balls + 3))
     kept = restored(tokenizer, unseen)
+    tokenizer.settle(bouncing_ball(256, options.length, generator=torch.Generator().manual_seed(balls)))
     config = DynamicsConfig(single=0.1, pack=options.pack, registers=options.registers, time_every=options.time_every)
-    model = ShortcutModel(tokenizer, ActionSpec(categorical=(3,)), config, ShortcutConfig())
+    shortcut = ShortcutConfig(views=options.views, context_noise=options.context_noise)
+    model = ShortcutModel(tokenizer, ActionSpec(categorical=(3,)), config, shortcut)
     codes = Codes(tokenizer, balls + 2, options.clips, options.batch, options.length)
     schedule = TrainConfig(steps=options.dynamics_steps, lr=options.dynamics_lr, warmup=100, cooldown=options.cooldown,
                            checkpoint_every=10**6, seed=seed)  # fmt: skip
-    fit(DynamicsLearner(model, heads=False), codes, folder / "dynamics", schedule)
+    fit(DynamicsLearner(model, heads=False), codes, folder / "dynamics", schedule.change(muon=options.muon))
     model.eval()
     table = drift(model, unseen, options.context).groupby("who")[["psnr", "lsd"]].mean()
     blind = unseen.map(lambda x: x)
