@@ -64,8 +64,9 @@ def show_means(rows: pd.DataFrame) -> None:
     if not len(rows):
         return print("no training run of these sizes has been made yet")
     for name in rows.columns.drop(["sizes", "seed"]):
-        values = rows[name].to_numpy()
-        print(f"{name:50} {mean_interval(values, method='t') if len(set(values)) > 1 else values[:1].round(3)}")
+        values = rows[name].dropna().to_numpy()  # not every run has everything that is measured
+        few = f" ({len(values)} of {len(rows)} runs)" if len(values) < len(rows) else ""
+        print(f"{name:50} {mean_interval(values, method='t') if len(set(values)) > 1 else values[:1].round(3)}{few}")
 
 
 def begin(name: str, about: str, sizes: dict[str, Any], **more: dict[str, Any]) -> tuple[argparse.Namespace, Rows]:

@@ -571,7 +571,8 @@ def test_keys_and_a_choice_are_learned_read_dreamt_and_played():
 
 @pytest.mark.parametrize(("spec", "action"), [
     (THREE, torch.tensor([[2, 0]])), (THREE, torch.tensor([[[2], [0]]])), (ActionSpec(binary=2), torch.ones(1, 2, 2)),
-    (ActionSpec(continuous=2), torch.tensor([[[0.5, -1.0], [0.25, 2.0]]])), (ActionSpec(continuous=1), torch.tensor([[0.5, -0.25]])),
+    (ActionSpec(continuous=2), torch.tensor([[[0.5, -1.0], [0.25, 2.0]]])),
+    (ActionSpec(continuous=1), torch.tensor([[0.5, -0.25]])),
     (ActionSpec(categorical=(3, 2)), torch.tensor([[[2, 1], [0, 0]]])),
     (KEYS_AND_CAMERA, torch.tensor([[[1, 0, 1, 4], [0, 0, 0, 0]]])),
 ], ids=str)  # fmt: skip

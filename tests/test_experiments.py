@@ -35,3 +35,11 @@ def test_results_in_the_repository_can_be_read(root):
     for path in (root / "experiments/results").glob("*.csv"):
         table = pd.read_csv(path)
         assert len(table) and "seed" in table and not table.duplicated([key for key in keys if key in table]).any(), path
+
+
+def test_means_are_over_the_runs_that_have_a_number(rows, capsys):
+    nan, three = float("nan"), {"sizes": "a", "seed": [0, 1, 2]}
+    rows.show_means(pd.DataFrame({**three, "off": [1.0, nan, 3.0], "same": [2.0] * 3, "never": [nan] * 3}))
+    off, same, never = capsys.readouterr().out.splitlines()
+    assert off.split()[:2] == ["off", "2"] and off.endswith("(2 of 3 runs)")
+    assert same.split() == ["same", "[2.]"] and never.endswith("[] (0 of 3 runs)")
