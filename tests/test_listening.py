@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from metabonk.core.errors import UsageError
 from metabonk.dream.fusion import TokenEncoder
+from metabonk.dream.interface import action_vectors
 from metabonk.measure import listening
 from metabonk.measure.listening import (
     Attribution,
@@ -106,6 +107,10 @@ class Planted(nn.Module):
     def features(self, state: dict[str, Tensor]) -> Tensor:
         """Row before and row."""
         return torch.cat([state["deter"], state["stoch"]], -1)
+
+    def vectors(self, action: Tensor) -> Tensor:
+        """One-hot."""
+        return action_vectors(action, self.action_size)
 
     def reward(self, features: Tensor) -> Tensor:
         """Above a half where the weights sum to more than 2."""
