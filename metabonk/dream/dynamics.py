@@ -326,22 +326,22 @@ class ShortcutModel(WorldModel):
         relevant = given["relevant"]
         world = B if relevant is None else B - B // 2  # rows that teach how the world goes on, the last ones
         few = bootstrap_rows(world, self.shortcut.bootstrap) if updates is None or updates >= self.shortcut.warmup else 0
-        views = self.shortcut.views
-        tau, d = draw_levels(B, max(1, views) * T, few, self.shortcut.finest, first.device)
+        views, shown = self.shortcut.views, max(1, self.shortcut.views)
+        tau, d = draw_levels(B, shown * T, few, self.shortcut.finest, first.device)
         if relevant is not None and not views:  # what is cloned from is seen as in play
             tau[: B - few].masked_fill_(relevant[: B - few], self.shortcut.context_level)
         agent, task, past = z1, self._asked(clip), self._noisy(z1) if views else ()
-        given_all = [None if x is None else _repeated(x, 1 + views) for x in (action, known, task)]
+        told = [None if x is None else _repeated(x, 1 + views) for x in (action, known, task)]
 
         def f(z: Tensor, tau: Tensor, d: Tensor, rows: slice) -> Tensor:
             nonlocal agent  # of the last pass, the one with a gradient
             frames = [torch.cat([x[rows], y], 1) for x, y in zip(past, (z, tau, d), strict=True)] if views else (z, tau, d)
-            done, there, asked = (None if x is None else x[rows] for x in given_all)
+            done, there, asked = (None if x is None else x[rows] for x in told)
             said, agent = self.dynamics(*frames, done, there, first[rows], asked, views)
             said, agent = said[:, -z.shape[1] :], agent[:, :T]
             return self._clean(said, z, tau)
 
-        z1 = _repeated(z1, max(1, views))
+        z1 = _repeated(z1, shown)
         error, _ = shortcut_losses(f, z1, corrupt(z1, tau), tau, d, few)
         error = error / (1 - tau) ** 2 if self.shortcut.space == "velocity" else error
         error = ramp(tau) * error if self.shortcut.ramp else error
