@@ -213,7 +213,10 @@ def test_two_processes(tmp_path: Path) -> None:
 
 
 class Halves(Learner):
-    """With blocks, a large matrix that is in none, a frozen part, and a slow copy. Counts the numbers that a process holds."""
+    """With blocks, a large matrix that is in none, a frozen part, a slow copy and a running average of its own loss.
+
+    Counts the numbers that a process holds.
+    """
 
     blocks, frozen = ("layers",), ("eyes",)
 
@@ -222,11 +225,14 @@ class Halves(Learner):
         torch.manual_seed(0)
         self.eyes, self.layers = nn.Linear(4, 300), nn.ModuleList([nn.Linear(300, 20), nn.Linear(20, 300)])
         self.out, self.slow = nn.Linear(300, 300), nn.Linear(300, 300).requires_grad_(False)
+        self.register_buffer("usual", torch.ones(()))
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
         """Regression, with some noise of a process's own."""
         x = self.out(self.layers[1](self.layers[0](self.eyes(batch[0])).tanh()))
-        return {"fit": (x + 0.1 * torch.randn_like(x) - batch[1]).square()}
+        error = (x + 0.1 * torch.randn_like(x) - batch[1]).square()
+        self.usual.lerp_(error.detach().mean(), 0.5)
+        return {"fit": error / self.usual}
 
     def after_step(self) -> None:
         """The slow copy follows."""
@@ -247,7 +253,7 @@ def test_shared_out_weights_learn_the_same(tmp_path: Path) -> None:
         assert torch.allclose(one, other, atol=1e-5), name
         assert torch.equal(one, start) == name.startswith("eyes"), name
     logs = [read_log(tmp_path / kind) for kind in ("whole", "shared")]
-    assert np.allclose(logs[0]["loss"], logs[1]["loss"], atol=1e-5)
+    assert np.allclose(logs[0]["loss"], logs[1]["loss"], atol=1e-5) and torch.allclose(whole.usual, shared.usual, atol=1e-5)
     held = [log["watch/held"].iloc[-1] for log in logs]
     assert held[1] == held[0] / 2 and held[0] == sum(p.numel() for p in whole.parameters())
     with pytest.raises(UsageError, match="shard=True, not False"):

@@ -540,6 +540,11 @@ class _Keeper(L.Callback):
         if self.resumed:  # last, so that nothing draws between this and the first step
             _set_random_state(state["random"][rank])
 
+    def on_train_batch_start(self, trainer: L.Trainer, learner: Any, *batch: Any) -> None:
+        if self.config.shard:  # running averages are those of the first process, as DDP has it
+            for buffer in learner.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
     def on_train_batch_end(self, trainer: L.Trainer, learner: Any, *batch: Any) -> None:
         if trainer.global_step == self.step:
             return  # gradients are still being collected
