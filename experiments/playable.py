@@ -59,9 +59,9 @@ BONK = {"darkness": 0, "chargers": 0, "opponents": 0, "start_screen": 8}
 SCREEN = torch.tensor([160.0, 144.0])  # pixels of the game in a picture
 GAME_SEED, CONTEXT, FRAMES, DRIFT = 7, 16, 256, (10, 50)
 SIZES = {"image_size": 32, "steps": 40_000, "ticks": 3, "episode_steps": 800, "patch": 8, "bottleneck": 12,
-         "tokenizer_steps": 2_000, "tokenizer_lr": 4e-3, "dynamics_steps": 36_000, "dynamics_lr": 6e-3, "batch": 8, "length": 16,
+         "tokenizer_steps": 2_000, "tokenizer_lr": 4e-3, "dynamics_steps": 28_000, "dynamics_lr": 6e-3, "batch": 8, "length": 16,
          "reader_steps": 1_500, "cooldown": 0.5, "width": 96, "layers": 3, "kv_heads": 4, "pack": 4, "registers": 0,
-         "ramp": 0, "muon": 0.03, "bootstrap": 0.125}  # fmt: skip
+         "ramp": 0, "muon": 0.03, "bootstrap": 0.125, "views": 1, "context_noise": 0.06}  # fmt: skip
 
 
 class Reader(nn.Module):
@@ -173,7 +173,8 @@ def learn(folder: Path, seed: int, options: argparse.Namespace) -> tuple[Shortcu
     reader = train_reader(cache, tokenizer, codes.codes, options.reader_steps, seed)
     dynamics = DynamicsConfig(width=options.width, layers=options.layers, kv_heads=options.kv_heads, pack=options.pack,
                               registers=options.registers, single=0.1)  # fmt: skip
-    shortcut = ShortcutConfig(ramp=bool(options.ramp), bootstrap=options.bootstrap)
+    shortcut = ShortcutConfig(ramp=bool(options.ramp), bootstrap=options.bootstrap, views=options.views,
+                              context_noise=options.context_noise)  # fmt: skip
     model = ShortcutModel(tokenizer, ActionSpec.of_schema(schema), dynamics, shortcut,
                           schema.game, logmel, cache.samples / len(store))  # fmt: skip
     sequences = SequenceConfig(length=options.length, batch_size=options.batch, cross_episodes=True, seed=seed)
