@@ -1,10 +1,10 @@
 """A dream of Bonk that can be played: 256 generated frames under keys that were pressed in the game, and how far it drifts.
 
 `python experiments/playable.py --runs 5` records sticky random play on Bonk's lower right screens, all lit; trains
-tokenizer and dynamics on it; then lets the model go on from the first sixteen frames of a game that was played by hand
-(`KEYS`), under the same keys. It writes one row a training run to experiments/results/playable.csv, and beside the run's
-models dream.webm: game and dream side by side, with the dream's sound; that of seed 0 is put beside the rows, for the page of
-results. `--table` prints the table alone.
+tokenizer and dynamics on it, each frame beside a finished past; then lets the model go on from the first sixteen frames of
+a game that was played by hand (`KEYS`), under the same keys. It writes one row a training run to
+experiments/results/playable.csv, and beside the run's models dream.webm: game and dream side by side, with the dream's
+sound; that of seed 0 is put beside the rows, for the page of results. `--table` prints the table alone.
 
 Where the hero is in a generated frame, and whether more than half of him is to be seen, is read off by a small network that
 has learned it from frames of the recording, as they were, as the tokenizer restores them, and with the hero painted over more
