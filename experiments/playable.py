@@ -28,7 +28,6 @@ from torch import Tensor, nn
 
 from metabonk.core.seed import seed_everything
 from metabonk.core.training import TrainConfig, fit
-from metabonk.dream.actions import ActionSpec
 from metabonk.dream.causal_tokenizer import (
     CausalTokenizer,
     CausalTokenizerConfig,
@@ -42,6 +41,7 @@ from metabonk.dream.interface import dream_along
 from metabonk.dream.shortcut import ShortcutConfig
 from metabonk.measure.clips import log_spectral_distance, psnr, restored
 from metabonk.measure.dreams import Film, dream_films
+from metabonk.nn.actions import ActionSpec
 from metabonk.play.game import make_game
 from metabonk.play.policies import ScriptedPolicy
 from metabonk.record.cache import Cache

@@ -20,8 +20,8 @@ from metabonk.act.dreaming import DreamConfig, DreamLearner, check_learnable, la
 from metabonk.act.finetune import FineTune, FineTuneConfig, ShortUpdates
 from metabonk.core.errors import FolderError, MetaBonkError, UsageError
 from metabonk.core.training import TrainConfig, fit, read_log
-from metabonk.dream.actions import ActionSpec
 from metabonk.dream.interface import CONTINUE, WorldModel, action_vectors
+from metabonk.nn.actions import ActionSpec
 from metabonk.play.game import make_game
 from metabonk.record.cache import Cache
 from metabonk.record.recorder import record

@@ -13,10 +13,10 @@ from torch import distributions as torchs
 
 from metabonk.core.errors import UsageError
 from metabonk.dream import agent_heads
-from metabonk.dream.actions import ActionChoice, ActionSpec
 from metabonk.dream.agent_heads import AgentHeads, ahead
-from metabonk.dream.distributions import Categorical, TwoHot
-from metabonk.dream.layers import MLP
+from metabonk.nn.actions import ActionChoice, ActionSpec
+from metabonk.nn.distributions import Categorical, TwoHot
+from metabonk.nn.layers import MLP
 from metabonk.record.experience import Schema
 
 MIXED = ActionSpec(binary=2, categorical=(3, 4), continuous=2)

@@ -9,9 +9,9 @@ import torch
 from metabonk.act.actor_critic import ActorCriticConfig, actor_critic_losses
 from metabonk.act.returns import ReturnScale, lambda_returns
 from metabonk.core.optimizer import LaProp
-from metabonk.dream.distributions import Categorical, TwoHot, categorical_kl, mixed_probabilities, symexp_bins
 from metabonk.dream.interface import Imagined
-from metabonk.dream.layers import BlockGRU
+from metabonk.nn.distributions import Categorical, TwoHot, categorical_kl, mixed_probabilities, symexp_bins
+from metabonk.nn.layers import BlockGRU
 
 
 @pytest.fixture(scope="module")

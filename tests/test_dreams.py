@@ -13,10 +13,9 @@ import pytest
 import torch
 
 from metabonk.core.errors import UsageError
-from metabonk.dream.actions import ActionSpec
 from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, Clip
 from metabonk.dream.dynamics import DynamicsConfig, ShortcutModel
-from metabonk.dream.interface import Categorical, WorldModel, pick_states
+from metabonk.dream.interface import WorldModel, pick_states
 from metabonk.dream.token_model import TokenModel, TokenModelConfig
 from metabonk.measure.dreams import (
     Film,
@@ -28,6 +27,8 @@ from metabonk.measure.dreams import (
     free_dream_video,
     reconstruction_figure,
 )
+from metabonk.nn.actions import ActionSpec
+from metabonk.nn.distributions import Categorical
 from metabonk.record.experience import Batch
 from metabonk.sense.logmel import LogMel, LogMelConfig
 from metabonk.sense.picture import PictureConfig, PictureTokenizer

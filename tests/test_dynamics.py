@@ -26,7 +26,6 @@ from metabonk.core.capture import leaves
 from metabonk.core.errors import FolderError, UsageError
 from metabonk.core.training import TrainConfig, fit, read_log
 from metabonk.dream import dynamics
-from metabonk.dream.actions import ActionSpec, camera_angles, camera_classes
 from metabonk.dream.causal_tokenizer import (
     CausalTokenizer,
     CausalTokenizerConfig,
@@ -47,11 +46,13 @@ from metabonk.dream.dynamics import (
     batch_length,
     cut_clip,
 )
-from metabonk.dream.interface import Categorical, DreamEnv, dream_along, imagine, pick_states
+from metabonk.dream.interface import DreamEnv, dream_along, imagine, pick_states
 from metabonk.dream.shortcut import ShortcutConfig, ramp
 from metabonk.dream.transformer import Transformer
 from metabonk.measure.dreams import free_dream_video
 from metabonk.measure.reality import dreamed_rows
+from metabonk.nn.actions import ActionSpec, camera_angles, camera_classes
+from metabonk.nn.distributions import Categorical
 from metabonk.record.cache import Cache
 from metabonk.record.recorder import record
 from metabonk.record.sampling import SequenceConfig

@@ -8,12 +8,9 @@ from gymnasium.utils.env_checker import check_env
 from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
 from metabonk.act.returns import ReturnScale, lambda_returns
 from metabonk.core.errors import UsageError
-from metabonk.dream.actions import ActionSpec
 from metabonk.dream.interface import (
-    Categorical,
     DreamEnv,
     Imagined,
-    Normal,
     WorldModel,
     action_vectors,
     dream_along,
@@ -22,6 +19,8 @@ from metabonk.dream.interface import (
     pick_states,
     repeat_states,
 )
+from metabonk.nn.actions import ActionSpec
+from metabonk.nn.distributions import Categorical, Normal
 
 
 class Counter(WorldModel):

@@ -14,8 +14,9 @@ from metabonk.act.dreaming import DreamConfig, DreamLearner
 from metabonk.act.objectives import PMPO, PPO, pmpo_losses
 from metabonk.core.errors import UsageError
 from metabonk.core.training import TrainConfig, fit, read_log
-from metabonk.dream.actions import ActionSpec
-from metabonk.dream.interface import Categorical, Imagined, Normal, WorldModel
+from metabonk.dream.interface import Imagined, WorldModel
+from metabonk.nn.actions import ActionSpec
+from metabonk.nn.distributions import Categorical, Normal
 
 TWO = ActionSpec(categorical=(2,))
 

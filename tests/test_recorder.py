@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from metabonk.core.errors import DiskFull, FolderLocked, MetaBonkError, StoreError, UsageError
-from metabonk.dream.actions import ActionSpec
+from metabonk.nn.actions import ActionSpec
 from metabonk.play.game import make_game
 from metabonk.play.keyboard import Keyboard, play
 from metabonk.record import recorder as module

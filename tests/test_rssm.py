@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from metabonk.core.errors import UsageError
-from metabonk.dream.distributions import TwoHot, categorical_kl
 from metabonk.dream.recurrent import RecurrentModel
 from metabonk.dream.rssm import RSSM, RSSMConfig
 from metabonk.dream.scan import fast_observe
+from metabonk.nn.distributions import TwoHot, categorical_kl
 
 KINDS = ["categorical", "gumbel", "gaussian"]
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from metabonk.core.errors import FolderError, StoreError, UsageError
-from metabonk.dream.actions import ActionSpec, camera_classes
+from metabonk.nn.actions import ActionSpec, camera_classes
 from metabonk.record import vpt
 from metabonk.record.cache import Cache
 from metabonk.record.exchange import to_dataset

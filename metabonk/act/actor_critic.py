@@ -18,7 +18,10 @@ from torch import Tensor, nn
 
 from .returns import ReturnScale, lambda_returns
 from ..core.config import Config
-from ..dream.interface import MLP, ActionChoice, ActionSpec, Imagined, TwoHot
+from ..dream.interface import Imagined
+from ..nn.actions import ActionChoice, ActionSpec
+from ..nn.distributions import TwoHot
+from ..nn.layers import MLP
 
 # %% ../../nbs/act/61_actor_critic.ipynb #61-actor-critic-005
 @dataclass(frozen=True)

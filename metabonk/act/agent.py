@@ -30,7 +30,8 @@ from ..core.errors import FolderError, UsageError
 from ..core.files import disk_errors, write_atomic
 from ..core.progress import progress
 from ..core.seed import spawn_seeds
-from ..dream.interface import ActionSpec, State, WorldModel
+from ..dream.interface import State, WorldModel
+from ..nn.actions import ActionSpec
 from ..play.game import make_game
 from ..record.experience import Batch
 from ..record.recorder import Recorder, Recording, recording_schema

@@ -22,7 +22,8 @@ from .actor_critic import ActorCritic
 from .dreaming import DreamConfig, DreamLearner
 from ..core.config import Config
 from ..core.errors import UsageError
-from ..dream.interface import MLP, Imagined, State, WorldModel
+from ..dream.interface import Imagined, State, WorldModel
+from ..nn.layers import MLP
 
 # %% ../../nbs/act/62_curiosity.ipynb #62-curiosity-008
 class Ensemble(nn.Module):

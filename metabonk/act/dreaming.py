@@ -22,7 +22,8 @@ from .returns import lambda_returns
 from ..core.config import Config
 from ..core.errors import UsageError
 from ..core.training import Learner
-from ..dream.interface import CONTINUE, Imagined, State, TwoHot, WorldModel, imagine
+from ..dream.interface import CONTINUE, Imagined, State, WorldModel, imagine
+from ..nn.distributions import TwoHot
 
 # %% ../../nbs/act/63_dreaming.ipynb #63-dreaming-005
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..core.errors import UsageError
-from .actions import ActionChoice, ActionSpec
-from .distributions import TwoHot, bernoulli_loss
+from ..nn.actions import ActionChoice, ActionSpec
+from ..nn.distributions import TwoHot, bernoulli_loss
 from .interface import CONTINUE
-from .layers import MLP
+from ..nn.layers import MLP
 
 # %% ../../nbs/dream/55_agent_heads.ipynb #55-agent-heads-005
 def ahead(

@@ -28,7 +28,7 @@ from ..core.files import disk_errors, write_atomic
 from ..core.products import Linear
 from ..core.training import Learner
 from .interface import State
-from .layers import MLP, start_weights
+from ..nn.layers import MLP, start_weights
 from .layout import TokenLayout, decoder_layout, encoder_layout, join_tokens, take_tokens
 from .shortcut import RunningRMS
 from .transformer import Transformer, TransformerConfig

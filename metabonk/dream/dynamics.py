@@ -22,12 +22,12 @@ from ..core.errors import FolderError, UsageError
 from ..core.files import disk_errors, write_atomic
 from ..core.products import Linear
 from ..core.training import Learner
-from .actions import ActionSpec
+from ..nn.actions import ActionSpec
 from .agent_heads import AgentHeads
 from .causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, Clip, ClipSenses
-from .distributions import full_precision
+from ..nn.distributions import full_precision
 from .interface import State, WorldModel, pick_states
-from .layers import start_weights
+from ..nn.layers import start_weights
 from .layout import dynamics_layout, join_tokens, take_tokens
 from metabonk.dream.shortcut import (
     RunningRMS,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..core.errors import UsageError, unknown
 from ..core.products import Linear
-from .layers import Unit, start_weights
+from ..nn.layers import Unit, start_weights
 
 # %% ../../nbs/dream/48_fusion.ipynb #48-fusion-005
 Fusion = Literal["early", "late", "concat", "cross"]

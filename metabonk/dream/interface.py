@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['State', 'CONTINUE', 'Policy', 'pick_states', 'repeat_states', 'join_states', 'action_vectors', 'check_actions',
-           'WorldModel', 'Distribution', 'Imagined', 'imagine', 'dream_along', 'DreamEnv', 'ActionChoice', 'ActionSpec',
-           'Categorical', 'Normal', 'TwoHot', 'MLP']
+           'WorldModel', 'Distribution', 'Imagined', 'imagine', 'dream_along', 'DreamEnv']
 
 # %% ../../nbs/dream/43_interface.ipynb #43-interface-002
 from collections.abc import Callable
@@ -22,12 +21,7 @@ from torch import Tensor, nn
 
 from ..core.capture import CapturedStep
 from ..core.errors import UsageError
-from .actions import ActionChoice, ActionSpec
-from .distributions import Categorical, Normal, TwoHot
-from .layers import MLP
-
-# %% ../../nbs/dream/43_interface.ipynb #43-interface-004
-_all_ = ["ActionChoice", "ActionSpec", "Categorical", "Normal", "TwoHot", "MLP"]  # what policies and critics are made of
+from ..nn.actions import ActionSpec
 
 # %% ../../nbs/dream/43_interface.ipynb #43-interface-006
 State = dict[str, Tensor]  # (batch, ...) each

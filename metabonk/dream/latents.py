@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .distributions import categorical_kl, draw_class, mixed_probabilities, straight_through
+from ..nn.distributions import categorical_kl, draw_class, mixed_probabilities, straight_through
 
 # %% ../../nbs/dream/44_latents.ipynb #44-latents-005
 class Latents(nn.Module):

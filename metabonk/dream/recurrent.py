@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .distributions import TwoHot, bernoulli_loss
+from ..nn.distributions import TwoHot, bernoulli_loss
 from .interface import CONTINUE, State, WorldModel, action_vectors, pick_states
-from .layers import MLP
+from ..nn.layers import MLP
 from .rssm import RSSM, RSSMConfig
 from .scan import fast_observe
 

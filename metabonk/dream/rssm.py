@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ..core.config import Config
 from ..core.errors import UsageError
-from .distributions import full_precision
+from ..nn.distributions import full_precision
 from .latents import Latents, make_latents
-from .layers import MLP, BlockGRU
+from ..nn.layers import MLP, BlockGRU
 
 # %% ../../nbs/dream/45_rssm.ipynb #45-rssm-005
 def _size(deter: int, hidden: int, classes: int) -> dict[str, int]:

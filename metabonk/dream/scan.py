@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from ..core.device import without_autocast
 from ..core.products import Packed, product
-from .layers import EPS
+from ..nn.layers import EPS
 from .rssm import RSSM, State
 
 # %% ../../nbs/dream/46_scan.ipynb #46-scan-005

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..core.device import without_autocast
-from .distributions import full_precision
-from .layers import MLP, start_weights
+from ..nn.distributions import full_precision
+from ..nn.layers import MLP, start_weights
 
 # %% ../../nbs/dream/49_token_heads.ipynb #49-token-heads-005
 class _TokenSurprise(torch.autograd.Function):

@@ -23,7 +23,7 @@ from ..core.config import Config
 from ..core.errors import UsageError
 from ..core.products import Linear
 from .interface import State
-from .layers import EPS, RMSNorm, start_weights
+from ..nn.layers import EPS, RMSNorm, start_weights
 from .layout import TokenLayout, read_groups, token_positions
 
 # %% ../../nbs/dream/52_transformer.ipynb #52-transformer-005

@@ -49,7 +49,7 @@ def camera_bins(
     bins: int = 11,  # of each angle; odd, so that one of them is none
     mu: float = 10.0,  # how much finer the middle is
 ) -> Int[np.ndarray, "*batch 2"]:  # below `bins`
-    "A turn of the camera as two classes; `down * bins + right` is what `dream.actions.camera_classes` gives"
+    "A turn of the camera as two classes; `down * bins + right` is what `nn.actions.camera_classes` gives"
     v = np.clip(degrees / limit, -1, 1)
     squeezed = np.sign(v) * np.log1p(mu * np.abs(v)) / math.log1p(mu)
     return np.round((squeezed + 1) / 2 * (bins - 1)).astype(np.int64)
