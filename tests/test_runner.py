@@ -1,5 +1,6 @@
 """Pipelines: what is checked before anything starts, and what runs again after a change"""
 
+import json
 import os
 import shutil
 import subprocess
@@ -226,6 +227,67 @@ def test_an_added_file_is_an_input_of_what_follows(toy):
     assert toy.plan() == {"d": ["input changed: b"]}
     added.unlink()
     assert toy.plan() == {}
+
+
+NAMES = {  # how a parameter can name the file `mine.txt` in the folder `near`
+    "a path": ("str", "'{near}/mine.txt'"),
+    "a game": ("str", "'gameboy:{near}/mine.txt'"),
+    "a home": ("str", "'~/mine.txt'"),
+    "a setting": ("dict", "{{'machine': {{'state': '{near}/mine.txt'}}, 'noops': 3}}"),
+    "a list": ("list", "[1, '{near}/mine.txt']"),
+    "a folder": ("str", "'{near}'"),
+}
+
+
+@pytest.mark.parametrize("how", NAMES)
+def test_a_changed_file_behind_a_parameter_is_noticed(tmp_path, monkeypatch, how):
+    toy, near = Toy(tmp_path), tmp_path / "near"
+    near.mkdir()
+    monkeypatch.setenv("HOME", str(near))
+    kind, value = NAMES[how]
+    named = value.format(near=near)
+    toy.writer("a", parameters=f"size: {kind} = {named}  # of the file")
+    toy.writer("b", "a", parameters="size: str = 'a: b'  # no file")
+    toy.pipeline("stages: [a, b]")
+    opened, file = Run.open(toy.run_folder), near / "mine.txt"
+    file.write_text("coin: +1")
+    stages, values = toy.steps(), Pipeline.read(toy.file).values()["a"]
+    text = next(iter(stages[0].conditions["files"]))
+    assert stages[1].conditions["files"] == {} and text in str(values)
+    opened.write({**opened.read(), "stages": {step.stage.name: {"status": "done", **step.conditions} for step in stages}})
+    file.write_text("coin: -5")  # as long as before
+    assert toy.plan()["a"][:1] == [f"{text} changed"]
+    shutil.rmtree(near)
+    assert toy.plan()["a"][:1] == [f"{text} is gone"]
+
+
+def test_a_changed_profile_records_again(tmp_path):
+    toy, profile = Toy(tmp_path), tmp_path / "mine.yaml"
+    toy.writer("a", parameters="size: dict = {}  # of the file")
+    toy.pipeline("stages: [a]")
+    profile.write_text("terms: {coin: +1}")
+    given = {"size": f"{{profile: {profile}}}"}
+    toy.run(given)
+    assert toy.plan(**given) == {}
+    profile.write_text("terms: {coin: -5}")
+    assert toy.plan(**given) == {"a": [f"{profile} changed"]}
+    assert toy.run(given).ran == ["a"] and toy.plan(**given) == {}
+
+
+def test_the_folder_that_the_run_lies_in_is_no_input(tmp_path):
+    toy = Toy(tmp_path)
+    toy.writer("a", parameters=f"size: list = ['.', '{tmp_path}', '/', '']  # places")
+    toy.pipeline("stages: [a]")
+    Run.open(toy.run_folder)
+    assert toy.steps()[0].conditions["files"] == {}
+
+
+def test_a_changed_executed_notebook_is_noticed(toy):
+    path = toy.run_folder / "notebooks/d.ipynb"
+    content = json.loads(path.read_text())
+    content["cells"].append({"cell_type": "code", "source": "import os", "metadata": {}, "outputs": [], "execution_count": None})
+    path.write_text(json.dumps(content))
+    assert toy.plan() == {"d": ["executed notebook changed"]}
 
 
 @pytest.mark.parametrize("harm, reason", [("{", "executed notebook damaged"), (None, "executed notebook gone")])

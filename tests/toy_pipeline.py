@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from metabonk.core.errors import MetaBonkError
+from metabonk.pipeline.resume import Step
 from metabonk.pipeline.runner import Outcome, run_pipeline
 
 RUN = 'run: str = "runs/demo"  # the run folder\n'
@@ -56,9 +57,13 @@ class Toy:
         given = {"run": self.run_folder, "package": self.package, "progress": False, **options}
         return run_pipeline(self.file, overrides, **given)
 
+    def steps(self, **overrides: Any) -> list[Step]:
+        "The plan"
+        return self.run(overrides, dry_run=True).steps
+
     def plan(self, **overrides: Any) -> dict[str, list[str]]:
         "The stages that would run, and why"
-        return {step.stage.name: step.reasons for step in self.run(overrides, dry_run=True).steps if step.reasons}
+        return {step.stage.name: step.reasons for step in self.steps(**overrides) if step.reasons}
 
     def manifest(self) -> dict[str, Any]:
         return json.loads((self.run_folder / "manifest.json").read_text())

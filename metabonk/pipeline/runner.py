@@ -21,7 +21,7 @@ import psutil
 from tqdm import tqdm
 
 from ..core.errors import DiskFull, MetaBonkError, StageFailed, StageInterrupted
-from ..core.files import disk_errors, write_atomic
+from ..core.files import disk_errors, file_hash, write_atomic
 from ..core.run import Run, environment, now, snapshot
 from .resume import Step, input_state, make_plan
 from .stages import Pipeline, check_kernel, find_pipeline, literate_notebooks
@@ -237,6 +237,7 @@ class Execution:
             execute(stage.notebook, notebook, given, stage.timeout, stage.time_limit,
                     progress=display.cells, started=started)
             self.files[name] = record["outputs"] = snapshot(folder)
+            record["executed"] = file_hash(notebook)
             status = "done"
         except CellStopped as stopped:
             status = "interrupted" if stopped.kind == "interrupted" else "failed"

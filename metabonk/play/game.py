@@ -10,6 +10,7 @@ __all__ = ['machines', 'Sound', 'Tick', 'Machine', 'area_weights', 'Shrink', 'Ga
 import abc
 import copy
 import dataclasses
+import hashlib
 import importlib
 import importlib.util
 import math
@@ -120,6 +121,7 @@ class Machine(abc.ABC):
     action_names: list[str]  # a word for each action, where they can be counted
     null_action: Any  # nothing is done
     profile: Any = None  # a `metabonk.play.profile.Profile`, on machines whose memory can be read
+    rom: bytes = b""  # the cartridge's content, on machines that play one
 
     @abc.abstractmethod
     def start(
@@ -400,6 +402,16 @@ class Game(gym.Env[dict[str, np.ndarray], Any]):
         if terminated or truncated:
             self._over = "the episode is over"
         return self._see(audio), sum(terms.values()), terminated, truncated, self._info(probes, terms, action)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:  # SHA-256 by "cartridge" and "profile", as far as there are any
+        "The contents that decide how this game plays and what it earns, which a name does not tell"
+        found = {}
+        if self.machine.rom:
+            found["cartridge"] = hashlib.sha256(self.machine.rom).hexdigest()
+        if self.profile is not None:
+            found["profile"] = self.profile.fingerprint
+        return found
 
     @property
     def milestones(self) -> dict[str, int | None]:  # `{}` without a profile

@@ -453,6 +453,7 @@ class Profile:
     milestones: list[str]  # names, in the order of the file
     labels: dict[str, dict[int, str]]  # what the numbers of a probe are called
     value_names: list[str]  # numbers made of probes
+    fingerprint: str  # SHA-256 of the file's sections, title and notes aside
     probes: Callable[[Callable[[int, int], bytes]], dict[str, int]] = field(repr=False)  # reads all, by name
     _update: Callable[[Mapping[str, int], Memory], tuple[Any, ...]] = field(repr=False)  # the compiled expressions
     _places: int = field(repr=False)  # size of the memory they need
@@ -644,6 +645,7 @@ def compile_profile(
         if key not in used:
             raise unknown(f"reward term of {name}", key, used)
         used[key] = float(weight)
+    decisive = {key: value for key, value in content.items() if key not in ("title", "notes")}
     labels = content.get("names", {})
     for key in labels:
         if key not in taken:
@@ -653,6 +655,7 @@ def compile_profile(
         rom_title=rom.get("title"), rom_sha1=sha1.lower() if sha1 else None,
         actions=check_actions(path, machine, content.get("actions", {})), table=table, weights=used,
         milestones=list(content.get("milestones", {})), labels=labels, value_names=list(content.get("values", {})),
+        fingerprint=hashlib.sha256(repr(decisive).encode()).hexdigest(),
         probes=compile_probes(table), _update=update, _places=translator.places,
     )  # fmt: skip
 

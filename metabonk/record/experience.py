@@ -96,9 +96,10 @@ class Schema(Config):
     probes: dict[str, str] = field(default_factory=dict)  # name to type of each memory probe
     terms: dict[str, str] = field(default_factory=dict)  # name to type of each reward term
     config: dict[str, Any] = field(default_factory=dict)  # the game's configuration
+    files: dict[str, str] = field(default_factory=dict)  # SHA-256 of "cartridge" and "profile", where they are known
     code_version: str = __version__  # of this library, when the recording began
 
-    loose: ClassVar[tuple[str, ...]] = ("code_version",)  # may differ between two parts of one recording
+    loose: ClassVar[tuple[str, ...]] = ("code_version", "files")  # not compared as a whole
 
     @classmethod
     def of(
@@ -132,6 +133,7 @@ class Schema(Config):
             probes={name: kind_of(value) for name, value in info.get("probes", {}).items()},
             terms=dict.fromkeys(info.get("terms", {}), "float64"),
             config=config,
+            files=dict(getattr(game, "fingerprints", {})),
             **action,
         )
 
@@ -150,7 +152,9 @@ class Schema(Config):
         "In which fields two schemas differ"
         mine, theirs = self.to_dict(), other.to_dict()
         differing = [name for name in mine if name not in self.loose and mine[name] != theirs[name]]
-        return [f"{name} is {mine[name]!r}, not {theirs[name]!r}" for name in differing]
+        others = [f"another {name} (sha256 {mine['files'][name][:12]}, not {theirs['files'][name][:12]})"
+                  for name in mine["files"].keys() & theirs["files"].keys() if mine["files"][name] != theirs["files"][name]]
+        return [f"{name} is {mine[name]!r}, not {theirs[name]!r}" for name in differing] + others
 
 # %% ../../nbs/record/20_experience.ipynb #20-experience-009
 @dataclass(slots=True)
