@@ -110,6 +110,7 @@ class Machine(abc.ABC):
     defaults: ClassVar[dict[str, Any]] = {}  # fields of `GameConfig` for which this machine has other defaults
     settings_class: ClassVar[type[Config]] = Config  # the keyword arguments of its own
     files: ClassVar[tuple[str, ...]] = ()  # which of them name files
+    null_first: ClassVar[bool] = True  # does an episode begin with a step of doing nothing, so that its first row sounds?
 
     name: str  # "bonk", "atari:pong"
     channels: int  # 1 mono, 2 stereo
@@ -377,7 +378,8 @@ class Game(gym.Env[dict[str, np.ndarray], Any]):
         self._samples = self._steps = 0
         self._over, self._last = None, self.machine.null_action
         self._profile_state = self.profile.start() if self.profile else None
-        audio = self._hear(self.machine.run(self.machine.null_action, self.config.ticks_per_step)[0] if self.sample_rate else [])
+        null = self.sample_rate and self.machine.null_first
+        audio = self._hear(self.machine.run(self.machine.null_action, self.config.ticks_per_step)[0] if null else [])
         probes, terms, _ = self._judge(0.0)
         return self._see(audio), self._info(probes, terms, self.machine.null_action)
 
@@ -537,7 +539,7 @@ machines: dict[str, Entry] = {
     ),
     "gym": Entry(
         "metabonk.play.anygym", "AnyGym", "gymnasium", "pip install gymnasium", "gym:CartPole-v1",
-        "any environment that renders, silent", "ENV_ID"
+        "any environment that renders", "ENV_ID"
     ),
 }  # name before the colon -> where it is
 
