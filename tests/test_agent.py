@@ -20,7 +20,7 @@ from metabonk.act.dreaming import DreamConfig, DreamLearner, check_learnable, la
 from metabonk.act.finetune import FineTune, FineTuneConfig, ShortUpdates
 from metabonk.core.errors import FolderError, MetaBonkError, UsageError
 from metabonk.core.training import TrainConfig, fit, read_log
-from metabonk.dream.interface import CONTINUE, WorldModel, action_vectors
+from metabonk.dream.interface import WorldModel, action_vectors
 from metabonk.nn.actions import ActionSpec
 from metabonk.play.game import make_game
 from metabonk.record.cache import Cache
@@ -72,7 +72,7 @@ class Corridor(WorldModel):
         return features[..., 8]
 
     def continuation(self, features):
-        return CONTINUE * (1 - features[..., 0])
+        return 1 - features[..., 0]
 
 
 def walk(seed, batch=4, time=12):
@@ -88,11 +88,18 @@ def dreamer(seed=0, **config):
     return DreamLearner(Corridor(), agent, DreamConfig(**{"horizon": 6, "discount": 0.9, **config}))
 
 
-def test_the_discount_holds_in_dreams():
-    far, near = (dreamer(discount=discount).dream(walk(0))[0] for discount in (CONTINUE, 0.5))
+def test_the_discount_is_applied_to_returns_and_not_to_dreams():
+    far, near = (dreamer(discount=discount).dream(walk(0))[0] for discount in (0.99, 0.5))
     assert torch.equal(far.features, near.features)  # the same dreams
-    assert torch.equal(far.continuation, Corridor().eval().continuation(far.features))
-    torch.testing.assert_close(near.continuation, 0.5 / CONTINUE * far.continuation)
+    for futures in (far, near):
+        assert torch.equal(futures.continuation, Corridor().eval().continuation(futures.features))
+    told = {}
+    for discount in (0.99, 0.5):
+        learner = dreamer(discount=discount)
+        learner.actor_critic.critic[-1].weight.data.normal_()  # a critic without an opinion loses the same on any return
+        told[discount] = learner.losses(walk(0))
+    for name in ("actor", "critic", "replay"):
+        assert not torch.allclose(told[0.99][name], told[0.5][name]), name
 
 
 def test_dreams_start_from_every_row_or_from_some():

@@ -122,7 +122,9 @@ def test_losses_are_those_of_the_printed_equation():
     policy, worth = by_hand()
     torch.testing.assert_close(losses["policy"], policy)
     torch.testing.assert_close(losses["reward"], worth)
-    assert losses["continue"].shape == (2, 6) and losses["continue"].gt(0).all()
+    features, terminated = given[0], given[3]
+    chance = heads.continuation(features)  # a probability: 1 is its target where the episode goes on, whatever the discount
+    torch.testing.assert_close(losses["continue"], -torch.where(terminated, 1 - chance, chance).log())
 
 
 @pytest.mark.parametrize(("name", "old", "new"), [

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from metabonk.act.actor_critic import ActorCriticConfig, actor_critic_losses
-from metabonk.act.returns import ReturnScale, lambda_returns
+from metabonk.act.returns import DISCOUNT, ReturnScale, lambda_returns
 from metabonk.core.optimizer import LaProp
 from metabonk.dream.interface import Imagined
 from metabonk.nn.distributions import Categorical, TwoHot, categorical_kl, mixed_probabilities, symexp_bins
@@ -127,14 +127,14 @@ def test_block_gru_with_other_order_of_inputs_is_caught(golden):
 
 
 def test_lambda_returns(golden):
-    returns = lambda_returns(golden["lambda_reward"], golden["lambda_value"], golden["lambda_cont"], 0.95)
+    returns = lambda_returns(golden["lambda_reward"], golden["lambda_value"], golden["lambda_cont"], 0.95, discount=1.0)
     torch.testing.assert_close(returns, golden["lambda_return"], atol=1e-5, rtol=1e-5)
 
 
 def test_lambda_returns_with_rewards_a_row_late_are_caught(golden):
     "Negative control: the reward of a row was earned on the way to it, not after it."
     late = golden["lambda_reward"].roll(1, dims=1)
-    returns = lambda_returns(late, golden["lambda_value"], golden["lambda_cont"], 0.95)
+    returns = lambda_returns(late, golden["lambda_value"], golden["lambda_cont"], 0.95, discount=1.0)
     assert not torch.allclose(returns, golden["lambda_return"], atol=1e-3)
 
 
@@ -145,7 +145,8 @@ def led_to(decided: torch.Tensor) -> torch.Tensor:
 
 def imagination_losses(golden, **changes) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean actor and critic loss on the golden imagined rows."""
-    action, reward, goes_on = led_to(golden["imag_actions"]), golden["imag_reward"], golden["imag_cont"]
+    action, reward = led_to(golden["imag_actions"]), golden["imag_reward"]
+    goes_on = golden["imag_cont"] / DISCOUNT  # theirs has the discount in it
     inputs = {
         "policy": Categorical(golden["imag_policy_logits"][:, :-1], unimix=0.0),
         "value": TwoHot(golden["imag_value_logits"]),
@@ -175,6 +176,12 @@ def test_a_critic_without_its_slow_copy_is_caught(golden):
     "Negative control: the pull towards the slow critic is part of the loss."
     actor, critic = imagination_losses(golden, config=ActorCriticConfig(slow=0.0))
     assert abs(critic - golden["imag_value_mean"]) > 1 and torch.isclose(actor, golden["imag_policy_mean"])
+
+
+def test_a_discount_that_is_left_out_is_caught(golden):
+    "Negative control: continuation alone is not what the authors' losses are made of."
+    actor, critic = imagination_losses(golden, discount=1.0)
+    assert abs(actor - golden["imag_policy_mean"]) > 1e-3 and abs(critic - golden["imag_value_mean"]) > 1e-3
 
 
 def test_actions_a_row_late_are_caught(golden):

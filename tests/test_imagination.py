@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from gymnasium.utils.env_checker import check_env
 
 from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
-from metabonk.act.returns import ReturnScale, lambda_returns
+from metabonk.act.returns import ReturnScale, lambda_returns, row_weights
 from metabonk.core.errors import UsageError
 from metabonk.dream.interface import (
     DreamEnv,
@@ -57,7 +57,7 @@ def test_rows_follow_the_convention_of_recordings():
     assert dream.features[0, :, 0].tolist() == [0, 2, 4, 6, 8]
     assert dream.action[:, 0].eq(0).all() and dream.action[:, 1:].argmax(-1).eq(2).all()
     assert dream.reward[1].tolist() == [1, 3, 5, 7, 9]
-    torch.testing.assert_close(dream.weight[0], torch.tensor([1, 0.9, 0.81, 0.729, 0.0]))
+    torch.testing.assert_close(dream.reached[0], torch.tensor([1, 0.9, 0.81, 0.729, 0.0]))
 
 
 def test_states_are_kept_only_when_asked():
@@ -187,7 +187,17 @@ def test_continuous_actions_learn_too():
 def test_returns_by_hand():
     reward, value, goes_on = torch.tensor([7.0, 1, 2]), torch.tensor([0.0, 10, 20]), torch.tensor([0.3, 0.5, 0.8])
     # R1 = 2 + .8 (.5 * 20 + .5 * 20) = 18, R0 = 1 + .5 (.5 * 10 + .5 * 18) = 8
-    assert lambda_returns(reward, value, goes_on, 0.5).tolist() == [8, 18]
+    assert lambda_returns(reward, value, goes_on, 0.5, discount=1.0).tolist() == [8, 18]
+
+
+def test_the_discount_is_applied_once_where_returns_are_made():
+    reward, value, goes_on = torch.rand(3, 6), torch.rand(3, 6), torch.rand(3, 6)
+    inside = lambda_returns(reward, value, 0.9 * goes_on, discount=1.0)
+    torch.testing.assert_close(lambda_returns(reward, value, goes_on, discount=0.9), inside)
+    torch.testing.assert_close(row_weights(goes_on, 0.9), (0.9 * goes_on).cumprod(1)[:, :-1])
+    assert not torch.allclose(lambda_returns(reward, value, goes_on), inside)  # negative control: another discount
+    full = torch.ones(4)
+    torch.testing.assert_close(lambda_returns(full, 333 * full, full), 333 * full[1:])  # γ = 1 - 1/333: what 1 a step is worth
 
 
 def test_scale_never_enlarges_small_returns():

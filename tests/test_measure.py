@@ -17,7 +17,7 @@ from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
 from metabonk.act.agent import Agent, play_episodes
 from metabonk.core.errors import UsageError
 from metabonk.core.seed import spawn_seeds
-from metabonk.dream.interface import CONTINUE, WorldModel
+from metabonk.dream.interface import WorldModel
 from metabonk.dream.token_model import TokenModel, TokenModelConfig
 from metabonk.measure.evaluation import (
     compare,
@@ -416,7 +416,7 @@ class Walker(WorldModel):
 
     def continuation(self, features):
         over = features[..., self.end] if self.end is not None else torch.zeros(features.shape[:-1])
-        return (1 - over) * CONTINUE
+        return 1 - over
 
     def token_logits(self, features):
         return {
@@ -616,7 +616,7 @@ def test_live_and_recorded_agree_on_one_step_ahead():
         state = model.advance(model.observe(batch.map(lambda c, t=t: c[:, :t])), F.one_hot(batch.action[:, t], 2).float())
 
         class Expected:
-            features, reward, continuation = model.features(state), 0.0, CONTINUE
+            features, reward, continuation = model.features(state), 0.0, 1.0
 
         live.add(Expected, batch.map(lambda c, t=t: c[:, t : t + 1]), float(batch.reward[0, t]), False)
     assert live.summary()["image"] == pytest.approx(np.mean(counts)) and np.mean(counts) < 1

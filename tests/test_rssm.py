@@ -1,5 +1,6 @@
 """The recurrent model: its fast scan against the plain loop, and deliberate errors that must show."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -204,14 +205,40 @@ def test_reward_is_exactly_zero_before_training_and_a_plain_sum_is_not():
     assert not (two_hot.logits.softmax(-1) * two_hot.bins).sum(-1).eq(0).all()  # negative control
 
 
-def test_continuation_learns_the_discount():
-    model, batch = world()
+def continue_losses(model, batch):
+    "Loss of rows after which the episode goes on, where the network says the same of all of them"
     model.continue_head[-1].weight.data.zero_()
     losses = {}
     for p in (0.99, 1 - 1 / 333, 0.9999):
         model.continue_head[-1].bias.data.fill_(torch.tensor(p).logit())
         losses[p] = model.losses(batch)[0]["continue"][~batch.terminated].mean().item()
+    return losses
+
+
+def test_continuation_is_a_probability_and_knows_no_discount():
+    model, batch = world()
+    losses = continue_losses(model, batch)
+    assert min(losses, key=losses.__getitem__) == 0.9999
+    over = batch.terminated.clone()
+    over[:, 3] = True
+    batch.terminated = over
+    assert model.losses(batch)[0]["continue"][:, 3].min() > 5  # where it ended, being sure of the opposite is punished
+
+
+def test_weights_that_were_learned_with_the_discount_in_the_target_tell_probabilities():
+    old, batch = world()
+    weights = {name: value for name, value in old.state_dict().items() if name != "continue_head.certain"}
+    model = copy.deepcopy(old)
+    model.load_state_dict(weights)
+    features = torch.randn(50, old.feature_size)
+    torch.testing.assert_close(model.continuation(features) * (1 - 1 / 333), old.continuation(features))
+    losses = continue_losses(model, batch)  # trained on, the network is taught what it was taught before
     assert min(losses, key=losses.__getitem__) == 1 - 1 / 333
+    model.continue_head[-1].bias.data.fill_(torch.tensor(1 - 1 / 333).logit())
+    assert model.continuation(features).eq(1).all()
+    again, _ = world()
+    again.load_state_dict(model.state_dict())  # saved anew, it is still known
+    assert torch.equal(again.continue_head.certain, model.continue_head.certain) and again.continue_head.certain < 1
 
 
 def test_states_of_every_row_and_of_the_last():

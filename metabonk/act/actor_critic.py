@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .returns import ReturnScale, lambda_returns
+from .returns import DISCOUNT, ReturnScale, lambda_returns, row_weights
 from ..core.config import Config
 from ..dream.interface import Imagined
 from ..nn.actions import ActionChoice, ActionSpec
@@ -68,12 +68,13 @@ def actor_critic_losses(
     scale: ReturnScale,  # range of returns; this batch is taken into it first
     config: ActorCriticConfig,  # constants
     objective: Objective | None = None,  # what the actor learns; `reinforce` if not given
+    discount: float = DISCOUNT,  # γ
 ) -> tuple[dict[str, Float[Tensor, "batch steps"]], dict[str, Float[Tensor, ""]]]:  # losses of rows 0 to T - 1; means to watch
     "The published losses of actor and critic"
     v = value.mean.detach()
-    returns = lambda_returns(dream.reward, v, dream.continuation, config.lambda_)
+    returns = lambda_returns(dream.reward, v, dream.continuation, config.lambda_, discount)
     scale.update(returns)
-    weight = dream.continuation.cumprod(1)[:, :-1]
+    weight = row_weights(dream.continuation, discount)
     advantage = (returns - v[:, :-1]) / scale.scale
     objective = objective or partial(reinforce, entropy=config.entropy)
     # The last row has no return; it is filled up, and cut off again.
@@ -119,12 +120,13 @@ class ActorCritic(nn.Module):
         self,
         dream: Imagined,  # futures, as `imagine` gives them
         objective: Objective | None = None,  # what the actor learns; `reinforce` if not given
+        discount: float = DISCOUNT,  # γ
     ) -> tuple[dict[str, Float[Tensor, "batch steps"]], dict[str, Float[Tensor, ""]]]:  # "actor" and "critic"; means to watch
         "What the actor and the critic have to learn from imagined futures"
         with torch.no_grad():
             slow = TwoHot(self.slow_critic(dream.features))
         policy, value = self.policy(dream.features[:, :-1]), TwoHot(self.critic(dream.features))
-        return actor_critic_losses(policy, value, slow, dream, self.scale, self.config, objective)
+        return actor_critic_losses(policy, value, slow, dream, self.scale, self.config, objective, discount)
 
     @torch.no_grad()
     def follow(self) -> None:

@@ -102,7 +102,7 @@ class Expected:
     state: State  # in which it expects to be, for `model.decode`
     features: Tensor  # (1, F) of that state
     reward: float  # on the way there
-    continuation: float  # whether the game goes on, the discount included
+    continuation: float  # probability that the game goes on
 
 
 class Agent:

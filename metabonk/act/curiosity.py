@@ -301,7 +301,7 @@ class ExplorerLearner(DreamLearner):
     ) -> dict[str, Tensor]:  # NAME and NAME_error of every curiosity (B, T - 1), "actor" and "critic" (starts, horizon)
         "Learn what followed, dream on, and be paid for what would be new"
         futures, states, _ = self.dream(batch)
-        learned, watched = self.actor_critic.losses(futures)
+        learned, watched = self.actor_critic.losses(futures, discount=self.config.discount)
         for name, value in watched.items():
             self.watch(name, value)
         return {**learned, **self.explorer.losses(batch, self.model, states)}

@@ -18,11 +18,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .actor_critic import ActorCritic, Objective
-from .returns import lambda_returns
+from .returns import DISCOUNT, lambda_returns
 from ..core.config import Config
 from ..core.errors import UsageError
 from ..core.training import Learner
-from ..dream.interface import CONTINUE, Imagined, State, WorldModel, imagine
+from ..dream.interface import Imagined, State, WorldModel, imagine
 from ..nn.distributions import TwoHot
 
 # %% ../../nbs/act/63_dreaming.ipynb #63-dreaming-005
@@ -33,7 +33,7 @@ class DreamConfig(Config):
     horizon: int = 15  # imagined steps
     starts: int = 0  # rows of a batch from which dreams start, drawn at random; 0 for all of them
     replay: float = 0.3  # weight of what the critic learns from the recorded rows; 0 for nothing
-    discount: float = CONTINUE  # γ, of imagined and of recorded rows
+    discount: float = DISCOUNT  # γ, of imagined and of recorded rows
     reuse: int = 1  # updates from the same dreams; more than 1 needs an objective for it, and replay 0
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {"starts": 128, "discount": 0.97}, "small": {}, "paper": {}}
@@ -51,7 +51,7 @@ def replay_returns(
     worth: Float[Tensor, "batch rows"],  # w, what the rest is worth from each row on, as dreamed
     terminated: Bool[Tensor, "batch rows"],  # rows that ended the game
     last: Bool[Tensor, "batch rows"],  # rows after which the episode does not go on
-    discount: float = CONTINUE,  # γ
+    discount: float = DISCOUNT,  # γ
     lambda_: float = 0.95,  # how late the dream is believed
 ) -> Float[Tensor, "batch steps"]:  # R of every row but the last: steps = rows - 1
     "Recorded rewards, blended with what was dreamed from each row"
@@ -135,7 +135,6 @@ class DreamLearner(Learner):
         chosen = torch.randperm(rows)[: self.config.starts].to(self.device) if 0 < self.config.starts < rows else None
         starts = after(slice(None) if chosen is None else chosen)
         futures = imagine(self.model, self.actor_critic.policy, starts, self.config.horizon)
-        futures = dataclasses.replace(futures, continuation=futures.continuation * (self.config.discount / CONTINUE))
         return self.change(futures) if self.change else futures, states, chosen
 
     def losses(
@@ -149,7 +148,7 @@ class DreamLearner(Learner):
         else:
             futures, states, chosen = self.dream(batch)
             self._kept = [dataclasses.replace(futures, states=[])] * (self.config.reuse - 1)
-        losses, watched = self.actor_critic.losses(futures, self.objective)
+        losses, watched = self.actor_critic.losses(futures, self.objective, self.config.discount)
         if self.config.replay:
             losses["replay"] = self._replay(batch, futures, states, chosen)
         for name, value in watched.items():
@@ -170,14 +169,14 @@ class DreamLearner(Learner):
     ) -> None:
         "Lightning's hook: dreams that will be used again are kept, too"
         dreams = {field.name: getattr(self._kept[0], field.name) for field in dataclasses.fields(Imagined)} if self._kept else {}
-        checkpoint["dreams"] = {"times": len(self._kept), **dreams}
+        checkpoint["futures"] = {"times": len(self._kept), **dreams}
 
     def on_load_checkpoint(
         self,
         checkpoint: dict[str, Any],  # Lightning's
     ) -> None:
         "Lightning's hook"
-        dreams = dict(checkpoint["dreams"])
+        dreams = dict(checkpoint.get("futures", {"times": 0}))
         self._kept = [Imagined(**dreams)] * times if (times := dreams.pop("times")) else []
 
     def _replay(self, batch: Any, futures: Imagined, states: State, chosen: Tensor | None) -> Tensor:
@@ -187,7 +186,9 @@ class DreamLearner(Learner):
         with torch.no_grad():
             features = self.model.features(states)  # (B T, F)
             believed = agent.value(futures.features)
-            dreamed = lambda_returns(futures.reward, believed, futures.continuation, agent.config.lambda_)[:, 0]
+            dreamed = lambda_returns(
+                futures.reward, believed, futures.continuation, agent.config.lambda_, self.config.discount
+            )[:, 0]
         value = TwoHot(agent.critic(features).unflatten(0, (B, T)))
         with torch.no_grad():
             slow = TwoHot(agent.slow_critic(features).unflatten(0, (B, T))).mean

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from ..core.errors import UsageError
 from ..nn.actions import ActionChoice, ActionSpec
-from ..nn.distributions import TwoHot, bernoulli_loss
-from .interface import CONTINUE
-from ..nn.layers import MLP
+from ..nn.distributions import TwoHot
+from ..nn.layers import MLP, ContinueHead
 
 # %% ../../nbs/dream/55_agent_heads.ipynb #55-agent-heads-005
 def ahead(
@@ -51,7 +50,7 @@ class AgentHeads(nn.Module):
         self.spec, self.distances = spec, distances
         self.policy_head = MLP(features, distances * spec.outputs, layers, units, scale=0.01) if spec.size else None
         self.reward_head = MLP(features, distances * 255, layers, units, scale=0.0)
-        self.continue_head = MLP(features, 1, layers, units)
+        self.continue_head = ContinueHead(features, layers, units)
 
     @property
     def terms(self) -> tuple[str, ...]:  # names
@@ -81,8 +80,8 @@ class AgentHeads(nn.Module):
         self,
         features: Float[Tensor, "*batch features"],  # of states
     ) -> Float[Tensor, "*batch"]:  # between 0 and 1
-        "Probability, with the discount in it"
-        return self.continue_head(features)[..., 0].sigmoid()
+        "Probability that the episode goes on"
+        return self.continue_head.probability(features)
 
     def losses(
         self,
@@ -103,8 +102,7 @@ class AgentHeads(nn.Module):
             came, there = ahead(reward.to(features.dtype), first, self.distances)
             losses["reward"] = (TwoHot(self._told(self.reward_head, features)).loss(came) * there).sum(2)
         if terminated is not None:
-            goes_on = (~terminated).to(features.dtype) * CONTINUE
-            losses["continue"] = bernoulli_loss(self.continue_head(features)[..., 0], goes_on)
+            losses["continue"] = self.continue_head.loss(features, terminated)
         return losses
 
     def actor(self) -> dict[str, Tensor]:  # for an `MLP` of the same layers and units

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..nn.distributions import TwoHot, bernoulli_loss
-from .interface import CONTINUE, State, WorldModel, action_vectors, pick_states
-from ..nn.layers import MLP
+from ..nn.distributions import TwoHot
+from .interface import State, WorldModel, action_vectors, pick_states
+from ..nn.layers import MLP, ContinueHead
 from .rssm import RSSM, RSSMConfig
 from .scan import fast_observe
 
@@ -43,7 +43,7 @@ class RecurrentModel(WorldModel):
         self.rssm = RSSM(config, embed, action_size)
         self.feature_size = self.rssm.feature_size
         self.reward_head = MLP(self.feature_size, 255, 1, config.units, scale=0.0)
-        self.continue_head = MLP(self.feature_size, 1, 1, config.units)
+        self.continue_head = ContinueHead(self.feature_size, 1, config.units)
         published = {"dynamics": 1.0, "representation": 0.1, "reward": 1.0, "continue": 1.0}
         self.scales = {**published, **dict.fromkeys(decoders, 1.0), **(scales or {})}
 
@@ -68,10 +68,9 @@ class RecurrentModel(WorldModel):
         "Every loss by its name, and the states they were computed from"
         states = self.read(batch, state, noise)
         features = self.rssm.features(states)
-        goes_on = (~batch.terminated).to(features.dtype) * CONTINUE
         losses = self.rssm.surprise(states)
         losses["reward"] = TwoHot(self.reward_head(features)).loss(batch.reward.to(features.dtype))
-        losses["continue"] = bernoulli_loss(self.continue_head(features)[..., 0], goes_on)
+        losses["continue"] = self.continue_head.loss(features, batch.terminated)
         for name in self.decoders:
             losses[name] = self._decoder(name).loss(features, batch)
         if "foresight" in self.scales:
@@ -116,8 +115,8 @@ class RecurrentModel(WorldModel):
         return TwoHot(self.reward_head(features)).mean
 
     def continuation(self, features: Tensor) -> Tensor:
-        "Probability, with the discount in it"
-        return self.continue_head(features)[..., 0].sigmoid()
+        "Probability that the episode goes on"
+        return self.continue_head.probability(features)
 
     def decode(self, state: State) -> dict[str, Tensor]:
         "Whatever of picture and sound the model has decoders for"

@@ -21,7 +21,7 @@ from jaxtyping import Bool
 from plotly.subplots import make_subplots
 
 from ..core.errors import UsageError, unknown
-from ..dream.interface import CONTINUE, WorldModel, dream_along
+from ..dream.interface import WorldModel, dream_along
 from .evaluation import evaluation_seeds
 from ..play.game import make_game
 
@@ -32,7 +32,7 @@ class Rows:
 
     tokens: dict[str, np.ndarray]  # "image", "audio": (B, R, tokens) int64
     reward: np.ndarray  # (B, R), earned on the way to each row
-    continuation: np.ndarray  # (B, R), the discount included
+    continuation: np.ndarray  # (B, R), probability that the episode goes on
 
     def map(
         self,
@@ -47,14 +47,13 @@ def real_rows(
     batch: Any,  # a `TokenBatch` of (B, T) rows
     context: int,  # how many rows were read; row 0 is the last of them
     rows: int,  # how many rows are wanted
-    discount: float = CONTINUE,  # continuation where the episode goes on
 ) -> tuple[Rows, Bool[np.ndarray, "batch rows"]]:  # what happened; which rows are still of row 0's episode
     "Reality, from the last row of the context on"
     part = batch.numpy().map(lambda column: column[:, context - 1 : context - 1 + rows])
     tokens = {name: getattr(part, name) for name in ("image", "audio") if getattr(part, name) is not None}
     same = np.cumsum(part.first[:, 1:], 1) == 0
     valid = np.concatenate([np.ones_like(part.first[:, :1]), same], 1)
-    return Rows(tokens, part.reward.astype(np.float64), ~part.terminated * discount), valid
+    return Rows(tokens, part.reward.astype(np.float64), (~part.terminated).astype(np.float64)), valid
 
 
 @torch.no_grad()
@@ -119,7 +118,6 @@ def count_rows(
     last: Mapping[str, np.ndarray],  # tokens that changes are counted from: (B, 1, tokens), or (B, R, tokens)
     threshold: float = 0.5,  # above it, a reward counts as one
     slack: int = 1,  # how many steps too early or late are forgiven
-    discount: float = CONTINUE,  # below half of it, a continuation counts as an end
 ) -> pd.DataFrame:  # a row for each of the R rows
     "Sums over sequences, from which all rates follow"
     counts: dict[str, np.ndarray] = {"rows": valid.sum(0)}
@@ -137,7 +135,7 @@ def count_rows(
     counts["continuation_off"] = (np.abs(claimed.continuation - real.continuation) * valid).sum(0)
     happened = {
         "reward": (claimed.reward > threshold, real.reward > threshold),
-        "end": (claimed.continuation < discount / 2, real.continuation < discount / 2),
+        "end": (claimed.continuation < 0.5, real.continuation < 0.5),
     }
     for name, (predicted, came) in happened.items():
         counts |= dict(zip(_EVENTS[name], _events(predicted & valid, came & valid, slack), strict=True))
@@ -184,7 +182,6 @@ def reality_check(
     controls: Mapping[str, WorldModel] | None = None,  # more models to compare, such as one that was never trained
     threshold: float = 0.5,  # above it, a reward counts as one
     slack: int = 1,  # how many steps too early or late a reward is forgiven
-    discount: float = CONTINUE,  # the model's continuation where the episode goes on
     seed: int = 0,  # of the dreams
 ) -> pd.DataFrame:  # a row for each of "model" and the controls (column `who`) and each step ahead (column `ahead`)
     "Dreams beside reality, step by step"
@@ -202,15 +199,15 @@ def reality_check(
                 f"sample sequences of {max(context, 1) + max(horizon, 1)} rows or more"
             )
         rows = min(horizon + slack, length - context) + 1  # a little more than is reported: a late reward is no missed one
-        real, valid = real_rows(batch, context, rows, discount)
+        real, valid = real_rows(batch, context, rows)
         last = {name: tokens[:, :1] for name, tokens in real.tokens.items()}
         claims = {name: dreamed_rows(one, batch, context, rows, seed + number) for name, one in models.items()}
         still = {name: np.repeat(tokens, rows, 1) for name, tokens in last.items()}
-        claims["repeat last"] = Rows(still, np.zeros_like(real.reward), np.full_like(real.continuation, discount))
+        claims["repeat last"] = Rows(still, np.zeros_like(real.reward), np.ones_like(real.continuation))
         if len(valid) > 1:
             claims["mismatched"] = claims["model"].map(lambda column: np.roll(column, 1, 0))
         for name, claimed in claims.items():
-            counts = count_rows(claimed, real, valid, last, threshold, slack, discount)[: horizon + 1]
+            counts = count_rows(claimed, real, valid, last, threshold, slack)[: horizon + 1]
             sums[name] = sums[name] + counts if name in sums else counts
     if not sums:
         raise UsageError("there are no batches to check the model on")
@@ -282,9 +279,8 @@ class LiveReality:
         model: WorldModel,  # whose expectations they are
         threshold: float = 0.5,  # above it, a reward counts as one
         slack: int = 1,  # how many steps too early or late are forgiven
-        discount: float = CONTINUE,  # the model's continuation where the episode goes on
     ) -> None:
-        self.model, self.threshold, self.slack, self.discount = model, threshold, slack, discount
+        self.model, self.threshold, self.slack = model, threshold, slack
         self._episodes: list[list[dict[str, Any]]] = []
         self._last: dict[str, np.ndarray] = {}
 
@@ -316,7 +312,7 @@ class LiveReality:
             row |= {f"{name}_tokens": right.size, f"{name}_right": int(right.sum())}
             row |= {f"{name}_changed": int(changed.sum()), f"{name}_changed_right": int((right & changed).sum())}
         row |= {"predicted_reward": float(expected.reward), "reward": float(reward)}
-        row |= {"predicted_continuation": float(expected.continuation), "continuation": (not terminated) * self.discount}
+        row |= {"predicted_continuation": float(expected.continuation), "continuation": float(not terminated)}
         self._episodes[-1].append(row)
         self._last = came
         return row
