@@ -93,7 +93,7 @@ def site_command(options: argparse.Namespace) -> int:
     if options.check and (problems := check_site(built)):
         raise MetaBonkError(f"the site has {len(problems)} broken links: " + "; ".join(problems[:5]))
     if options.serve:
-        serve_site(built, port=options.port)
+        serve_site(built, options.port, options.host)
     return 0
 
 
@@ -188,8 +188,9 @@ def parser() -> argparse.ArgumentParser:  # of the whole command line
     site.add_argument("--output", type=Path, default=Path("_site"), help="where to (default: _site)")
     site.add_argument("--execute", action="store_true", help="execute the notebooks first")
     site.add_argument("--check", action="store_true", help="fail if an internal link or anchor is broken")
-    site.add_argument("--serve", action="store_true", help="serve it on this computer alone until Ctrl-C")
+    site.add_argument("--serve", action="store_true", help="serve it until Ctrl-C")
     site.add_argument("--port", type=int, default=8000, help="the port for --serve (default: 8000)")
+    site.add_argument("--host", default="127.0.0.1", help="the address for --serve (default: this computer alone)")
 
     notebooks = _command(commands, "notebooks", notebooks_command, "metabonk notebooks --check")
     notebooks.add_argument("--check", action="store_true", help="change nothing, fail if something is out of step")

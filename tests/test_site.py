@@ -2,8 +2,7 @@
 
 import ast
 import base64
-import functools
-import http.server
+import http.client
 import json
 import re
 import shutil
@@ -24,7 +23,7 @@ from metabonk.core.errors import FolderError, MetaBonkError, UsageError
 from metabonk.pipeline.links import check_site, references
 from metabonk.pipeline.reference import all_symbols, module_symbols
 from metabonk.pipeline.render import Media, output_markdown, pandoc_html, render_notebook, self_contained_page
-from metabonk.pipeline.site import PartHandler, build_site, page_address, read_book, serve_site
+from metabonk.pipeline.site import PartHandler, SiteServer, build_site, own_name, page_address, read_book, serve_site
 
 pytestmark = pytest.mark.xdist_group("site")
 node = nbformat.v4
@@ -276,6 +275,77 @@ def test_parts_of_files_are_served(served):
         urllib.request.urlopen(urllib.request.Request(served + "assets/site.css", headers={"Range": "bytes=99999999-"}))
 
 
+@pytest.fixture
+def small(tmp_path) -> Iterator[tuple[Path, SiteServer]]:
+    """A folder of one page beside a secret, and its server."""
+    folder = tmp_path / "site"
+    (folder / "media").mkdir(parents=True)
+    (folder / "index.html").write_text("page")
+    (tmp_path / "secret.txt").write_text("secret")
+    with SiteServer(folder, 0) as server:
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        yield folder, server
+        server.shutdown()
+
+
+def ask(server: SiteServer, path: str = "/", host: str | None = "localhost", **headers: str) -> tuple[int, bytes]:
+    """Status and body of a request whose path is sent as it stands."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=10)
+    connection.putrequest("GET", path, skip_host=True)
+    for name, value in {**({} if host is None else {"Host": host}), **headers}.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    answer = connection.getresponse()
+    return answer.status, answer.read()
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "10.0.0.5", "", None])
+def test_a_foreign_name_is_refused(small, host):
+    assert ask(small[1], host=host)[0] == 421
+    assert ask(small[1], host=host, Range="bytes=0-1")[0] == 421
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:8000", "127.0.0.1:80", "[::1]:80", "LocalHost"])
+def test_its_own_names_are_served(small, host):
+    assert ask(small[1], host=host) == (200, b"page")
+
+
+def test_on_another_address_any_address_is_its_own_and_foreign_names_are_not():
+    assert own_name("192.168.1.7:8000", "0.0.0.0") and own_name("localhost", "0.0.0.0")
+    assert not own_name("evil.example", "0.0.0.0")
+
+
+@pytest.mark.parametrize("path", ["/%00", "/index.html%00", "/../secret.txt", "/%2e%2e/secret.txt", "/media/", "/" + "x" * 300,
+                                  "/..%2fsecret.txt", "//secret.txt", "/link.txt", "/folder/secret.txt"])
+@pytest.mark.parametrize("part", [{}, {"Range": "bytes=0-3"}])
+def test_nothing_outside_the_folder_is_served_and_nothing_breaks(small, capfd, path, part):
+    folder, server = small
+    (folder / "link.txt").symlink_to(folder.parent / "secret.txt")
+    (folder / "folder").symlink_to(folder.parent)
+    assert ask(server, path, **part)[0] == 404
+    assert ask(server) == (200, b"page")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_link_inside_the_folder_is_served(small):
+    (small[0] / "again.html").symlink_to("index.html")
+    assert ask(small[1], "/again.html") == (200, b"page")
+
+
+def test_endless_numbers_in_a_range_are_no_part(small, capfd):
+    assert ask(small[1], Range=f"bytes={'9' * 5000}-") == (200, b"page")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_server_is_on_loopback_unless_asked_otherwise(small, tmp_path):
+    assert small[1].server_address[0] == "127.0.0.1"
+    with SiteServer(tmp_path, 0, "0.0.0.0") as server:
+        assert server.server_address[0] == "0.0.0.0"
+    for port, host in ((99999, "127.0.0.1"), (0, "no such name")):
+        with pytest.raises(UsageError, match="can't listen"):
+            SiteServer(tmp_path, port, host)
+
+
 # ---------------------------------------------------------------- every kind of output
 
 
@@ -373,7 +443,7 @@ class Handler(PartHandler):
 @pytest.fixture(scope="session")
 def served(site) -> Iterator[str]:
     """The site's address on this computer."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(site))) as server:
+    with SiteServer(site, 0, handler=Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}/"
         server.shutdown()

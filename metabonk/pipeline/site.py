@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Chapter', 'Book', 'read_book', 'page_address', 'Page', 'read_page', 'Linker', 'page_markdown', 'plain', 'own_anchors',
            'add_anchors', 'search_entries', 'build_with_pandoc', 'stage_for_quarto', 'build_with_quarto', 'build_site',
-           'PartHandler', 'serve_site']
+           'own_name', 'PartHandler', 'SiteServer', 'serve_site']
 
 # %% ../../nbs/pipeline/95_site.ipynb #95-site-002
 import functools
@@ -13,12 +13,15 @@ import hashlib
 import html
 import http.server
 import io
+import ipaddress
 import json
 import os
 import posixpath
 import re
 import shutil
+import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -553,28 +556,49 @@ def build_site(
     return target
 
 
+# %% ../../nbs/pipeline/95_site.ipynb #95-site-041
+def own_name(
+    header: str,  # `Host` of a request: "localhost:8000"
+    host: str,  # the address that the server listens on
+) -> bool:  # whether the request was meant for this server
+    "Is this our name? On loopback: localhost and its addresses; elsewhere any address, or the name given"
+    name = re.sub(r":\d*$", "", header).strip("[]").lower()
+    try:
+        asked, here = ipaddress.ip_address(name), ipaddress.ip_address(host)
+    except ValueError:
+        return name in ("localhost", host.lower(), socket.gethostname().lower())
+    return asked.is_loopback if here.is_loopback else True
+
+
 class PartHandler(http.server.SimpleHTTPRequestHandler):
     "Serves files, and parts of files: without these a browser can't move inside a video"
 
     def send_head(self) -> Any:  # an open file, or nothing more to send
-        "Answer a request for one part with that part"
-        match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        path = Path(self.translate_path(self.path))
-        if not match or not path.is_file():
+        "Answer a request for one part with that part; refuse foreign names, and what is not in the folder"
+        if not own_name(self.headers.get("Host", ""), self.server.server_address[0]):  # type: ignore[arg-type]
+            return self.send_error(421, "Misdirected Request")
+        place = self.translate_path(self.path)
+        if "\0" in place or not Path(os.path.realpath(place)).is_relative_to(os.path.realpath(self.directory)):
+            return self.send_error(404)
+        match = re.fullmatch(r"bytes=(\d{1,18})-(\d{0,18})", self.headers.get("Range", ""))
+        if not match or not os.path.isfile(place):
             return super().send_head()
-        size = path.stat().st_size
+        size = os.path.getsize(place)
         first, last = int(match[1]), min(int(match[2] or size), size - 1)
         if first > last:
-            self.send_error(416)
-            return None
+            return self.send_error(416)
         self.send_response(206)
-        self.send_header("Content-Type", self.guess_type(path))
+        self.send_header("Content-Type", self.guess_type(place))
         self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
         self.send_header("Content-Length", str(last - first + 1))
         self.end_headers()
-        with open(path, "rb") as file:
+        with open(place, "rb") as file:
             file.seek(first)
             return io.BytesIO(file.read(last - first + 1))
+
+    def list_directory(self, path: Any) -> None:
+        "A folder without an index.html is not there"
+        self.send_error(404)
 
     def end_headers(self) -> None:
         "Say that parts can be asked for"
@@ -585,19 +609,41 @@ class PartHandler(http.server.SimpleHTTPRequestHandler):
         "Say nothing about each request"
 
 
+# %% ../../nbs/pipeline/95_site.ipynb #95-site-042
+class SiteServer(http.server.ThreadingHTTPServer):
+    "A server of one site"
+
+    def __init__(
+        self,
+        folder: str | Path,  # a site
+        port: int = 8000,  # 0 for any that is free
+        host: str = "127.0.0.1",  # address to listen on: this computer alone, or 0.0.0.0 for whoever reaches it
+        handler: type[PartHandler] = PartHandler,  # answers the requests
+    ) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            super().__init__((host, port), functools.partial(handler, directory=str(folder)))
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UsageError(f"can't listen on port {port} of {host} ({reason}): choose another with --port") from None
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        "A reader who went away is no error"
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def serve_site(
     folder: str | Path,  # a site
     port: int = 8000,  # 0 for any that is free
+    host: str = "127.0.0.1",  # address to listen on
 ) -> None:
-    "Serve a site to this computer alone, until Ctrl-C"
-    handler = functools.partial(PartHandler, directory=str(folder))
-    try:
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
-    except OSError as error:
-        raise UsageError(f"can't listen on port {port} ({error.strerror}): choose another with --port") from None
-    with server:
-        print(f"http://127.0.0.1:{server.server_address[1]}/  (Ctrl-C ends it)")
+    "Serve a site until Ctrl-C, to this computer alone unless `host` says otherwise"
+    with SiteServer(folder, port, host) as server:
+        name = f"[{host}]" if ":" in host else host
+        print(f"http://{name}:{server.server_address[1]}/  (Ctrl-C ends it)", flush=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
             print()
+
