@@ -4,12 +4,13 @@ import json
 import subprocess
 from pathlib import Path
 from shutil import which
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 
-from metabonk.core.errors import FolderError, StoreError, UsageError
+from metabonk.core.errors import DamagedChunk, FolderError, StoreError, UsageError
 from metabonk.record.exchange import (
     export_media,
     export_minari,
@@ -94,6 +95,62 @@ def test_datasets_of_some_episodes(tmp_path: Path) -> None:
     assert [episode.rows for episode in back.episodes] == [store.episodes[n].rows for n in (1, 3)]
     with pytest.raises(StoreError, match="no episode 77"):
         to_dataset(store, [77], cache=tmp_path / "cache")
+
+
+def ticks(rows: object) -> list[int]:
+    return rows["sample"][:]  # type: ignore[index]
+
+
+def test_datasets_are_what_lies_there(tmp_path: Path) -> None:
+    """Three recordings into one store, then another store of the same name, all through one cache."""
+    written: list[int] = []
+    for episodes in (1, 2, 3):
+        more = make_store(tmp_path / "more" / str(episodes), episodes=episodes)
+        written += [row.sample for episode in more.episodes for row in more.read(episode)]
+        store = from_dataset(to_dataset(more, cache=tmp_path / "cache"), tmp_path / "a" / "store")
+        assert sorted(ticks(to_dataset(store, cache=tmp_path / "cache"))) == sorted(written)
+    other = make_store(tmp_path / "b" / "store", episodes=2)
+    assert len(to_dataset(other.path, cache=tmp_path / "cache")) == len(other)
+    moved = (tmp_path / "a" / "store").rename(tmp_path / "[c] d: 'e'\nf")
+    assert sorted(ticks(to_dataset(moved, cache=tmp_path / "cache"))) == sorted(written)
+    with pytest.raises(StoreError, match="empty"):
+        to_dataset(Store.create(tmp_path / "empty", other.schema), cache=tmp_path / "cache")
+
+
+def test_datasets_of_damaged_chunks(tmp_path: Path) -> None:
+    """A flipped bit is one clear error, whether the rows were loaded before or not."""
+    store = make_store(tmp_path / "s")
+    to_dataset(store, cache=tmp_path / "cache")
+    path = store.path / store.chunks[1].file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    for cache in ("cache", "fresh"):
+        with pytest.raises(DamagedChunk, match=r"000000-0000.*set_aside"):
+            to_dataset(store, cache=tmp_path / cache)
+    store.set_aside()
+    assert len(to_dataset(store, cache=tmp_path / "cache")) == len(store)
+
+
+def test_the_line_of_the_card(tmp_path: Path) -> None:
+    """What the card tells people to write loads the folder, and refuses a damaged one."""
+    store = make_store(tmp_path / "[s]")
+    line = (store.path / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    line = line.replace("PATH/OF/THIS/FOLDER", str(store.path)).replace('")', f'", cache={str(tmp_path / "cache")!r})')
+    found: dict[str, Any] = {}
+    exec(line, found)
+    assert len(found["rows"]) == len(store)
+    (store.path / store.chunks[0].file).write_bytes(b"")
+    with pytest.raises(DamagedChunk):
+        exec(line, found)
+
+
+def test_a_cache_that_datasets_would_write_elsewhere(tmp_path: Path) -> None:
+    """`datasets` takes "::" for the end of an address: the rows of every store would go to one place."""
+    store = make_store(tmp_path / "a::b")
+    assert len(to_dataset(store, cache=tmp_path / "cache")) == len(store)
+    with pytest.raises(UsageError, match="::"):
+        to_dataset(store, cache=tmp_path / "c::d")
 
 
 def test_datasets_without_a_schema(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from metabonk.core.errors import FolderError, StoreError, UsageError
+from metabonk.core.files import temporary
 from metabonk.nn.actions import ActionSpec, camera_classes
 from metabonk.record import vpt
 from metabonk.record.cache import Cache
@@ -495,7 +496,7 @@ def test_a_folder_becomes_a_store(tmp_path):
         assert episode.end == "truncated" and (steps.image == np.stack([row.image for row in rows])).all()
         assert (steps.action == np.stack([row.action for row in rows])).all() and steps.action.dtype == np.uint8
     assert sorted(path.name for path in (tmp_path / "store").iterdir() if path.name[0] != ".") == [
-        "README.md", "data", "manifest.jsonl", "store.json",
+        "README.md", "data", "manifest.jsonl", "store.json", "store.json.copy",
     ]  # fmt: skip
 
 
@@ -604,8 +605,9 @@ def test_a_move_that_was_interrupted_is_finished(tmp_path, monkeypatch, publishe
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(vpt, "_publish", killed)
         import_vpt(tmp_path / "in", tmp_path / "store", chunk_steps=5)
-    (tmp_path / "store" / "incoming.part").mkdir()  # as a kill in the middle of a pair leaves it
-    (tmp_path / "store" / "incoming.part" / "000000004.arrow").write_bytes(b"half")
+    part = temporary(tmp_path / "store")
+    part.mkdir()  # as a kill in the middle of a pair leaves it
+    (part / "000000004.arrow").write_bytes(b"half")
     report = import_vpt(tmp_path / "in", tmp_path / "store", chunk_steps=5)
     store = Store.open(tmp_path / "store")
     assert report["rows"].tolist() == [12, 12] and not store.verify()

@@ -24,7 +24,7 @@ from .errors import DiskFull, FolderError, FolderLocked, UsageError, nearest
 # %% ../../nbs/core/01_files.ipynb #01-files-005
 _full = {errno.ENOSPC, errno.EDQUOT}
 _denied = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT}
-_denied |= {errno.ENAMETOOLONG, errno.ELOOP}
+_denied |= {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTEMPTY}
 
 
 @contextlib.contextmanager

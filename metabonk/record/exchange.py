@@ -10,7 +10,7 @@ __all__ = ['write_wav', 'read_wav', 'step_edges', 'picture_times', 'write_media'
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -27,7 +27,7 @@ from jaxtyping import Float, Int, Int16, UInt8
 from ..core.errors import FolderError, StoreError, UsageError
 from ..core.files import disk_errors, write_atomic
 from .experience import Schema, Steps
-from .store import Episode, Store, arrow_schema, from_arrow
+from .store import Chunk, Episode, Store, arrow_schema, from_arrow
 
 # %% ../../nbs/record/25_exchange.ipynb #25-exchange-007
 def write_wav(
@@ -163,30 +163,56 @@ def export_media(
     return files
 
 # %% ../../nbs/record/25_exchange.ipynb #25-exchange-020
+def _builder(store: Store, cache: str | Path | None) -> Any:
+    "What `datasets` calls to unpack a store"
+    import datasets
+
+    class StoreRows(datasets.ArrowBasedBuilder):
+        def _info(self) -> datasets.DatasetInfo:
+            return datasets.DatasetInfo(features=datasets.Features.from_arrow_schema(arrow_schema(store.schema)))
+
+        def _split_generators(self, manager: Any) -> list[datasets.SplitGenerator]:
+            chunks = sorted(store.chunks, key=lambda chunk: (chunk.stream, chunk.start))
+            return [datasets.SplitGenerator("train", {"chunks": chunks})]
+
+        def _generate_tables(self, chunks: Sequence[Chunk]) -> Iterator[tuple[int, pa.Table]]:
+            for number, chunk in enumerate(chunks):
+                yield number, store.read_chunk(chunk)
+
+    place = str(cache or datasets.config.HF_DATASETS_CACHE)
+    if "::" in place:
+        raise UsageError(f"`datasets` can't keep its copy in {place}, it takes :: for the end of an address: "
+                         "give another folder as cache=")
+    return StoreRows(cache_dir=place, dataset_name="metabonk", config_name=f"rows-{store.fingerprint()}")
+
+
 def to_dataset(
-    store: Store,  # what to open
+    store: Store | str | Path,  # what to open
     episodes: Iterable[int] | None = None,  # numbers of those wanted; `None` for all
     cache: str | Path | None = None,  # where `datasets` keeps its decompressed copy; its own default if not given
 ) -> Any:  # a `datasets.Dataset`
-    "The rows of a store as a `datasets.Dataset`, every value and type as it was recorded"
+    "The rows of a store, every value and type as it was recorded; `DamagedChunk` if one is not"
     import datasets
 
+    store = (store if isinstance(store, Store) else Store.open(store)).check()
+    if not len(store):
+        raise StoreError(f"store {store.path} is empty: record something first")
     quiet = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        with disk_errors(cache or store.path):
-            rows = datasets.load_dataset(str(store.path), split="train", cache_dir=None if cache is None else str(cache))
+        with disk_errors(cache or datasets.config.HF_DATASETS_CACHE):
+            builder = _builder(store, cache)
+            builder.download_and_prepare()
+            rows = builder.as_dataset("train")
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise error.__cause__ or error from None
     finally:
         if not quiet:
             datasets.enable_progress_bars()
-    number, step = (rows.data.column(name).to_numpy() for name in ("episode", "step"))
-    order = np.lexsort((step, number))
     told = {episode.number: episode.about for episode in store.episodes}
     if episodes is not None:
-        order = order[np.isin(number[order], chosen := list(episodes))]
-        told = {store.episodes.find(wanted).number: told[wanted] for wanted in chosen}
-    if len(order) < len(rows) or (np.diff(order) != 1).any():
-        rows = rows.select(order)
+        told = {store.episodes.find(wanted).number: told[wanted] for wanted in episodes}
+        rows = rows.select(np.flatnonzero(np.isin(rows.data.column("episode").to_numpy(), list(told))))
     rows.info.description = json.dumps({"metabonk": {"schema": store.schema.to_dict(), "episodes": told}})
     return rows
 

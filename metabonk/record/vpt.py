@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from ..core.config import Config
 from ..core.errors import FolderError, StoreError, UsageError, unknown
-from ..core.files import disk_errors
+from ..core.files import disk_errors, temporary
 from ..core.progress import progress
 from .experience import Schema, Step
 from .store import ChunkBuilder, Store, Writer
@@ -411,12 +411,14 @@ def _publish(writer: Writer, incoming: Path) -> None:
     "Chunks of a whole pair go into the store; may be repeated after a sudden end"
     for file in sorted(incoming.glob("*.arrow")):
         writer.add_chunk(file.read_bytes())
-    shutil.rmtree(incoming)
+        file.unlink()
+    with disk_errors(incoming):
+        incoming.rmdir()
 
 
 def _convert(store: Store, writer: Writer, name: str, film: Path, lines: Path, config: VPTConfig, chunk_steps: int) -> None:
     "One pair, wholly or not at all"
-    part, incoming = store.path / "incoming.part", store.path / "incoming"
+    part, incoming = temporary(store.path), store.path / "incoming"
     builder = ChunkBuilder(store.schema, writer.new_stream(), chunk_steps)
 
     def lay_aside(content: bytes, number: int) -> None:
@@ -458,7 +460,6 @@ def import_vpt(
     chunk_steps = chunk_steps or max(16, min(1024, 2**26 // (height * width * 3)))
     store, faults = Store.create(path, config.schema(), exist_ok=True), {}
     with store.writer() as writer:
-        shutil.rmtree(store.path / "incoming.part", ignore_errors=True)
         if (store.path / "incoming").exists():
             _publish(writer, store.path / "incoming")
     there = {episode.about.get("source") for episode in store.episodes}
