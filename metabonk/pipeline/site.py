@@ -29,7 +29,7 @@ from configparser import ConfigParser
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlparse
 
 import nbformat
@@ -575,7 +575,7 @@ class PartHandler(http.server.SimpleHTTPRequestHandler):
 
     def send_head(self) -> Any:  # an open file, or nothing more to send
         "Answer a request for one part with that part; refuse foreign names, and what is not in the folder"
-        if not own_name(self.headers.get("Host", ""), self.server.server_address[0]):  # type: ignore[arg-type]
+        if not own_name(self.headers.get("Host", ""), cast("SiteServer", self.server).host):
             return self.send_error(421, "Misdirected Request")
         place = self.translate_path(self.path)
         if "\0" in place or not Path(os.path.realpath(place)).is_relative_to(os.path.realpath(self.directory)):
@@ -620,6 +620,7 @@ class SiteServer(http.server.ThreadingHTTPServer):
         host: str = "127.0.0.1",  # address to listen on: this computer alone, or 0.0.0.0 for whoever reaches it
         handler: type[PartHandler] = PartHandler,  # answers the requests
     ) -> None:
+        self.host = host
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             super().__init__((host, port), functools.partial(handler, directory=str(folder)))
