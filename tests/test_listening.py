@@ -49,7 +49,7 @@ BURST = 4  # the code that tells of it in the picture, in token 2
 class _Same(nn.Module):
     """Latents without chance: the state is what the posterior says."""
 
-    def mode(self, raw: Tensor) -> Tensor:
+    def mean(self, raw: Tensor) -> Tensor:
         """The numbers themselves."""
         return raw
 

@@ -30,7 +30,7 @@ from ..core.errors import FolderError, UsageError
 from ..core.files import disk_errors, write_atomic
 from ..core.progress import progress
 from ..core.seed import spawn_seeds
-from ..dream.interface import State, WorldModel
+from ..dream.interface import Saveable, State, WorldModel
 from ..nn.actions import ActionSpec
 from ..play.game import make_game
 from ..record.experience import Batch
@@ -119,7 +119,7 @@ class Agent:
         game: str = "",  # the game it is meant for; the model's if not given
     ):
         self.model, self.actor_critic, self.greedy = model, actor_critic, greedy
-        self.game = game or str(getattr(model, "game", "") or "")
+        self.game = game or model.game
         if (actor_critic.spec, actor_critic.feature_size) != (model.spec, model.feature_size):
             raise UsageError(
                 f"the policy reads {actor_critic.feature_size} features and has {actor_critic.spec.told}, the model gives "
@@ -236,6 +236,8 @@ class Agent:
         folder: str | Path,  # made, or replaced
     ) -> Path:  # the folder
         "Keep all in one folder: `agent.json`, `actor_critic.safetensors`, and in `model` what the model writes"
+        if not isinstance(self.model, Saveable):
+            raise UsageError(f"{type(self.model).__name__} can't be saved: give the model `save` and `load`")
         folder = Path(folder)
         whole = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
         about = {
@@ -246,8 +248,7 @@ class Agent:
         with disk_errors(folder):
             whole.mkdir(parents=True)
             try:
-                keep: Any = self.model
-                keep.save(whole / "model")
+                self.model.save(whole / "model")
                 tensors = {name: tensor.contiguous() for name, tensor in self.actor_critic.state_dict().items()}
                 save_file(tensors, whole / "actor_critic.safetensors")
                 write_atomic(whole / "agent.json", json.dumps(about, indent=1))

@@ -104,7 +104,7 @@ class DreamLearner(Learner):
             raise UsageError("REINFORCE takes a dream once: hand over an objective for dreams that are used again, such as PPO")
         self._model = [model]  # in a list, so that it does not become a part of this module
         self.actor_critic = actor_critic
-        self.identity = {"game": str(getattr(model, "game", "")), "actions": str(model.action_size)}
+        self.identity = {"game": model.game, "actions": str(model.action_size)}
         self.scales = {"actor": 1.0, "critic": 1.0, **({"replay": self.config.replay} if self.config.replay else {})}
         self._begun = 0.0
         self._kept: list[Imagined] = []  # the same dreams, as many times as they will be used again

@@ -23,6 +23,7 @@ from ..core.errors import FolderError, UsageError
 from ..core.files import disk_errors, folder_lock, write_atomic
 from ..core.seed import spawn_seeds
 from ..core.training import Learner, TrainConfig, fit
+from ..dream.interface import Saveable
 from ..record.store import Store
 
 # %% ../../nbs/act/65_finetune.ipynb #65-finetune-005
@@ -90,7 +91,11 @@ class FineTune:
         self.agent, self.game, self.store, self.folder = agent, game, Path(store), Path(folder)
         self.update, self.compare, self.settings = update, compare, dict(settings or {})
         self.config = config or FineTuneConfig()
-        self.load_model: Callable[[Path], Any] = load_model or getattr(type(agent.model), "load", None) or _no_loader
+        if load_model is None:
+            if not isinstance(agent.model, Saveable):
+                raise UsageError(f"{type(agent.model).__name__} has no `load`: give FineTune what loads it as load_model")
+            load_model = agent.model.load
+        self.load_model = load_model
         self.rows: list[dict[str, Any]] = []
 
     @property
@@ -167,7 +172,3 @@ class FineTune:
 
     def _agent(self, number: int) -> Path:
         return self.folder / f"round-{number:03d}" / "agent"
-
-
-def _no_loader(folder: Path) -> Any:
-    raise UsageError(f"the model in {folder} has no `load`: give FineTune what loads it as load_model")

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['State', 'Policy', 'pick_states', 'repeat_states', 'join_states', 'action_vectors', 'check_actions', 'WorldModel',
-           'Distribution', 'Imagined', 'imagine', 'dream_along', 'DreamEnv']
+           'TokenPredictor', 'LogMelPredictor', 'Saveable', 'Distribution', 'Imagined', 'imagine', 'dream_along',
+           'DreamEnv']
 
 # %% ../../nbs/dream/43_interface.ipynb #43-interface-002
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, Self
+from pathlib import Path
+from typing import Any, Protocol, Self, runtime_checkable
 
 import gymnasium as gym
 import numpy as np
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 from ..core.capture import CapturedStep
 from ..core.errors import UsageError
 from ..nn.actions import ActionSpec
+from ..sense.logmel import LogMelConfig
 
 # %% ../../nbs/dream/43_interface.ipynb #43-interface-006
 State = dict[str, Tensor]  # (batch, ...) each
@@ -76,6 +79,7 @@ class WorldModel(nn.Module):
     feature_size: int  # numbers in the features of a state
     action_size: int  # numbers in an action vector
     discrete: bool  # whether actions are one-hot
+    game: str = ""  # what it is a model of; "": it does not say
     latent: str = ""  # name of the part of a state that is guessed anew in every step; "": no such part
 
     @property
@@ -165,7 +169,50 @@ class WorldModel(nn.Module):
         "What is seen and heard in a state; a model with one sense gives one of them"
         raise NotImplementedError
 
+# %% ../../nbs/dream/43_interface.ipynb #43-interface-030
+@runtime_checkable
+class TokenPredictor(Protocol):
+    "A model that says how likely each token of picture and sound is"
 
+    def token_logits(
+        self,
+        features: Float[Tensor, "*batch features"],  # of states
+    ) -> dict[str, Float[Tensor, "*batch tokens codes"]]:  # of "image" and "audio", as far as the model has them
+        "Unnormalised log-probabilities of the tokens"
+
+
+@runtime_checkable
+class LogMelPredictor(Protocol):
+    "A model that can give sound as log-mel frames, which unlike the sound of single steps can be joined without seams"
+
+    logmel: LogMelConfig | None  # how it hears; `None`: it has no ears
+    step_samples: float  # mean length of a step's sound; 0: it does not say
+
+    def look(
+        self,
+        state: State,  # (B, ...)
+    ) -> dict[str, Tensor]:  # "image" (B, height, width, 3) uint8, "audio" (B, channels, frames, bands) log-mel
+        "What is seen and heard, before frames become sound"
+
+
+@runtime_checkable
+class Saveable(Protocol):
+    "A model that can be kept in a folder"
+
+    def save(
+        self,
+        folder: Path,  # made if it is not there
+    ) -> Any:  # not looked at
+        "Write everything that the model is"
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,  # that `save` wrote
+    ) -> Any:  # in evaluation mode
+        "The model of a folder"
+
+# %% ../../nbs/dream/43_interface.ipynb #43-interface-031
 class Distribution(Protocol):
     "What a policy returns"
 

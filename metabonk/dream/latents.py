@@ -47,6 +47,13 @@ class Latents(nn.Module):
         "The most typical sample"
         raise NotImplementedError
 
+    def mean(
+        self,
+        raw: Float[Tensor, "*batch outputs"],  # what a head gave
+    ) -> Float[Tensor, "*batch size"]:  # without noise
+        "The expected sample"
+        raise NotImplementedError
+
     def kl(
         self,
         raw_p: Float[Tensor, "*batch outputs"],  # the first distribution
@@ -185,6 +192,10 @@ class CategoricalLatents(Latents):
         "The likeliest class of each choice"
         return F.one_hot(self._split(raw).argmax(-1), self.classes).to(raw.dtype).flatten(-2)
 
+    def mean(self, raw: Tensor) -> Tensor:
+        "The probability of each class"
+        return self.probabilities(raw).flatten(-2)
+
     def kl(self, raw_p: Tensor, raw_q: Tensor) -> Tensor:
         "Divergence, summed over the choices"
         return categorical_kl(self.probabilities(raw_p), self.probabilities(raw_q)).sum(-1)
@@ -270,7 +281,11 @@ class GaussianLatents(Latents):
         return mean + std * noise
 
     def mode(self, raw: Tensor) -> Tensor:
-        "The mean"
+        "The same as the mean"
+        return self.mean(raw)
+
+    def mean(self, raw: Tensor) -> Tensor:
+        "The middle of each curve"
         return self.curves(raw)[0]
 
     def kl(self, raw_p: Tensor, raw_q: Tensor) -> Tensor:

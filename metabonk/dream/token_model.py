@@ -27,7 +27,7 @@ from .latents import GumbelLatents
 from .recurrent import RecurrentModel
 from .rssm import RSSMConfig
 from .token_heads import TokenHead
-from ..sense.logmel import each_step
+from ..sense.logmel import LogMelConfig, each_step
 from ..sense.tokens import Senses, TokenBatch, TokenCache, Tokenizers
 
 # %% ../../nbs/dream/50_token_model.ipynb #50-token-model-004
@@ -138,9 +138,14 @@ class TokenModel(RecurrentModel):
         return seen
 
     def _sound(self, frames: Tensor) -> Int16[Tensor, "batch channels samples"]:
-        if self.tokenizers.logmel is None or self.step_samples < 1:
+        if self.logmel is None or self.step_samples < 1:
             raise UsageError("this model does not know how long a step sounds: build it with step_samples")
-        return each_step(frames, self.tokenizers.logmel, self.step_samples)
+        return each_step(frames, self.logmel, self.step_samples)
+
+    @property
+    def logmel(self) -> LogMelConfig | None:  # `None` without ears
+        "How it hears"
+        return self.tokenizers.logmel
 
     @property
     def picture_size(self) -> tuple[int, int] | None:  # pixels; `None` without eyes

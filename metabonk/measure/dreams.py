@@ -24,6 +24,7 @@ from torch import Tensor
 from ..core.errors import UsageError
 from metabonk.dream.interface import (
     Imagined,
+    LogMelPredictor,
     Policy,
     State,
     WorldModel,
@@ -167,20 +168,16 @@ def film_states(
     "What a model sees and hears in the states it passes through"
     state = join_states(states)  # (T, ...)
     reward = model.reward(model.features(state)).float().cpu().numpy()
-    look: Any = getattr(model, "look", None) if _logmel(model) else None
-    seen = {name: value.cpu() for name, value in (look or model.decode)(state).items()}
+    logmel = model.logmel if isinstance(model, LogMelPredictor) else None
+    told = model.look(state) if isinstance(model, LogMelPredictor) and logmel else model.decode(state)
+    seen = {name: value.cpu() for name, value in told.items()}
     image, audio = seen.get("image"), seen.get("audio")
     sound = None
-    if audio is not None and look and lengths.any():
-        sound = frames_to_sound(audio, _logmel(model), lengths)
-    elif audio is not None and not look:
+    if audio is not None and logmel and lengths.any():
+        sound = frames_to_sound(audio, logmel, lengths)
+    elif audio is not None and not logmel:
         sound = np.concatenate([_to_length(step, int(count)) for step, count in zip(audio.numpy(), lengths, strict=False)], 1)
     return Film(None if image is None else image.numpy(), sound, reward)
-
-
-def _logmel(model: WorldModel) -> Any:
-    "How a model's sound was heard; `None` if it does not say"
-    return getattr(model, "logmel", None) or getattr(getattr(model, "tokenizers", None), "logmel", None)
 
 
 def _to_length(sound: Int16[np.ndarray, "channels samples"], length: int) -> Int16[np.ndarray, "channels length"]:
@@ -367,9 +364,7 @@ def dream_films(
 
 def _rate(model: WorldModel) -> int:
     "Samples a second of the sound that a model knows; 0 if it knows none"
-    logmel = _logmel(model)
-    return logmel.sample_rate if logmel else 0
-
+    return model.logmel.sample_rate if isinstance(model, LogMelPredictor) and model.logmel else 0
 
 
 def _differ(one: Any, other: Any) -> bool:
@@ -412,7 +407,7 @@ def free_dream_video(
 ) -> HTML:  # displays itself
     "A player of a dream in which a policy acts"
     rate = sample_rate or _rate(model)
-    known = float(getattr(model, "step_samples", 0.0)) / max(rate, 1)
+    known = (model.step_samples if isinstance(model, LogMelPredictor) else 0.0) / max(rate, 1)
     edges = np.arange(horizon + 2) * (step_seconds or known or 1 / 15)
     dream: Imagined = imagine(model, policy, start, horizon, keep_states=True)
     lengths = np.diff(np.round(edges * rate).astype(np.int64))

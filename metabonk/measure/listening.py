@@ -272,15 +272,10 @@ def expected_reward(
     for t in range(embed.shape[1]):
         keep = (~rows.first[:, t, None]).to(embed.dtype)
         deter = rssm.cell(keep * deter, keep * stoch, keep * action[:, t])
-        stoch = _expected(rssm.latents, rssm.posterior(torch.cat([deter, embed[:, t]], -1)))
+        stoch = rssm.latents.mean(rssm.posterior(torch.cat([deter, embed[:, t]], -1)))
         state = {"deter": deter, "stoch": stoch}
         rewards.append(model.reward(model.features(state)))
     return torch.stack(rewards, 1), state
-
-
-def _expected(latents: Any, raw: Tensor) -> Tensor:
-    "The mean of the latent's distribution"
-    return latents.probabilities(raw).flatten(-2) if hasattr(latents, "probabilities") else latents.mode(raw)
 
 # %% ../../nbs/measure/83_listening.ipynb #83-listening-025
 @dataclass

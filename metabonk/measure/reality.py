@@ -9,7 +9,7 @@ __all__ = ['Rows', 'real_rows', 'dreamed_rows', 'match_events', 'count_rows', 'r
 # %% ../../nbs/measure/82_reality.ipynb #82-reality-002
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium as gym
@@ -21,9 +21,10 @@ from jaxtyping import Bool
 from plotly.subplots import make_subplots
 
 from ..core.errors import UsageError, unknown
-from ..dream.interface import WorldModel, dream_along
+from ..dream.interface import TokenPredictor, WorldModel, dream_along
 from .evaluation import evaluation_seeds
 from ..play.game import make_game
+from ..record.experience import Batch
 
 # %% ../../nbs/measure/82_reality.ipynb #82-reality-009
 @dataclass
@@ -44,13 +45,14 @@ class Rows:
 
 
 def real_rows(
-    batch: Any,  # a `TokenBatch` of (B, T) rows
+    batch: Any,  # a `TokenBatch` of (B, T) rows; of any other batch, reward and continuation alone
     context: int,  # how many rows were read; row 0 is the last of them
     rows: int,  # how many rows are wanted
 ) -> tuple[Rows, Bool[np.ndarray, "batch rows"]]:  # what happened; which rows are still of row 0's episode
     "Reality, from the last row of the context on"
     part = batch.numpy().map(lambda column: column[:, context - 1 : context - 1 + rows])
     tokens = {name: getattr(part, name) for name in ("image", "audio") if getattr(part, name) is not None}
+    tokens = {} if isinstance(part, Batch) else tokens
     same = np.cumsum(part.first[:, 1:], 1) == 0
     valid = np.concatenate([np.ones_like(part.first[:, :1]), same], 1)
     return Rows(tokens, part.reward.astype(np.float64), (~part.terminated).astype(np.float64)), valid
@@ -58,8 +60,8 @@ def real_rows(
 
 @torch.no_grad()
 def dreamed_rows(
-    model: WorldModel,  # any; token accuracies need its `token_logits`
-    batch: Any,  # a `TokenBatch` of (B, T) rows
+    model: WorldModel,  # any; tokens are compared if it is a `TokenPredictor`
+    batch: Any,  # (B, T) rows as the model reads them: a `TokenBatch`, or a `Batch`
     context: int,  # how many rows the model reads
     rows: int,  # how many rows are wanted, row 0 included
     seed: int = 0,  # of the dream
@@ -70,12 +72,12 @@ def dreamed_rows(
     model.eval()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        state = model.observe(batch.map(lambda column: column[:, :context]))
+        read = batch.map(lambda column: column[:, :context])
+        state = model.observe(replace(read, audio=batch.audio) if isinstance(batch, Batch) else read)  # sound is not cut by rows
         action = model.vectors(batch.action[:, context : context - 1 + rows])
         dream = dream_along(model, state, action)
     model.train(training)
-    logits = getattr(model, "token_logits", None)
-    tokens = logits(dream.features) if logits else {}  # (B, R, tokens, codes) each
+    tokens = model.token_logits(dream.features) if isinstance(model, TokenPredictor) else {}  # (B, R, tokens, codes) each
     picked = {name: value.argmax(-1).cpu().numpy() for name, value in tokens.items()}
     return Rows(picked, dream.reward.double().cpu().numpy(), dream.continuation.double().cpu().numpy())
 
@@ -175,8 +177,8 @@ def shuffled(
 
 
 def reality_check(
-    model: WorldModel,  # any with `token_logits`; without it only reward and continuation are compared
-    batches: Any,  # a `TokenBatch` of (B, T) rows, or several
+    model: WorldModel,  # any; unless it is a `TokenPredictor`, only reward and continuation are compared
+    batches: Any,  # (B, T) rows as the model reads them, or several such batches
     context: int = 8,  # rows that the model reads first
     horizon: int = 15,  # steps that it dreams then
     controls: Mapping[str, WorldModel] | None = None,  # more models to compare, such as one that was never trained
@@ -303,8 +305,8 @@ class LiveReality:
         "Take one step; its tokens right and changed, rewards and continuations"
         if not self._episodes:
             raise UsageError("no episode has begun: call reset with its first row")
-        logits = getattr(self.model, "token_logits", None)
-        claimed = {n: v.argmax(-1).cpu().numpy().reshape(-1) for n, v in (logits(expected.features) if logits else {}).items()}
+        told = self.model.token_logits(expected.features) if isinstance(self.model, TokenPredictor) else {}
+        claimed = {name: logits.argmax(-1).cpu().numpy().reshape(-1) for name, logits in told.items()}
         came, line = _row_tokens(rows), {"episode": len(self._episodes) - 1, "step": len(self._episodes[-1]) + 1}
         row: dict[str, Any] = dict(line)
         for name in (n for n in _SENSES if n in claimed and n in came):
