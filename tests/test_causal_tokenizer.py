@@ -14,13 +14,15 @@ from metabonk.dream.causal_tokenizer import (
     CausalTokenizerLearner,
     Clip,
     ClipData,
+    ClipSenses,
     bouncing_ball,
     structure_loss,
 )
 from metabonk.record.experience import Schema, Step
-from metabonk.record.sampling import SequenceConfig
+from metabonk.record.sampling import SequenceConfig, Sequences
 from metabonk.record.store import Store
 from metabonk.sense.logmel import LogMel, LogMelConfig
+from metabonk.sense.tokens import Hearing
 
 SMALL = {"size": (8, 8), "patch": 4, "channels": 1, "frames": 2, "bands": 4, "sound_patch": (2, 2), "latents": 2, "bottleneck": 3,
          "width": 16, "layers": 2, "heads": 2, "time_every": 2, "context": 3}  # fmt: skip
@@ -285,6 +287,42 @@ def test_clips_come_out_of_stores_with_their_sound(tmp_path: Path):
             sound = torch.from_numpy(np.array(cache.sound[0][first : first + int(lengths.sum())]))[None]
             torch.testing.assert_close(rows.audio[row], ears(sound, lengths)[-4:])
         build().losses(rows)
+
+
+def heard_live(store: Store) -> dict[tuple[int, int], torch.Tensor]:
+    """What live ears hear: for each row, by episode and step, its log-mel frames."""
+    senses, heard = ClipSenses((8, 8), LOGMEL, channels=1), {}
+    for episode in store.episodes:
+        senses.reset()
+        for t, row in enumerate(store.read(episode)):
+            heard[episode.number, t] = senses({"image": row.image[None], "audio": [row.audio]}).audio[0, 0]
+    return heard
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["now", "as if an episode went on"])
+def test_rows_behind_a_seam_hear_what_live_ears_hear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bool):
+    chance, store = np.random.default_rng(0), Store.create(tmp_path / "store", SCHEMA)
+    with store.writer(9) as writer:
+        for t in range(30):  # two games side by side, episodes of 12 and of 7 rows, chunks of 9
+            for stream, length in enumerate((12, 7)):
+                step, size = t % length, int(chance.integers(10, 40))
+                sound = (chance.normal(size=(1, size)) * 9000).astype(np.int16)
+                done = step == length - 1
+                image = np.zeros((8, 8, 3), np.uint8)
+                writer.add(Step(image, sound, np.array(0), 0.0, done, False, step == 0, step, 0), stream)
+    if old:
+        monkeypatch.setattr(Hearing, "episodes", lambda self, begin, end: [(begin, end)])
+    data = ClipData(store.path, LOGMEL, SequenceConfig(length=10, cross_episodes=True))
+    data.prepare_data()
+    clips = data.open()
+    sequences = Sequences(clips, 10, cross_episodes=True)
+    rows, live = clips.gather(sequences.places(np.arange(len(sequences)))), heard_live(store)
+    assert rows.first[:, 1:].any(), "some sequences cross a seam"
+    off = torch.stack([
+        (rows.audio[b, t] - live[int(rows.episode[b, t]), int(rows.step[b, t])]).abs().max() for b in range(len(rows))
+        for t in range(10)
+    ])  # fmt: skip
+    assert off.max() > 0.5 if old else off.max() < 1e-5, f"{off.max():.3f} in log10 power"
 
 
 PLACES = CausalTokenizerConfig(**{**SMALL, "local": False}).patches

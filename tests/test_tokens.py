@@ -114,8 +114,9 @@ def test_single_rows_sound_as_in_their_episode(tmp_path: Path) -> None:
     rows = np.array([32, 0, 20, 5, 6, 19])
     torch.testing.assert_close(hearing.rows(rows), whole[rows], rtol=0, atol=1e-6)
     torch.testing.assert_close(hearing.stretch(3, 6), whole[3:6], rtol=0, atol=1e-6)
-    clips = hearing.clips(np.array([20, 2]), 5)
-    torch.testing.assert_close(clips, torch.stack([whole[20:25], whole[2:7]]), rtol=0, atol=1e-6)
+    clips = hearing.clips(np.array([20, 2, 17]), 5)  # the last runs on into the second episode
+    torch.testing.assert_close(clips, torch.stack([whole[20:25], whole[2:7], whole[17:22]]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(hearing.stretch(15, 33), whole[15:], rtol=0, atol=1e-6)
 
 
 def test_live_tokens_are_those_of_the_recording(tmp_path: Path) -> None:

@@ -130,7 +130,11 @@ def reconstruction_figure(
     if tokenizers.sound is not None and batch.audio.numel():
         config, lengths = tokenizers.logmel, batch.audio_length[sequence]
         sound = batch.audio[sequence, :, : int(lengths.sum())]
-        frames = LogMel(config).to(sound.device)(sound, lengths).to(_device(tokenizers.sound))
+        begins = [0, *(batch.first[sequence, 1:].nonzero()[:, 0] + 1).tolist(), len(lengths)]  # an episode is heard from silence
+        sizes = [end - begin for begin, end in zip(begins, begins[1:], strict=False)]
+        episodes = zip(sound.split([int(part.sum()) for part in lengths.split(sizes)], 1), lengths.split(sizes), strict=True)
+        ears = LogMel(config).to(sound.device)
+        frames = torch.cat([ears(*part) for part in episodes]).to(_device(tokenizers.sound))
         back = tokenizers.sound.decode(tokenizers.sound.encode(frames))
         floor = float(np.log10(config.floor))
         top = max(float(frames.max()), floor + 2)  # a silent recording is drawn black

@@ -275,15 +275,27 @@ class Hearing:
         lengths = np.array(self.cache.table["audio_length"][begin:end])
         return np.stack([sound[first:last] for sound in self.cache.sound]), lengths
 
+    def episodes(
+        self,
+        begin: int,  # first row
+        end: int,  # first row not wanted
+    ) -> list[tuple[int, int]]:  # the same rows, an episode at a time: begin, end
+        "Cut rows where an episode begins: it is heard from silence"
+        episode = self.cache.table["episode"][begin:end]
+        cuts = (np.flatnonzero(np.diff(episode)) + 1 + begin).tolist()
+        return list(zip([begin, *cuts], [*cuts, end], strict=True))
+
     def stretch(
         self,
         begin: int,  # first row
-        end: int,  # first row not wanted; of the same episode, and with no gap in the cache
+        end: int,  # first row not wanted; with no gap in the cache
     ) -> Float[Tensor, "time channels frames bands"]:  # log10 of power
-        "Rows that follow one another"
-        device, (audio, lengths) = self.ears.window.device, self.sound(begin, end)
-        past = torch.from_numpy(self.past(begin)).to(device)
-        return self.ears(torch.from_numpy(audio).to(device), torch.from_numpy(lengths).to(device), past)
+        "Rows that follow one another, each episode heard from its own silence"
+        device, parts = self.ears.window.device, []
+        for a, b in self.episodes(begin, end):
+            past, (audio, lengths) = self.past(a), self.sound(a, b)
+            parts.append(self.ears(*(torch.from_numpy(x).to(device) for x in (audio, lengths, past))))
+        return torch.cat(parts)
 
     def rows(
         self,
@@ -298,8 +310,9 @@ class Hearing:
         length: int,  # how many rows follow one another from there
     ) -> Float[Tensor, "count length channels frames bands"]:  # log10 of power
         "Short runs of rows, in any order"
-        parts = [self.sound(row, row + length) for row in begin.tolist()]
-        past = [self.past(row) for row in begin.tolist()]
+        runs = [run for row in begin.tolist() for run in self.episodes(row, row + length)]
+        parts = [self.sound(*run) for run in runs]
+        past = [self.past(row) for row, _ in runs]
         steps = hear_each(self.ears, past, [sound for sound, _ in parts], [lengths.tolist() for _, lengths in parts])
         return steps.unflatten(0, (len(begin), length))
 
