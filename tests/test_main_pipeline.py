@@ -1,16 +1,24 @@
 """The main pipeline from nothing to its report, at the smallest size, as a user starts it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from metabonk.act.agent import Agent
+from metabonk.core.seed import seed_everything
+from metabonk.core.training import TrainConfig, fit
+from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, CausalTokenizerLearner, ClipData
 from metabonk.dream.token_model import TokenModel
+from metabonk.record.recorder import record
+from metabonk.record.sampling import SequenceConfig
 from metabonk.record.store import Store
+from metabonk.sense.logmel import LogMelConfig
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
@@ -77,3 +85,73 @@ def test_the_main_pipeline_from_nothing_to_its_report(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     for check in (what_is_left, what_is_shown, what_runs_again, what_is_heard):
         check(tmp_path / "run")
+
+
+# One seed, two games, and whichever of them finishes first
+
+LATE = """
+import metabonk.record.store as store
+
+add, flush, waiting = store.Writer.add_chunk, store.Writer.flush, []
+
+def add_chunk(self, content):
+    waiting.append(content)
+
+def in_turn(self):
+    told = [(store.describe_chunk(content), content) for content in waiting]
+    waiting.clear()
+    for _, content in sorted(told, key=lambda item: (SIGN * item[0].stream, item[0].start)):
+        add(self, content)
+    flush(self)
+
+store.Writer.add_chunk, store.Writer.flush = add_chunk, in_turn
+"""  # chunks of the first game reach the store before those of the second, or behind them
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_two_runs_with_one_seed_end_in_equal_weights(tmp_path):
+    stages = "".join(f"  - notebook: {name}\n" for name in ("record", "tokenise", "model", "dream", "play"))
+    head = f"title: Learn\nnotebooks: {ROOT / 'nbs/stages'}\nparameters: {{game: bonk, seed: 3}}\nstages:\n"
+    (tmp_path / "learn.yaml").write_text(head + stages)
+    known = {name: value for name, value in SMALL.items() if name.partition(".")[0] in stages}
+    given = [part for name, value in {**known, "record.steps": 300}.items() for part in ("--set", f"{name}={value}")]
+    found, arrived = [], []
+    for sign in (1, -1):
+        (tmp_path / f"late{sign}").mkdir()
+        (tmp_path / f"late{sign}/sitecustomize.py").write_text(LATE.replace("SIGN", str(sign)))
+        run = tmp_path / f"run{sign}"
+        command = [sys.executable, "-m", "metabonk.cli", "run", str(tmp_path / "learn.yaml"), "--run", str(run), *given]
+        path = os.pathsep.join([str(tmp_path / f"late{sign}"), str(ROOT)])
+        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr[-3000:]
+        weights = sorted((run / "stages").rglob("*.safetensors"))
+        found.append({str(file.relative_to(run)): file.read_bytes() for file in weights})
+        arrived.append([chunk.stream for chunk in Store.open(run / "stages/record/store").chunks])
+    assert arrived == [[0, 1], [1, 0]]
+    assert found[0].keys() == found[1].keys() and len(found[0]) >= 4
+    assert [name for name in found[0] if found[0][name] != found[1][name]] == []
+
+
+def learned(store: Path) -> dict[str, torch.Tensor]:
+    """The weights of a tokenizer of picture and sound after three steps on this store."""
+    ears = LogMelConfig.preset("tiny", sample_rate=Store.open(store).schema.sample_rate)
+    seed_everything(3)
+    sizes = {"channels": 2, "frames": ears.frames_per_step, "bands": ears.bands, "floor": ears.floor}
+    tokenizer = CausalTokenizer(CausalTokenizerConfig.preset("tiny", **sizes))
+    drawn = SequenceConfig(length=16, batch_size=2, seed=3, recent=0.5, half_life=20.0, cross_episodes=True)
+    data = ClipData(store, ears, drawn)
+    fit(CausalTokenizerLearner(tokenizer), data, store.with_name(store.name + ".training"), TrainConfig.preset("tiny", steps=3))
+    return tokenizer.state_dict()
+
+
+def test_what_is_learned_does_not_depend_on_whose_chunks_came_first(tmp_path):
+    for name in ("one", "other"):
+        record("bonk", tmp_path / name, "random", steps=60, games=2, seed=3, settings={"max_steps": 20}, chunk_steps=8)
+    path = tmp_path / "other/manifest.jsonl"
+    lines = (tmp_path / "one/manifest.jsonl").read_text().splitlines(keepends=True)
+    path.write_text("".join(sorted(lines, key=lambda line: -json.loads(line)["stream"])))
+    chunks = [Store.open(tmp_path / name).chunks for name in ("one", "other")]
+    assert chunks[0] != chunks[1] and sorted(map(str, chunks[0])) == sorted(map(str, chunks[1]))
+    one, other = (learned(tmp_path / name) for name in ("one", "other"))
+    assert all(torch.equal(one[name], other[name]) for name in one)

@@ -25,7 +25,7 @@ from metabonk.record.sampling import (
     draw,
     held_out,
 )
-from metabonk.record.store import Store, Writer
+from metabonk.record.store import ChunkBuilder, Store, Writer
 
 SCHEMA = Schema(
     game="test",
@@ -267,6 +267,66 @@ def test_processes_that_train_together_share_the_batches(cache: Cache) -> None:
     both = [fingerprints(SequenceLoader(sequences, config, rank, 2)) for rank in (0, 1)]
     alone = fingerprints(SequenceLoader(sequences, config.change(batches_per_epoch=6)))
     assert [batch for pair in zip(*both, strict=True) for batch in pair] == alone
+
+
+# --- whatever arrived first
+
+
+def interleaved(path: Path, arrival: list[int]) -> Store:
+    """Two games side by side, three chunks each, which arrive in this order of streams; then one game more"""
+    store = Store.create(path, SCHEMA)
+    games = {0: play([30, 18], 1), 1: play([25, 23], 2)}
+    with store.writer() as writer:
+        waiting = {}
+        for stream, rows in games.items():
+            builder = ChunkBuilder(SCHEMA, writer.new_stream(), 16, session=writer.session)
+            waiting[stream] = [done[1] for row in rows if (done := builder.add(row))]
+        for stream in arrival:
+            writer.add_chunk(waiting[stream].pop(0))
+    return record(path, [play([20], 3)], 16)
+
+
+@pytest.mark.parametrize("arrival", [[0, 1, 0, 1, 0, 1], [1, 0, 0, 1, 1, 0], [1, 1, 1, 0, 0, 0]], ids=str)
+@pytest.mark.parametrize("cross", [False, True])
+def test_the_order_in_which_chunks_arrive_changes_nothing(tmp_path: Path, arrival: list[int], cross: bool) -> None:
+    found = []
+    for name, order in (("a", [0, 0, 0, 1, 1, 1]), ("b", arrival)):
+        store = interleaved(tmp_path / name, order)
+        assert [chunk.stream for chunk in store.chunks][:6] == order
+        cache = Cache.build(store)
+        sequences = Sequences(cache, 8, cross)
+        batch = cache.gather(sequences.places(np.arange(len(sequences))))
+        found.append((cache.pieces, cache.table, batch))
+    (pieces, table, one), (others, other_table, other) = found
+    assert np.array_equal(pieces, others) and np.array_equal(table, other_table)
+    assert np.array_equal(one.image, other.image) and np.array_equal(one.audio, other.audio)
+    assert np.array_equal(one.episode, other.episode) and np.array_equal(one.step, other.step)
+
+
+def test_the_newest_are_those_of_all_games_and_of_the_last_recording(tmp_path: Path) -> None:
+    cache = Cache.build(interleaved(tmp_path / "store", [1, 1, 1, 0, 0, 0]))
+    sequences = Sequences(cache, 8)
+    batch = cache.gather(sequences.places(np.arange(len(sequences))))
+    stream = batch.episode[:, 0] // 1_000_000
+    assert (stream[-13:] == 2).all() and (stream[:-13] < 2).all()  # 20 rows: 13 sequences, recorded last
+    before = stream[:-13]
+    assert set(before[-16:]) == {0, 1} and set(before[:20]) == {0, 1}, "games side by side are equally old"
+
+
+def test_a_store_that_does_not_tell_its_recordings_is_read_stream_by_stream(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "store", SCHEMA)
+    with store.writer() as writer:
+        for seed in (1, 2):
+            builder = ChunkBuilder(SCHEMA, writer.new_stream(), 16)
+            for row in play([32], seed):
+                if done := builder.add(row):
+                    writer.add_chunk(done[1])
+    cache = Cache.build(store)
+    assert cache.pieces[:, 0].tolist() == [0, 0, 1, 1]
+    old = cache.pieces.copy()
+    old[:, 0] = [0, 2, 1, 3]  # the order of arrival, as caches were made before
+    (cache.path / "pieces.bin").write_bytes(old.tobytes())
+    assert Cache.build(store).pieces[:, 0].tolist() == [0, 0, 1, 1]
 
 
 # --- through something that was made from the cache

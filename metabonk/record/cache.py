@@ -104,16 +104,17 @@ class Cache:
                 if changed or old.schema.differences(store.schema):
                     raise StoreError(f"cache {path} was made from another store than {store.path}: delete it, it is made anew")
                 chunks, rows, samples, pieces = dict(old.chunks), old.rows, old.samples, len(old.pieces)
+                old._renumber(store)
                 del old
             else:
                 chunks, rows, samples, pieces = {}, 0, 0, 0
-            new = [(order, chunk) for order, chunk in enumerate(store.chunks) if chunk.file not in chunks]
-            new.sort(key=lambda item: (item[1].stream, item[1].start))
+            new = [chunk for chunk in store.chunks if chunk.file not in chunks]
+            new.sort(key=lambda chunk: (chunk.stream, chunk.start))
             if new:
                 with disk_errors(path), _Files(path, store.schema, rows, samples, pieces) as files:
-                    for order, chunk in progress(new, description="unpacking", unit="chunk"):
+                    for chunk in progress(new, description="unpacking", unit="chunk"):
                         try:
-                            files.append(store, order, chunk)
+                            files.append(store, chunk)
                             chunks[chunk.file] = chunk.sha256
                         except DamagedChunk:
                             continue
@@ -123,6 +124,14 @@ class Cache:
         if not chunks:
             raise StoreError(f"every chunk of {store.path} is damaged: `store.verify()` says how")
         return cls(path)
+
+    def _renumber(self, store: Store) -> None:
+        "Give the pieces of a cache that an older version made the order that they have now"
+        orders = {chunk.stream: _order(chunk) for chunk in store.chunks}
+        pieces = self.pieces.copy()
+        pieces[:, 0] = [orders.get(stream, order) for order, stream in pieces[:, :2].tolist()]
+        if not np.array_equal(pieces, self.pieces):
+            write_atomic(self.path / "pieces.bin", pieces.tobytes())
 
     def gather(
         self,
@@ -159,6 +168,11 @@ class Cache:
         )
 
 
+def _order(chunk: Chunk) -> int:
+    "The recording that a chunk is of; a stream that does not tell stands for itself"
+    return chunk.stream if chunk.session is None else chunk.session
+
+
 class _Files:
     "The files of a cache, open to be appended to"
 
@@ -186,7 +200,7 @@ class _Files:
                 os.fsync(file.fileno())
             file.close()
 
-    def append(self, store: Store, order: int, chunk: Chunk) -> None:
+    def append(self, store: Store, chunk: Chunk) -> None:
         tables = store.read_chunk(chunk)
         steps: Steps = from_arrow(self.schema, tables)
         episode, step = (tables.column(name).to_numpy() for name in ("episode", "step"))
@@ -199,7 +213,7 @@ class _Files:
                 table[f"{group}/{name}"] = values
         edges = [0, *(np.flatnonzero(np.diff(episode)) + 1).tolist(), len(steps)]
         pieces = np.array([
-            [order, chunk.stream, chunk.start + a, b - a, episode[a], step[a], self.rows + a]
+            [_order(chunk), chunk.stream, chunk.start + a, b - a, episode[a], step[a], self.rows + a]
             for a, b in zip(edges, edges[1:], strict=False)
         ], np.int64)  # fmt: skip
         self.files["image.bin"].write(np.ascontiguousarray(steps.image).data)

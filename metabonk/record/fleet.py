@@ -142,8 +142,9 @@ def record_fleet(
     before = counts(recording.store)
     with recording, cluster(workers, address) as ray, interruptible() as asked:
         limits = zip(share_out(steps, workers), share_out(episodes, workers), strict=True)
+        told, session = dict(about or {}), recording.writer.session
         shares = [
-            Share(game, settings, policy, schema, recording.new_stream(), seed, *limit, chunk_steps, dict(about or {}))
+            Share(game, settings, policy, schema, recording.new_stream(), session, seed, *limit, chunk_steps, told)
             for limit in limits
         ]
         bar = progress(range(steps or 0), total=steps, description="record", unit="step")

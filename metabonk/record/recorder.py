@@ -152,7 +152,7 @@ class Recording:
 
     def new_builder(self) -> ChunkBuilder:  # for the rows of one game
         "A stream of its own for one more game"
-        return ChunkBuilder(self.store.schema, self.new_stream(), self.chunk_steps)
+        return ChunkBuilder(self.store.schema, self.new_stream(), self.chunk_steps, session=self.writer.session)
 
     def put(
         self,
@@ -333,6 +333,7 @@ class Share:
     policy: Any  # a name, or a policy that can be pickled
     schema: Schema  # of the rows
     stream: int  # number of the game in the store
+    session: int | None = None  # number of the first stream of those that are recorded side by side
     seed: int = 0  # of the recording
     steps: int | None = None  # how many to record
     episodes: int | None = None  # how many whole episodes to record
@@ -354,7 +355,8 @@ class RemoteRecording(Recording):
 
     def new_builder(self) -> ChunkBuilder:  # for the rows of the one game
         "The stream that the share names"
-        return ChunkBuilder(self.share.schema, self.share.stream, self.share.chunk_steps)
+        share = self.share
+        return ChunkBuilder(share.schema, share.stream, share.chunk_steps, session=share.session)
 
 
 def play_share(
@@ -567,9 +569,9 @@ def record(
         asked = stack.enter_context(interruptible())
         with recording:
             if games > 1 and parallel == "processes":
-                told = dict(about or {})
+                told, session = dict(about or {}), recording.writer.session
                 shares = [
-                    Share(name, settings, policy, schema, recording.new_stream(), seed, *limit, chunk_steps, told)
+                    Share(name, settings, policy, schema, recording.new_stream(), session, seed, *limit, chunk_steps, told)
                     for limit in limits
                 ]
                 _in_processes(shares, recording, asked, bar.update)

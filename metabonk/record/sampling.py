@@ -50,7 +50,7 @@ class RowSource(Protocol):
 
 
 class Sequences:
-    "All sequences of `length` rows that a cache holds, numbered from the oldest to the newest"
+    "All sequences of `length` rows of a cache: recording by recording, in each by row, and games side by side by stream"
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Sequences:
         start = place[np.flatnonzero(np.diff(joined, prepend=-1))]
         self._place, self._rows = place, rows
         self._end = (start + stretch)[joined]  # up to where the cache holds the run in one stretch
-        self._oldest = np.lexsort((row, stream, order))
+        self._oldest = np.lexsort((stream, row, order))
         self._stop = np.cumsum(count[self._oldest])
         if not len(self):
             wishes = "record longer episodes, ask for shorter sequences or let them cross episodes"

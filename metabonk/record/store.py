@@ -183,6 +183,7 @@ class Chunk:
     bytes: int = 0  # size of the file
     sha256: str = ""  # fingerprint of the file
     batch: int = _batch_steps  # rows in each of its batches but the last
+    session: int | None = None  # the recording that it is of: number of its first stream; `None` in old chunks
 
     @property
     def file(self) -> str:  # relative to the store's folder
@@ -218,12 +219,15 @@ class ChunkBuilder:
         chunk_steps: int = 1024,  # rows in a chunk
         codec: str = "zstd",  # or "lz4"
         level: int = 5,  # how hard the codec tries
+        session: int | None = None,  # number of the first stream that is recorded beside this one; see `Writer.session`
+        start: int = 0,  # rows that the stream has already
+        episodes: int = 0,  # episodes that it has already
     ) -> None:
         if codec not in _codecs:
             raise unknown("codec", codec, _codecs)
         self.schema, self.stream, self.chunk_steps, self.codec, self.level = schema, stream, chunk_steps, codec, level
-        self.start = 0  # row of the stream that the chunk in progress begins with
-        self.episode, self.step, self.open = -1, 0, False  # the episode in progress
+        self.session, self.start = session, start  # row of the stream that the chunk in progress begins with
+        self.episode, self.step, self.open = episodes - 1, 0, False  # the episode in progress
         self.about: dict[str, Any] = {}
         height, width, colours = schema.image_shape
         self.batch = _batch_steps
@@ -240,7 +244,8 @@ class ChunkBuilder:
         options = pa.ipc.IpcWriteOptions(compression=pa.Codec(self.codec, compression_level=self.level), use_threads=False)
         self.sink = io.BytesIO()
         self.file = pa.ipc.new_file(self.sink, columns, options=options)
-        self.chunk = Chunk(self.stream, self.start, 0, [len(_magic) + columns.serialize().size], [], [], batch=self.batch)
+        edges = [len(_magic) + columns.serialize().size]
+        self.chunk = Chunk(self.stream, self.start, 0, edges, [], [], batch=self.batch, session=self.session)
 
     def __len__(self) -> int:
         return self.chunk.rows + len(self.values)
@@ -795,7 +800,7 @@ class Writer:
             data.mkdir(exist_ok=True)
             folders = [folder for folder in (data, store.path / "damaged") if folder.is_dir()]
             used = [_place_of(name)[0] for folder in folders for name in os.listdir(folder)]
-            self._next = max(used + [chunk.stream for chunk in store.chunks], default=-1) + 1
+            self._next = self.session = max(used + [chunk.stream for chunk in store.chunks], default=-1) + 1
             for folder in (store.path, data):
                 remove_leftovers(folder)
             self._mend()
@@ -845,7 +850,8 @@ class Writer:
     ) -> None:
         "One more row of one game; `DiskFull` if a chunk can't be written: free some space and `flush`"
         if stream not in self.lanes:
-            self.lanes[stream] = ChunkBuilder(self.store.schema, self.new_stream(), self.chunk_steps, self.codec, self.level)
+            told = self.store.schema, self.new_stream(), self.chunk_steps, self.codec, self.level, self.session
+            self.lanes[stream] = ChunkBuilder(*told)
         if done := self.lanes[stream].add(row, about):
             self.pending.append(done)
             self._publish()
