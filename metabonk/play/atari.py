@@ -47,13 +47,13 @@ class Atari(Machine):
     ):
         if what not in roms.get_all_rom_ids():
             raise unknown("Atari game", what, roms.get_all_rom_ids())
-        self._rom: Any = roms.get_rom_path(what)
-        if ALEInterface.isSupportedROM(self._rom) is None:
+        rom: Any = roms.get_rom_path(what)
+        if ALEInterface.isSupportedROM(rom) is None:
             raise UsageError(f"atari:{what} has no rules for one player in the Arcade Learning Environment, which would "
                              f"end the program: choose another game")
         if config.profile not in (None, "none"):
             raise UsageError(f"profiles are for Game Boy games: leave profile={config.profile!r} out of atari:{what}")
-        self.name, self.settings = f"atari:{what}", settings
+        self.name, self.settings, self._rom = f"atari:{what}", settings, rom
         ALEInterface.setLoggerMode(LoggerMode.Error)
         ale = self._ale = ALEInterface()
         self.sample_rate = 0  # the first look needs no sound

@@ -197,6 +197,10 @@ class Machine(abc.ABC):
         "This moment as a file from which episodes can begin"
         raise UsageError(f"episodes of {self.name} can't begin from a file: only Game Boy cartridges have the setting `state`")
 
+    def battery_file(self) -> bytes:  # the content of a .sav file
+        "What the cartridge's battery keeps"
+        raise UsageError(f"{self.name} has no battery: only Game Boy cartridges can have one")
+
     def close(self) -> None:  # noqa: B027
         "Let go of everything"
 
@@ -446,10 +450,22 @@ class Game(gym.Env[dict[str, np.ndarray], Any]):
         "Write this moment to a file from which episodes can begin: name it in the machine's setting `state`"
         if self._over:
             raise UsageError(f"{self.name}: {self._over}: call reset() first, and play to the moment that you want")
-        state, path = self.machine.state_file(), Path(path)
+        return self._write(path, self.machine.state_file())
+
+    def write_battery(
+        self,
+        path: str | Path,  # where to; its folder is made
+    ) -> Path:  # the path
+        "Write what the cartridge's battery keeps to a .sav file: name it in the machine's setting `battery`"
+        if self._over:
+            raise UsageError(f"{self.name}: {self._over}: call reset() first, and play to the moment that you want")
+        return self._write(path, self.machine.battery_file())
+
+    def _write(self, path: str | Path, content: bytes) -> Path:
+        path = Path(path)
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        return write_atomic(path, state)
+        return write_atomic(path, content)
 
     def close(self) -> None:
         "Let go of the machine"
