@@ -21,13 +21,13 @@ from functools import partial
 
 import torch
 
+from metabonk.core.actions import ActionSpec
 from metabonk.core.capture import CapturedStep
 from metabonk.core.optimizer import LaProp
 from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, Clip
 from metabonk.dream.dynamics import DynamicsConfig, DynamicsLearner, ShortcutModel
 from metabonk.dream.shortcut import ShortcutConfig
 from metabonk.dream.token_model import TokenModel, TokenModelConfig, WorldModelLearner
-from metabonk.nn.actions import ActionSpec
 from metabonk.sense.logmel import LogMelConfig
 from metabonk.sense.picture import PictureConfig, PictureTokenizer
 from metabonk.sense.sound import SoundConfig, SoundTokenizer

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from metabonk.core.actions import ActionSpec
 from metabonk.play.game import make_game
 from metabonk.record.cache import Cache
 from metabonk.record.experience import Schema, Step, to_step
@@ -155,7 +156,8 @@ def speed(steps: int, copies: int, rounds: int) -> None:
         print(f"cache / best compressed: {ours / best:.1f} (wanted: 2)")
 
 
-SMALL = Schema(game="small", image_shape=(8, 8, 3), channels=2, sample_rate=960, clock_rate=60.0, action_count=4)
+SMALL = Schema(game="small", image_shape=(8, 8, 3), channels=2, sample_rate=960, clock_rate=60.0,
+               actions=ActionSpec(categorical=(4,)))
 
 
 def anonymous() -> float:

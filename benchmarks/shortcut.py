@@ -24,11 +24,11 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 from turns import fastest  # noqa: E402
 
+from metabonk.core.actions import ActionSpec  # noqa: E402
 from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, Clip  # noqa: E402
 from metabonk.dream.dynamics import DynamicsConfig, ShortcutModel  # noqa: E402
 from metabonk.dream.interface import State  # noqa: E402
 from metabonk.dream.shortcut import ShortcutConfig, advance_level, corrupt, draw_levels  # noqa: E402
-from metabonk.nn.actions import ActionSpec  # noqa: E402
 
 ACTIONS = ActionSpec(categorical=(11,))
 

@@ -17,6 +17,7 @@ import torch
 from ball import Codes, make_tokenizer
 from common import begin
 
+from metabonk.core.actions import ActionSpec
 from metabonk.core.seed import seed_everything
 from metabonk.core.training import TrainConfig, fit
 from metabonk.dream.causal_tokenizer import CausalTokenizer, bouncing_ball
@@ -25,7 +26,6 @@ from metabonk.dream.interface import dream_along
 from metabonk.dream.shortcut import ShortcutConfig
 from metabonk.measure.clips import drift
 from metabonk.measure.statistics import difference_interval, mean_interval
-from metabonk.nn.actions import ActionSpec
 
 BEGIN = {"finest": 64, "steps": 64, "bootstrap": 0.0, "predict": "velocity", "space": "velocity", "ramp": False,
          "time_every": 2, "kv_heads": 4, "registers": 0, "alternate": False}  # fmt: skip

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from common import run
 
+from metabonk.core.actions import ActionSpec
 from metabonk.core.seed import seed_everything
 from metabonk.core.training import TrainConfig, fit
 from metabonk.dream.causal_tokenizer import (
@@ -29,7 +30,6 @@ from metabonk.dream.causal_tokenizer import (
 from metabonk.dream.dynamics import DynamicsConfig, DynamicsLearner, ShortcutModel
 from metabonk.dream.shortcut import ShortcutConfig
 from metabonk.measure.clips import drift, restored
-from metabonk.nn.actions import ActionSpec
 
 SIZES = {"tokenizer_steps": 3_600, "dynamics_steps": 6_000, "batch": 16, "length": 16, "context": 8, "ahead": 16, "clips": 3_000,
          "patch": 8, "tokenizer_lr": 4e-3, "dynamics_lr": 2e-3, "hidden_share": 0.0, "cooldown": 0.5, "pack": 8, "registers": 1,

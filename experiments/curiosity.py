@@ -222,7 +222,7 @@ def begin(folder: Path, music: str, seed: int, arguments: argparse.Namespace) ->
     tokenizers = train_tokenizers(folder / "store", folder / "tokenizers", training=training, seed=eyes)
     schema = Store.open(folder / "store").schema
     seed_everything(seed)
-    model = TokenModel(TokenModelConfig.preset("tiny"), tokenizers, schema.action_count, game=schema.game)
+    model = TokenModel(TokenModelConfig.preset("tiny"), tokenizers, schema.actions.size, game=schema.game)
     train_model(model, folder / "store", folder / "learning", arguments.first_updates, seed)
     model.save(folder / "model")
     (folder / "about.json").write_text(about)  # last: all of it is there

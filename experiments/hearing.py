@@ -88,7 +88,7 @@ def world_model(arm: str, seed: int, tokenizers: Tokenizers, store: Path, folder
     """The world model of an arm, trained on a recording."""
     seed_everything(seed)
     config = TokenModelConfig.preset("tiny", senses=ARMS[arm], reward_scale=scale)
-    model = TokenModel(config, tokenizers, Store.open(store).schema.action_count, game="bonk")
+    model = TokenModel(config, tokenizers, Store.open(store).schema.actions.size, game="bonk")
     model.start_from(TokenCache(store.with_suffix(".tokens")), seed=seed)
     training = TrainConfig(steps=steps, lr=3e-3, warmup=100, checkpoint_every=10**6, seed=seed)
     fit(WorldModelLearner(model), sequences(arm, tokenizers, seed, store, 0.0), folder, training)

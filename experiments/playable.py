@@ -41,7 +41,6 @@ from metabonk.dream.interface import dream_along
 from metabonk.dream.shortcut import ShortcutConfig
 from metabonk.measure.clips import log_spectral_distance, psnr, restored
 from metabonk.measure.dreams import Film, dream_films
-from metabonk.nn.actions import ActionSpec
 from metabonk.play.game import make_game
 from metabonk.play.policies import ScriptedPolicy
 from metabonk.record.cache import Cache
@@ -175,7 +174,7 @@ def learn(folder: Path, seed: int, options: argparse.Namespace) -> tuple[Shortcu
                               registers=options.registers, single=0.1)  # fmt: skip
     shortcut = ShortcutConfig(ramp=bool(options.ramp), bootstrap=options.bootstrap, views=options.views,
                               context_noise=options.context_noise)  # fmt: skip
-    model = ShortcutModel(tokenizer, ActionSpec.of_schema(schema), dynamics, shortcut,
+    model = ShortcutModel(tokenizer, schema.actions, dynamics, shortcut,
                           schema.game, logmel, cache.samples / len(store))  # fmt: skip
     sequences = SequenceConfig(length=options.length, batch_size=options.batch, cross_episodes=True, seed=seed)
     data = CodeData(store.path, tokenizer, logmel, sequences, path=folder / "codes")

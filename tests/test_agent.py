@@ -18,10 +18,10 @@ from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
 from metabonk.act.agent import Agent, RawSenses, play_episodes
 from metabonk.act.dreaming import DreamConfig, DreamLearner, check_learnable, last_rows, replay_returns
 from metabonk.act.finetune import FineTune, FineTuneConfig, ShortUpdates
+from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import FolderError, MetaBonkError, UsageError
 from metabonk.core.training import TrainConfig, fit, read_log
 from metabonk.dream.interface import WorldModel, action_vectors
-from metabonk.nn.actions import ActionSpec
 from metabonk.play.game import make_game
 from metabonk.record.cache import Cache
 from metabonk.record.recorder import record

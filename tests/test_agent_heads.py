@@ -1,7 +1,6 @@
 """What an agent decides and foretells: distributions over actions of every kind, and several steps ahead from one moment."""
 
 import copy
-import json
 import pickle
 
 import gymnasium as gym
@@ -11,13 +10,13 @@ import torch
 from mutants import mutant
 from torch import distributions as torchs
 
+from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import UsageError
 from metabonk.dream import agent_heads
 from metabonk.dream.agent_heads import AgentHeads, ahead
-from metabonk.nn.actions import ActionChoice, ActionSpec
+from metabonk.nn.actions import ActionChoice
 from metabonk.nn.distributions import Categorical, TwoHot
 from metabonk.nn.layers import MLP
-from metabonk.record.experience import Schema
 
 MIXED = ActionSpec(binary=2, categorical=(3, 4), continuous=2)
 
@@ -205,15 +204,3 @@ def test_drawn_actions_of_several_kinds_are_whole_where_they_must_be():
     assert not space.contains([0] * 5) and not space.contains(["0"] * 6)
 
 
-def test_a_recording_tells_what_its_actions_are():
-    def spec(**action) -> ActionSpec:
-        return ActionSpec.of_schema(Schema.from_dict(json.loads(json.dumps(Schema(**action).to_dict()))))
-
-    assert spec(action_count=5) == ActionSpec(categorical=(5,))
-    assert spec(action_shape=(6,), action_keys=2, action_choices=(3, 4)) == MIXED
-    old = Schema(action_dtype="int8", action_shape=(4,)).to_dict()
-    del old["action_keys"], old["action_choices"]
-    assert ActionSpec.of_schema(Schema.from_dict(old)) == ActionSpec(continuous=4)
-    assert spec(action_dtype="float32") == ActionSpec(continuous=1)
-    with pytest.raises(UsageError, match="flat action space"):
-        spec(action_shape=(2, 2), action_keys=4)

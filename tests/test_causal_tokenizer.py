@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import FolderError, UsageError
 from metabonk.dream.causal_tokenizer import (
     CausalTokenizer,
@@ -261,7 +262,8 @@ def test_the_ball_bonks_when_it_says_so():
     assert len(rows) == 8 and rows.shape == (8, 30)
 
 
-SCHEMA = Schema(game="test", image_shape=(8, 8, 3), channels=1, sample_rate=2000, clock_rate=60.0, action_count=5)
+SCHEMA = Schema(game="test", image_shape=(8, 8, 3), channels=1, sample_rate=2000, clock_rate=60.0,
+                actions=ActionSpec(categorical=(5,)))
 LOGMEL = LogMelConfig(sample_rate=2000, n_fft=64, bands=4, frames_per_step=2, f_min=20.0)
 
 

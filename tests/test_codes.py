@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import StoreError, UsageError
 from metabonk.core.training import TrainConfig, fit, read_log
 from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, ClipCache
 from metabonk.dream.codes import CodeCache, CodeData, TaskSequences
 from metabonk.dream.dynamics import DynamicsConfig, DynamicsLearner, ShortcutModel
-from metabonk.nn.actions import ActionSpec
 from metabonk.record.cache import Cache
 from metabonk.record.recorder import record
 from metabonk.record.sampling import SequenceConfig, Sequences, draw

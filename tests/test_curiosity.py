@@ -23,12 +23,12 @@ from metabonk.act.curiosity import (
     standardised,
 )
 from metabonk.act.dreaming import DreamConfig
+from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import UsageError
 from metabonk.core.training import TrainConfig, fit, read_log
 from metabonk.dream.interface import Imagined, imagine
 from metabonk.dream.recurrent import RecurrentModel
 from metabonk.dream.rssm import RSSMConfig
-from metabonk.nn.actions import ActionSpec
 
 TINY = CuriosityConfig(members=4, layers=2, units=16)
 

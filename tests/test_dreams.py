@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import UsageError
 from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, Clip
 from metabonk.dream.dynamics import DynamicsConfig, ShortcutModel
@@ -27,7 +28,6 @@ from metabonk.measure.dreams import (
     free_dream_video,
     reconstruction_figure,
 )
-from metabonk.nn.actions import ActionSpec
 from metabonk.nn.distributions import Categorical
 from metabonk.record.experience import Batch
 from metabonk.sense.logmel import LogMel, LogMelConfig

@@ -22,6 +22,7 @@ from metabonk.act.curiosity import Curiosity, CuriosityConfig, Explorer, Explore
 from metabonk.act.dreaming import DreamConfig, DreamLearner
 from metabonk.act.finetune import FineTune, FineTuneConfig, ShortUpdates
 from metabonk.act.objectives import PMPO
+from metabonk.core.actions import ActionSpec
 from metabonk.core.capture import leaves
 from metabonk.core.errors import FolderError, UsageError
 from metabonk.core.training import TrainConfig, fit, read_log
@@ -51,7 +52,7 @@ from metabonk.dream.shortcut import ShortcutConfig, ramp
 from metabonk.dream.transformer import Transformer
 from metabonk.measure.dreams import free_dream_video
 from metabonk.measure.reality import dreamed_rows
-from metabonk.nn.actions import ActionSpec, camera_angles, camera_classes
+from metabonk.nn.actions import camera_angles, camera_classes
 from metabonk.nn.distributions import Categorical
 from metabonk.record.cache import Cache
 from metabonk.record.recorder import record
@@ -682,7 +683,7 @@ def test_what_is_heard_live_is_what_clips_of_the_recording_hold(bonk_store):
 
 
 def test_an_agent_plays_a_real_game_in_such_a_model(bonk_store):
-    agent = player(bonk_store.schema.action_count)
+    agent = player(bonk_store.schema.actions.size)
     played, again = (play_episodes(agent, "bonk", 2, 0, 2, SMALL) for _ in range(2))
     assert played["length"].tolist() == [12, 12] and played.equals(again)
     deaf = ShortcutModel(agent.model.tokenizer, agent.model.spec, agent.model.config, agent.model.shortcut)
@@ -702,7 +703,7 @@ def sounds(html: str) -> int:
 
 
 def test_its_dreams_can_be_heard(bonk_store):
-    agent = player(bonk_store.schema.action_count)
+    agent = player(bonk_store.schema.actions.size)
     assert sounds(free_dream_video(agent.model, agent.actor_critic.policy, agent.model.start(1), 4).data) == 1
     eyes = CausalTokenizerConfig(size=(16, 16), latents=2, bottleneck=3, width=16, layers=2, heads=2, context=3)
     deaf = ShortcutModel(CausalTokenizer(eyes), agent.model.spec, agent.model.config, agent.model.shortcut)
@@ -711,7 +712,7 @@ def test_its_dreams_can_be_heard(bonk_store):
 
 def test_it_learns_in_its_dreams_of_a_recording(bonk_store, tmp_path):
     "Every learning rule of the project works on it: here PMPO with the cloned policy as prior."
-    agent = player(bonk_store.schema.action_count)
+    agent = player(bonk_store.schema.actions.size)
     agent.actor_critic.actor.load_state_dict(agent.model.heads.actor())
     data = ClipData(bonk_store.path, HEARD, SequenceConfig(length=6, batch_size=2))
     policy, dreams = agent.actor_critic, DreamConfig(horizon=2, starts=4)
@@ -733,7 +734,7 @@ def coded(store, model: ShortcutModel, folder: Path) -> CodeData:
 
 
 def test_a_curious_player_learns_in_it_from_codes(bonk_store, tmp_path):
-    agent, sizes = player(bonk_store.schema.action_count), CuriosityConfig(members=2, layers=1, units=8)
+    agent, sizes = player(bonk_store.schema.actions.size), CuriosityConfig(members=2, layers=1, units=8)
     model = agent.model
     given = sizes, model.feature_size, model.action_size, 6  # 2 latents of 3 numbers
     explorer = Explorer({"latent": Plan2Explore(*given, latent=model.latent), "all": Plan2Explore(
@@ -757,7 +758,7 @@ def test_a_curious_player_learns_in_it_from_codes(bonk_store, tmp_path):
 def test_it_is_tuned_in_rounds_of_learning_and_playing(bonk_store, tmp_path):
     store = tmp_path / "store"
     shutil.copytree(bonk_store.path, store)
-    agent, short = player(bonk_store.schema.action_count), TrainConfig(steps=1, warmup=0)
+    agent, short = player(bonk_store.schema.actions.size), TrainConfig(steps=1, warmup=0)
     learn = ShortUpdates(lambda store: coded(store, agent.model, tmp_path), DynamicsLearner, short, short,
                          DreamConfig(horizon=2, starts=4))  # fmt: skip
     before = {name: p.clone() for name, p in agent.model.state_dict().items()}

@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 
+from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import DamagedChunk, FolderError, StoreError, UsageError
 from metabonk.record.exchange import (
     export_media,
@@ -31,7 +32,7 @@ RATE, CLOCK, TICKS = 43_900, 4_194_304, 4 * 70_224
 def make_store(path: Path, channels: int = 2, box: bool = False, episodes: int = 3, open_end: bool = True) -> Store:
     """Random episodes with every type of column, ragged sound, and a last episode without an end."""
     rng = np.random.default_rng(0)
-    action = {"action_dtype": "float32", "action_shape": (2,)} if box else {"action_count": 5}
+    action = {"actions": ActionSpec(continuous=2) if box else ActionSpec(categorical=(5,))}
     schema = Schema(
         game="toy", image_shape=(6, 5, 3), channels=channels, sample_rate=RATE * bool(channels), clock_rate=float(CLOCK),
         probes={"x": "int64", "alive": "bool", "speed": "float64"}, terms={"coin": "float64", "hurt": "float64"}, **action,

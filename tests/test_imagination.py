@@ -7,6 +7,7 @@ from gymnasium.utils.env_checker import check_env
 
 from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
 from metabonk.act.returns import ReturnScale, lambda_returns, row_weights
+from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import UsageError
 from metabonk.dream.interface import (
     DreamEnv,
@@ -19,7 +20,6 @@ from metabonk.dream.interface import (
     pick_states,
     repeat_states,
 )
-from metabonk.nn.actions import ActionSpec
 from metabonk.nn.distributions import Categorical, Normal
 
 

@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 
+from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import StoreError
 from metabonk.record.experience import Schema, Steps
 from metabonk.record.look import (
@@ -49,7 +50,9 @@ def toy_view(count: int = 50, channels: int = 2, box: bool = False) -> View:
     action = np.linspace(0, 1, 2 * count).reshape(count, 2).astype(np.float32) if box else np.arange(count) // 10 % 3
     no = np.zeros(count, bool)
     image = np.repeat(np.arange(count, dtype=np.uint8)[:, None], 12 * 10 * 3, 1).reshape(count, 12, 10, 3) * 5
-    kind = {"action_dtype": "float32", "action_shape": (2,)} if box else {"action_count": 3, "action_names": ("<b>", "&", "c")}
+    kind = {"actions": ActionSpec(continuous=2)}
+    if not box:
+        kind = {"actions": ActionSpec(categorical=(3,)), "action_names": ("<b>", "&", "c")}
     schema = Schema(
         game="toy <script>", image_shape=(12, 10, 3), channels=channels, sample_rate=rate, clock_rate=20.0,
         probes={"level</script>": "int64", "still": "int64"}, terms={"game": "float64"}, **kind,

@@ -12,10 +12,10 @@ from metabonk.act import objectives
 from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig, reinforce
 from metabonk.act.dreaming import DreamConfig, DreamLearner
 from metabonk.act.objectives import PMPO, PPO, pmpo_losses
+from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import UsageError
 from metabonk.core.training import TrainConfig, fit, read_log
 from metabonk.dream.interface import Imagined, WorldModel
-from metabonk.nn.actions import ActionSpec
 from metabonk.nn.distributions import Categorical, Normal
 
 TWO = ActionSpec(categorical=(2,))

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 
+from metabonk.core.actions import ActionBox, ActionSpec
 from metabonk.core.errors import DiskFull, FolderLocked, MetaBonkError, StoreError, UsageError
-from metabonk.nn.actions import ActionSpec
 from metabonk.play.game import make_game
 from metabonk.play.keyboard import Keyboard, play
 from metabonk.record import recorder as module
-from metabonk.record.experience import ActionBox, Schema, Step
+from metabonk.record.experience import Schema, Step
 from metabonk.record.recorder import (
     Recorder,
     Recording,
@@ -34,7 +34,8 @@ from metabonk.record.recorder import (
 )
 from metabonk.record.store import Chunk, ChunkBuilder, Store
 
-SCHEMA = Schema(game="toy", image_shape=(4, 4, 3), channels=1, sample_rate=60, clock_rate=60.0, action_count=3)
+SCHEMA = Schema(game="toy", image_shape=(4, 4, 3), channels=1, sample_rate=60, clock_rate=60.0,
+                actions=ActionSpec(categorical=(3,)))
 
 
 def toy_row(t: int, first: bool | None = None) -> Step:
@@ -218,7 +219,7 @@ def test_a_recording_says_what_its_actions_are(tmp_path: Path, space: gym.Space[
         for action in done:
             game.step(action)
     store = Store.open(tmp_path / "s")
-    spec = ActionSpec.of_schema(store.schema)
+    spec = store.schema.actions
     assert spec == ActionSpec.of(space) == ActionSpec.of(spec.space())
     recorded = store.read(store.episodes[0]).action
     assert np.array_equal(recorded[1:], done)

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import DamagedChunk, DiskFull, FolderLocked, StoreError, StoreVersion, UsageError
 from metabonk.record.cache import Cache
 from metabonk.record.experience import Batch, Schema, Step, Steps
@@ -33,7 +34,7 @@ SCHEMA = Schema(
     channels=2,
     sample_rate=1000,
     clock_rate=60.0,
-    action_count=5,
+    actions=ActionSpec(categorical=(5,)),
     probes={"x": "int64", "alive": "bool"},
     terms={"game": "float64"},
 )

@@ -21,6 +21,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import (
     DamagedChunk,
     DiskFull,
@@ -54,7 +55,7 @@ SCHEMA = Schema(
     channels=2,
     sample_rate=1000,
     clock_rate=60.0,
-    action_count=5,
+    actions=ActionSpec(categorical=(5,)),
     probes={"x": "int64", "alive": "bool", "heat": "float64"},
     terms={"game": "float64"},
 )
@@ -120,8 +121,8 @@ def store(tmp_path: Path, rows: list[Step]) -> Store:
         {"channels": 1},
         {"channels": 0},
         {"image_shape": (5, 9, 1)},
-        {"action_dtype": "float32", "action_shape": (3,), "action_count": 0},
-        {"action_dtype": "int8", "action_shape": (2, 2), "action_count": 0},
+        {"actions": ActionSpec(continuous=3), "action_dtype": "float32", "action_shape": (3,)},
+        {"actions": ActionSpec(binary=4), "action_dtype": "int8", "action_shape": (2, 2)},
     ],
     ids=str,
 )

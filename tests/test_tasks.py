@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import UsageError
 from metabonk.measure.milestones import milestone_table
 from metabonk.record.cache import Cache
@@ -19,7 +20,8 @@ COINS = [[0, 0, 1, 1, 3, 3, 3], [5, 5, 6], [0, 0, 0, 0]]  # of three episodes
 
 def recorded(path: Path, streams: list[list[list[int]]], probe: str = "coins", chunk: int = 2) -> Cache:
     """Episodes whose probe has these values; the games of all streams were played side by side."""
-    schema = Schema(game="test", image_shape=(2, 2, 3), channels=1, sample_rate=1000, clock_rate=60.0, action_count=2,
+    schema = Schema(game="test", image_shape=(2, 2, 3), channels=1, sample_rate=1000, clock_rate=60.0,
+                    actions=ActionSpec(categorical=(2,)),
                     probes={probe: "int64"})  # fmt: skip
     rows = [[Step(np.zeros((2, 2, 3), np.uint8), np.zeros((1, 2), np.int16), np.array(0), float(t == 1), False, t == len(e) - 1,
                   t == 0, t, t, {probe: value}) for e in stream for t, value in enumerate(e)] for stream in streams]  # fmt: skip

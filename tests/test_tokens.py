@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import metabonk.sense.tokens as tokens_module
+from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import StoreError, UsageError
 from metabonk.core.training import TrainConfig, read_log
 from metabonk.play.game import make_game
@@ -35,7 +36,8 @@ from metabonk.sense.tokens import (
     train_tokenizers,
 )
 
-SCHEMA = Schema(game="test", image_shape=(16, 16, 3), channels=2, sample_rate=2000, clock_rate=60.0, action_count=5)
+SCHEMA = Schema(game="test", image_shape=(16, 16, 3), channels=2, sample_rate=2000, clock_rate=60.0,
+                actions=ActionSpec(categorical=(5,)))
 SILENT = SCHEMA.change(channels=0, sample_rate=0)
 LOGMEL = LogMelConfig(sample_rate=2000, n_fft=64, bands=8, frames_per_step=2, f_min=20.0)
 

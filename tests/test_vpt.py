@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import FolderError, StoreError, UsageError
 from metabonk.core.files import temporary
-from metabonk.nn.actions import ActionSpec, camera_classes
+from metabonk.nn.actions import camera_classes
 from metabonk.record import vpt
 from metabonk.record.cache import Cache
 from metabonk.record.exchange import to_dataset
@@ -136,7 +137,7 @@ def test_actions_are_those_of_the_lines_one_by_one(tmp_path):
         assert held(action) == names
         angle = torch.tensor([said["mouse"]["dy"], said["mouse"]["dx"]], dtype=torch.float64) * 360 / 2400
         assert action[-1] == camera_classes(angle)
-    spec = ActionSpec.of_schema(VPTConfig().schema())
+    spec = VPTConfig().schema().actions
     assert spec == ActionSpec(binary=23, categorical=(121,))
     spec.vectors(torch.from_numpy(played.action)[None])  # raises where one is out of range
 
@@ -155,7 +156,7 @@ def test_two_axes_are_the_same_camera(tmp_path):
     _, path = make_pair(tmp_path, pictures=1, lines=random_lines(40, seed=1))
     joint, axes = read_actions(path).action, read_actions(path, VPTConfig(camera="axes")).action
     assert axes.shape == (40, 25) and (axes[:, 23].astype(int) * 11 + axes[:, 24] == joint[:, 23]).all()
-    both = ActionSpec.of_schema(VPTConfig(camera="axes").schema())
+    both = VPTConfig(camera="axes").schema().actions
     assert both == ActionSpec(binary=23, categorical=(11, 11)) and both.vectors(torch.from_numpy(axes)[None]).shape[2] == 45
 
 
@@ -510,7 +511,7 @@ def test_caches_sequences_and_datasets_work(tmp_path):
     assert len(sequences) == 14
     batch = cache.gather(sequences.places(np.arange(14))).torch()
     assert batch.image.shape == (14, 6, 64, 64, 3) and batch.action.shape == (14, 6, 24) and batch.audio.shape == (14, 2, 4_800)
-    vectors = ActionSpec.of_schema(cache.schema).vectors(batch.action)
+    vectors = cache.schema.actions.vectors(batch.action)
     assert vectors.shape == (14, 6, 144) and (vectors[..., 23:].sum(-1) == 1).all()
     rows = to_dataset(store, cache=tmp_path / "cache").with_format("numpy")
     assert len(rows) == 24 and (np.stack(rows["action"][:12]) == store.read(store.episodes[0]).action).all()

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from .returns import DISCOUNT, ReturnScale, lambda_returns, row_weights
 from ..core.config import Config
 from ..dream.interface import Imagined
-from ..nn.actions import ActionChoice, ActionSpec
+from ..core.actions import ActionSpec
+from ..nn.actions import ActionChoice
 from ..nn.distributions import TwoHot
 from ..nn.layers import MLP
 

@@ -31,7 +31,7 @@ from ..core.files import disk_errors, write_atomic
 from ..core.progress import progress
 from ..core.seed import spawn_seeds
 from ..dream.interface import Saveable, State, WorldModel
-from ..nn.actions import ActionSpec
+from ..core.actions import ActionSpec
 from ..play.game import make_game
 from ..record.experience import Batch
 from ..record.recorder import Recorder, Recording, recording_schema

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ..core.actions import ActionSpec
 from ..core.errors import UsageError
-from ..nn.actions import ActionChoice, ActionSpec
+from ..nn.actions import ActionChoice
 from ..nn.distributions import TwoHot
 from ..nn.layers import MLP, ContinueHead
 

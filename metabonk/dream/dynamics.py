@@ -22,7 +22,7 @@ from ..core.errors import FolderError, UsageError
 from ..core.files import disk_errors, write_atomic
 from ..core.products import Linear
 from ..core.training import Learner
-from ..nn.actions import ActionSpec
+from ..core.actions import ActionSpec
 from .agent_heads import AgentHeads
 from .causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, Clip, ClipSenses
 from ..nn.distributions import full_precision

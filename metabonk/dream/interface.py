@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..core.capture import CapturedStep
 from ..core.errors import UsageError
-from ..nn.actions import ActionSpec
+from ..core.actions import ActionSpec
 from ..sense.logmel import LogMelConfig
 
 # %% ../../nbs/dream/43_interface.ipynb #43-interface-006

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import av
+import gymnasium as gym
 import numpy as np
 import pyarrow as pa
 import soundfile
@@ -258,6 +259,22 @@ def _box(dtype: str, shape: Sequence[int]) -> dict[str, Any]:
     return {"type": "Box", "dtype": dtype, "shape": list(shape), "low": low, "high": high}
 
 
+def _action_space(schema: Schema) -> dict[str, Any]:
+    "The space of recorded actions, in Minari's notation"
+    if schema.action_shape != schema.actions.shape:  # an old recording
+        return _box(schema.action_dtype, schema.action_shape)
+    space = schema.actions.space(schema.action_dtype)
+    if isinstance(space, gym.spaces.Discrete):
+        return {"type": "Discrete", "dtype": "int64", "start": 0, "n": int(space.n)}
+    if isinstance(space, gym.spaces.MultiBinary):
+        return {"type": "MultiBinary", "n": space.n}
+    told = {"dtype": schema.action_dtype, "shape": list(space.shape or ())}
+    if isinstance(space, gym.spaces.MultiDiscrete):
+        return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist(), **told}
+    assert isinstance(space, gym.spaces.Box)
+    return {"type": "Box", "low": space.low.tolist(), "high": space.high.tolist(), **told}
+
+
 def _fixed(values: np.ndarray) -> pa.Array:
     "(N, ...) as N lists of fixed length"
     flat = np.ascontiguousarray(values).reshape(len(values), -1)
@@ -285,14 +302,13 @@ def export_minari(
     if schema.channels:
         spaces["audio"] = _box("int16", (schema.channels, longest))
         spaces["audio_length"] = {"type": "Discrete", "dtype": "int64", "start": 0, "n": longest + 1}
-    discrete = {"type": "Discrete", "dtype": "int64", "start": 0, "n": schema.action_count}
     about = {
         "total_episodes": len(store.episodes),
         "total_steps": steps_in_all,
         "data_format": "arrow",
         "jpeg_encoding": False,
         "observation_space": json.dumps({"type": "Dict", "subspaces": spaces}),
-        "action_space": json.dumps(discrete if schema.action_count else _box(schema.action_dtype, schema.action_shape)),
+        "action_space": json.dumps(_action_space(schema)),
         "dataset_id": f"metabonk/{re.sub('[^A-Za-z0-9_-]', '-', schema.game) or 'game'}-v0",
         "minari_version": _minari_version,
         "metabonk": {"schema": schema.to_dict()},
@@ -322,7 +338,7 @@ def _write_minari_episode(folder: Path, number: int, store: Store, episode: Epis
     infos |= {f"{group}/{name}": column for group in ("probes", "terms") for name, column in getattr(steps, group).items()}
     columns = {
         "observations": pa.StructArray.from_arrays(list(seen.values()), names=list(seen)),
-        "actions": pa.array(action) if schema.action_count else _fixed(action),
+        "actions": pa.array(action) if action.ndim == 1 else _fixed(action),
         "rewards": pa.array(_moved_up(steps.reward)),
         "terminations": pa.array(_moved_up(steps.terminated)),
         "truncations": pa.array(_moved_up(truncated)),
@@ -386,7 +402,7 @@ def _read_minari_episode(path: Path, schema: Schema) -> Steps:
         padded = numbers(seen.field("audio").flatten()).reshape(count, schema.channels, -1)
         audio = np.concatenate([padded[t, :, : length[t]] for t in range(count)], axis=1)
     action = table.column("actions")
-    if not schema.action_count:
+    if schema.action_shape:
         action = action.flatten()
     named = {
         group: {name: numbers(infos.field(f"{group}/{name}")) for name in getattr(schema, group)} for group in ("probes", "terms")

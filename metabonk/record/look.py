@@ -121,7 +121,7 @@ class View:
     def action_names(self) -> list[str]:  # what each discrete action is called
         "The names of the actions; their numbers where they have none"
         given = list(self.schema.action_names)
-        return given + [str(number) for number in range(len(given), self.schema.action_count)]
+        return given + [str(number) for number in range(len(given), self.schema.actions.size)]
 
     def lively(
         self,
@@ -207,12 +207,12 @@ def _waveform_lane(at: View) -> str:
 def _action_lane(at: View) -> str:
     "Discrete actions as a piano roll, others as a line for each number"
     edges, action = _scale(at, at.edges), at.steps.action
-    if not at.schema.action_count:
+    if not at.schema.actions.discrete:
         flat = action.reshape(len(action), -1)[:, :4].astype(float)
         low, high = flat.min(initial=0), flat.max(initial=1)
         levels = 57 - 54 * (flat.T - low) / max(high - low, 1e-9)  # (numbers, T)
         return _svg("".join(_line(_steps_path(edges, y), colour) for y, colour in zip(levels, _colours, strict=False)), 60)
-    count = at.schema.action_count
+    count = at.schema.actions.size
     starts = np.flatnonzero(np.concatenate([[True], action[1:] != action[:-1]]))
     ends = np.append(starts[1:], len(action))
     bars = "".join(f"M{edges[a]:.1f} {action[a]}H{edges[b]:.1f}v.9H{edges[a]:.1f}Z" for a, b in zip(starts, ends, strict=True))
@@ -361,7 +361,7 @@ def player_html(
     values = {name: [_number(value) for value in column.tolist()] for name, column in lively.items()}
     values["reward"] = [_number(value) for value in steps.reward.tolist()]
     values["return"] = [_number(value) for value in np.cumsum(steps.reward).tolist()]
-    if not schema.action_count:
+    if not schema.actions.discrete:
         values["action"] = [", ".join(f"{number:.3g}" for number in np.ravel(action)[:8]) for action in steps.action]
     data = {
         "start": at.start,
@@ -369,7 +369,7 @@ def player_html(
         "time": [round(time, 4) for time in (at.time - at.origin).tolist()],
         "values": values,
     }
-    if schema.action_count:
+    if schema.actions.discrete:
         data |= {"actions": at.action_names(), "action": steps.action.tolist()}
     lanes = [_lane("actions", 60, _action_lane(at)), _lane("reward", 48, _reward_lane(at))]
     if lively:
@@ -454,7 +454,7 @@ def view_figure(
     turn = np.flatnonzero(np.concatenate([[True], (action[1:] != action[:-1]).any(1)]))
     x = np.append(edges[turn], edges[-1])
     for number, column in enumerate(np.concatenate([action[turn], action[-1:]]).T):
-        ink = dict(shape="hv", color=_colours[3 if schema.action_count else number])
+        ink = dict(shape="hv", color=_colours[3 if schema.actions.discrete else number])
         add(go.Scatter(x=x, y=column, line=ink, mode="lines", name="action"), "action")
     earned = np.flatnonzero(steps.reward)
     told = [", ".join(f"{name} {values[row]:g}" for name, values in steps.terms.items() if values[row]) for row in earned]
@@ -475,7 +475,7 @@ def view_figure(
             figure.update_yaxes(showticklabels=False, row=rows[lane], col=1)
     for lane, number in rows.items():
         figure.update_yaxes(title_text=lane, row=number, col=1)
-    if schema.action_count and schema.action_count <= 20:
+    if schema.actions.discrete and schema.actions.size <= 20:
         names = at.action_names()
         small = dict(size=11 if len(names) < 8 else 8)
         figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, tickfont=small, row=rows["action"], col=1)

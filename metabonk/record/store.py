@@ -608,7 +608,7 @@ class Store:
         if (version := about["version"]) not in range(1, _version + 1):
             hint = "update metabonk, or record anew"
             raise StoreVersion(f"store {path} has format {version}, this version reads up to {_version}: {hint}")
-        known = {f.name for f in dataclasses.fields(Schema)}
+        known = {f.name for f in dataclasses.fields(Schema)} | {*Schema.former}
         try:
             schema = Schema.from_dict({name: value for name, value in about["schema"].items() if name in known})
         except (UsageError, AttributeError, TypeError, ValueError) as error:

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int, UInt8
 
+from ..core.actions import ActionSpec
 from ..core.config import Config
 from ..core.errors import FolderError, StoreError, UsageError, unknown
 from ..core.files import disk_errors, temporary
@@ -115,10 +116,8 @@ class VPTConfig(Config):
             channels=self.channels if self.sample_rate else 0,
             sample_rate=self.sample_rate,
             clock_rate=20.0,
+            actions=ActionSpec(len(KEYS), self.camera_sizes),
             action_dtype="uint8",
-            action_shape=(len(KEYS) + len(cameras),),
-            action_keys=len(KEYS),
-            action_choices=self.camera_sizes,
             action_names=(*KEYS, *cameras),
             probes={"gui": "bool", **dict.fromkeys(self.counts, "int64")},
             terms=dict.fromkeys(self.rewards, "float64"),
