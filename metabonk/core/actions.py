@@ -266,7 +266,8 @@ def _built(space: gym.Space[Any], values: Iterator[Any]) -> Any:
 def _box_limits(space: gym.spaces.Box) -> tuple[np.ndarray, np.ndarray]:
     "Limits of a box as flat float64, infinite where there is none"
     ends = space.low.ravel().astype(np.float64), space.high.ravel().astype(np.float64)
-    most = np.finfo(space.dtype).max if space.dtype.kind == "f" else _most
+    kind: Any = space.dtype
+    most = np.finfo(kind).max if kind.kind == "f" else _most
     return tuple(np.where(abs(end) >= most, np.copysign(np.inf, end), end) for end in ends)  # type: ignore[return-value]
 
 
@@ -282,6 +283,8 @@ def _numbers(space: gym.Space[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     elif isinstance(space, gym.spaces.Box):
         ends = _box_limits(space)
         kinds = np.where(np.isfinite(ends).all(0), _CONTROL, _UNBOUNDED)
+        if space.dtype.kind == "b":
+            kinds[:] = _KEY
         if isinstance(space, ActionBox):
             kinds[: space.whole] = [_KEY] * space.keys + [_CHOICE] * len(space.choices)
         return kinds, *ends
@@ -310,16 +313,23 @@ class FlatActions:
         self._place = np.argsort(self._order)  # where each of the game's numbers is recorded
         self._cuts = np.cumsum([len(kinds) for kinds, _, _ in each])[:-1]
         self._low, self._high, two = low, high, kind == _CONTROL
-        self._middle = np.where(two, low / 2 + high / 2, np.where(kind == _CHOICE, low, 0))
-        self._reach = np.where(two & (high > low), high / 2 - low / 2, 1.0)
+        with np.errstate(invalid="ignore"):  # where limits are infinite
+            self._middle = np.where(two, low / 2 + high / 2, np.where(kind == _CHOICE, low, 0))
+            self._reach = np.where(two & (high > low), high / 2 - low / 2, 1.0)
         self._ends = np.where(two, -1, low - self._middle), np.where(two, 1, high - self._middle)
-        sizes = [int(size) for size in (high - low + 1)[kind == _CHOICE]]
+        sizes = [int(size) for size in high[kind == _CHOICE] - low[kind == _CHOICE] + 1]
         counted = np.bincount(kind, minlength=4)
         controls = int(counted[_CONTROL] + counted[_UNBOUNDED])
         self.spec = ActionSpec(int(counted[_KEY]), tuple(sizes), controls, int(counted[_UNBOUNDED]))
         boxes = [leaf.dtype for leaf in self.leaves if isinstance(leaf, gym.spaces.Box)]
         limits = [end[self._order][self.spec.parts - controls :] for end in self._ends]
         self.space = self.spec.space(np.result_type(np.float32, *boxes), *limits)
+
+    @property
+    def null(self) -> Any:  # of `space`
+        "No key, each first class, and the middle of each control or what is nearest to 0"
+        low, high = (end[self._order] for end in self._ends)
+        return as_recorded(self.space, np.clip(0, low, high).reshape(self.spec.shape))
 
     def unflatten(
         self,
@@ -334,8 +344,9 @@ class FlatActions:
     def _leaf(space: gym.Space[Any], numbers: np.ndarray) -> Any:
         if isinstance(space, gym.spaces.Discrete):
             return int(numbers[0])
-        whole = space.dtype.kind in "iu"  # type: ignore[union-attr]
-        numbers = np.clip(numbers.round(), -_most, _most) if whole else numbers
+        if space.dtype.kind in "iu":  # type: ignore[union-attr]
+            type_ = np.iinfo(space.dtype)
+            numbers = numbers.round().clip(type_.min, np.nextafter(type_.max + 1.0, 0))
         return numbers.astype(space.dtype).reshape(space.shape)
 
     def flatten(
@@ -343,14 +354,13 @@ class FlatActions:
         action: Any,  # of the game's own space
     ) -> Any:  # of `space`: a number if it is one choice, otherwise an array
         "The game's own action as it is recorded"
-        values = []
-        for leaf, value in zip(self.leaves, _values(self.own, action), strict=True):
-            given = np.asarray(value, np.float64)
-            if given.shape != leaf.shape:
-                raise UsageError(f"action {action!r} is not in {self.own}")
-            values.append(given.ravel())
-        given = np.concatenate(values)
-        if not ((given >= self._low) & (given <= self._high)).all():
+        try:
+            values = [np.asarray(value, np.float64) for value in _values(self.own, action)]
+        except (TypeError, ValueError):
+            values = []
+        given = np.concatenate([np.zeros(0), *(value.ravel() for value in values)])
+        shapes = [leaf.shape for leaf in self.leaves] == [value.shape for value in values]
+        if not shapes or not ((given >= self._low) & (given <= self._high)).all():
             raise UsageError(f"action {action!r} is not in {self.own}")
         scaled = np.clip((given - self._middle) / self._reach, *self._ends)
         return as_recorded(self.space, scaled[self._order].reshape(self.spec.shape))
@@ -363,11 +373,13 @@ def as_recorded(
     "An action as it is recorded; `UsageError` if it is none of this space"
     try:
         given = np.asarray(action)
+    except ValueError:
+        given = np.array(None)
+    fits = given.dtype.kind in "biuf" and given.shape == space.shape and bool(np.isfinite(given).all())
+    if fits:
         kept = given.astype(space.dtype)
         whole = kept.dtype.kind not in "iu" or bool((kept == given).all())
-        fits = whole and bool(np.isfinite(kept).all()) and kept.shape == space.shape and space.contains(kept)
-    except (TypeError, ValueError, OverflowError):
-        fits = False
+        fits = whole and space.contains(kept) and bool(np.isfinite(kept).all())
     if not fits:
         raise UsageError(f"action {action!r} is not in {space}")
     return int(kept) if isinstance(space, gym.spaces.Discrete) else kept

@@ -21,9 +21,10 @@ from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Discrete
 from jaxtyping import Int16, UInt8
 
+from ..core.actions import FlatActions
 from ..core.config import Config
 from ..core.errors import MetaBonkError, UsageError, nearest, unknown
 from .game import GameConfig, Machine, Tick, choose_actions
@@ -272,17 +273,13 @@ class AnyGym(Silent):
         self._env = open_environment(what, settings.kwargs)
         self._listen(config)
         super().__init__(self.name, config, self.sample_rate)
-        controls = self._env.action_space
-        if isinstance(controls, Box) and np.issubdtype(controls.dtype, np.floating) and controls.is_bounded():
-            one = controls.dtype.type(1)
-            self._env = gym.wrappers.RescaleAction(self._env, -one, one)
-        self.action_space = self._env.action_space
+        self._actions = FlatActions(self._env.action_space)
+        self.action_space = self._actions.space
         self.start(0)
         self.image_shape = self._draw().shape[:2]
-        self.action_names, self.null_action = [], None
+        self.action_names, self.null_action = [], self._actions.null
         if isinstance(self.action_space, Discrete):
             self.action_names = [f"action_{i}" for i in range(int(self.action_space.n))]
-            self.null_action = 0
 
     def _listen(self, config: GameConfig) -> None:
         self.start(0)
@@ -315,7 +312,7 @@ class AnyGym(Silent):
         self._observation, _ = self._call("reset", seed=seed)
 
     def tick(self, action: Any, render: bool) -> Tick:
-        seen, reward, terminated, truncated, info = self._call("step", action)
+        seen, reward, terminated, truncated, info = self._call("step", self._actions.unflatten(action))
         self._observation, self._now = seen, self._now + 1
         sound = self._sounds.check(heard(seen, info), self._now) if self._sounds else None
         return Tick(sound, float(reward), bool(terminated), bool(truncated))

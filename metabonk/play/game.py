@@ -24,6 +24,7 @@ import scipy.sparse
 from gymnasium.spaces import Box, Dict
 from jaxtyping import Int16, UInt8
 
+from ..core.actions import as_recorded
 from ..core.config import Config
 from ..core.errors import MetaBonkError, MissingLibrary, UsageError, unknown
 from ..core.files import disk_errors, pinned, unpinned, write_atomic
@@ -118,7 +119,7 @@ class Machine(abc.ABC):
     max_tick_samples: int  # the longest sound of one tick
     clock_rate: int  # how often its finest counter counts in a second
     image_shape: tuple[int, int]  # height and width of its picture
-    action_space: gym.Space[Any]  # what can be done
+    action_space: gym.Space[Any]  # what can be done; flat, as `FlatActions.space`
     action_names: list[str]  # a word for each action, where they can be counted
     null_action: Any  # nothing is done
     profile: Any = None  # a `metabonk.play.profile.Profile`, on machines whose memory can be read
@@ -473,18 +474,12 @@ class Game(gym.Env[dict[str, np.ndarray], Any]):
         self._over = "the game is closed"
 
     def _checked(self, action: Any) -> Any:
-        if isinstance(self.action_space, gym.spaces.Discrete):
-            try:
-                number = int(action)
-            except (TypeError, ValueError):
-                number = -1
-            if not 0 <= number < self.action_space.n:
-                names = ", ".join(f"{i} {name}" for i, name in enumerate(self.action_names))
-                raise UsageError(f"{self.name}: action {action!r} is not one of {names}")
-            return number
-        if action not in self.action_space:
-            raise UsageError(f"{self.name}: action {action!r} is not in {self.action_space}")
-        return action
+        try:
+            return as_recorded(self.action_space, action)
+        except UsageError as error:
+            names = ", ".join(f"{i} {name}" for i, name in enumerate(self.action_names))
+            told = f"action {action!r} is not one of {names}" if names else str(error)
+            raise UsageError(f"{self.name}: {told}") from None
 
     def _hear(self, pieces: list[Any]) -> Int16[np.ndarray, "channels samples"]:
         if not self.sample_rate:
