@@ -95,9 +95,10 @@ class DreamLearner(Learner):
         config: DreamConfig | None = None,  # how; as published if not given
         change: Callable[[Imagined], Imagined] | None = None,  # replaces the rewards of dreams
         objective: Objective | None = None,  # what the actor learns; REINFORCE if not given
+        before: Callable[[Any], State] | None = None,  # batch -> states in which the model begins to read it; as at an episode's start
     ):
         super().__init__()
-        self.config, self.change, self.objective = config or DreamConfig(), change, objective
+        self.config, self.change, self.objective, self.before = config or DreamConfig(), change, objective, before
         if change and self.config.replay:
             raise UsageError("recorded rewards are not of the kind that `change` gives: set replay=0")
         if self.config.reuse > 1 and objective is None:
@@ -130,7 +131,7 @@ class DreamLearner(Learner):
         batch: Any,  # recorded rows (B, T), as the model was trained on
     ) -> tuple[Imagined, State, Tensor | None]:  # futures; all rows, as `observe_rows` gives them; which of these they start from
         "Read a recording and dream on from its rows"
-        states, after = self.model.observe_rows(batch)
+        states, after = self.model.observe_rows(batch, self.before(batch) if self.before else None)
         rows = len(next(iter(states.values())))
         chosen = torch.randperm(rows)[: self.config.starts].to(self.device) if 0 < self.config.starts < rows else None
         starts = after(slice(None) if chosen is None else chosen)

@@ -17,7 +17,7 @@ from ..core.config import Config
 from ..core.errors import UsageError
 from ..nn.distributions import full_precision
 from .latents import Latents, make_latents
-from ..nn.layers import MLP, BlockGRU
+from ..nn.layers import MLP, BlockFan, BlockGRU
 
 # %% ../../nbs/dream/45_rssm.ipynb #45-rssm-005
 def _size(deter: int, hidden: int, classes: int) -> dict[str, int]:
@@ -34,6 +34,7 @@ class RSSMConfig(Config):
     classes: int = 8  # classes of each
     units: int = 32  # width of the heads that read the state
     blocks: int = 8  # parts of the memory
+    fan: BlockFan = "block"  # which inputs the first weights of its block-linear layers are scaled by; "layer" as published
     prior_layers: int = 2  # units of the prior
     kind: Literal["categorical", "gumbel", "gaussian"] = "categorical"  # of latents
     unimix: float = 0.01  # share of the uniform distribution
@@ -68,7 +69,7 @@ class RSSM(nn.Module):
         self.config = config
         self.latents: Latents = make_latents(config.kind, config.latents, config.classes, config.unimix)
         deter, hidden, size, outputs = config.deter, config.hidden, self.latents.size, self.latents.outputs
-        self.cell = BlockGRU(deter, size, action, hidden, config.blocks)
+        self.cell = BlockGRU(deter, size, action, hidden, config.blocks, config.fan)
         self.prior = MLP(deter, outputs, config.prior_layers, hidden)
         self.posterior = MLP(deter + embed, outputs, 1, hidden)
         self.embed, self.action, self.feature_size = embed, action, deter + size
