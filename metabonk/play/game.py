@@ -122,6 +122,8 @@ class Machine(abc.ABC):
     action_space: gym.Space[Any]  # what can be done; flat, as `FlatActions.space`
     action_names: list[str]  # a word for each action, where they can be counted
     null_action: Any  # nothing is done
+    sound_jitter: int = 1  # samples by which its sound may be ahead of or behind its clock
+    sound_drift: float = 0.0  # and the share of the elapsed time that comes on top
     profile: Any = None  # a `metabonk.play.profile.Profile`, on machines whose memory can be read
     rom: bytes = b""  # the cartridge's content, on machines that play one
 
@@ -321,10 +323,12 @@ def check_sync(
     clock_rate: int,  # counts a second
     sample_rate: int,  # samples a second
     name: str = "game",  # for the message
+    jitter: int = 1,  # samples that they may be apart
+    drift: float = 0.0,  # and the share of the elapsed time that comes on top
 ) -> None:
-    "`OutOfSync` unless the number of samples is that of the elapsed time, to one sample"
+    "`OutOfSync` unless the number of samples is that of the elapsed time, to `jitter` samples"
     off = samples * clock_rate - ticks * sample_rate  # whole numbers: exact, however long the episode
-    if abs(off) > clock_rate:
+    if abs(off) > jitter * clock_rate + drift * ticks * sample_rate:
         raise OutOfSync(
             f"{name}: {samples} samples after {ticks / clock_rate:.4f} s at {sample_rate} Hz, {off / clock_rate:+.1f} "
             f"from what the machine's clock says: the backend lost or doubled a piece of sound"
@@ -486,7 +490,8 @@ class Game(gym.Env[dict[str, np.ndarray], Any]):
             return np.zeros((self.channels, 0), np.int16)
         audio = self.machine.sound(pieces)
         self._samples += audio.shape[1]
-        check_sync(self.machine.clock(), self._samples, self.clock_rate, self.sample_rate, self.name)
+        slack = self.machine.sound_jitter, self.machine.sound_drift
+        check_sync(self.machine.clock(), self._samples, self.clock_rate, self.sample_rate, self.name, *slack)
         return audio
 
     def _see(self, audio: np.ndarray) -> dict[str, np.ndarray]:
@@ -547,6 +552,10 @@ machines: dict[str, Entry] = {
     "minatar": Entry(
         "metabonk.play.anygym", "MinAtar", "minatar", "pip install metabonk[minatar]", "minatar:breakout",
         "tiny Atari games, silent", "GAME"
+    ),
+    "retro": Entry(
+        "metabonk.play.retro", "Retro", "stable_retro", "pip install metabonk[retro]",
+        "retro:Airstriker-Genesis-v0", "consoles, from NES to Genesis", "GAME"
     ),
     "gym": Entry(
         "metabonk.play.anygym", "AnyGym", "gymnasium", "pip install gymnasium", "gym:CartPole-v1",
