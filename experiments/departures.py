@@ -25,7 +25,6 @@ from metabonk.act.dreaming import DreamConfig, DreamLearner
 from metabonk.core.seed import seed_everything, spawn_seeds
 from metabonk.core.training import TrainConfig, fit, read_log
 from metabonk.dream.token_model import KeptStates, TokenModel, TokenModelConfig, WorldModelLearner
-from metabonk.measure.evaluation import evaluate
 from metabonk.measure.statistics import difference_interval, mean_interval
 from metabonk.record.sampling import SequenceConfig, Sequences
 from metabonk.record.store import Store
@@ -35,8 +34,8 @@ WORLD, SETTINGS = "bonk:dark", {"max_steps": 300, "ticks_per_step": 12}
 BASE = "as it is"
 ARMS: dict[str, dict[str, Any]] = {BASE: {}, "authors' first weights": {"fan": "layer"}, "authors' kept states": {"kept": True}}
 MEASURES = ("training loss", "held-out loss", "held-out loss of whole episodes", "score")
-SIZES = {"steps": 20_000, "held_out": 3_000, "sound_tokens": 16, "picture_steps": 300, "sound_steps": 400, "model_steps": 2_000,
-         "dream_steps": 200, "episodes": 40}  # fmt: skip
+SIZES = {"steps": 20_000, "held_out": 3_000, "sound_tokens": 16, "picture_steps": 300, "sound_steps": 400, "model_steps": 1_000,
+         "dream_steps": 150, "episodes": 30}  # fmt: skip
 
 
 def held_rows(folder: Path, length: int) -> TokenBatch:

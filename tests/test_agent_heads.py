@@ -204,3 +204,20 @@ def test_drawn_actions_of_several_kinds_are_whole_where_they_must_be():
     assert not space.contains([0] * 5) and not space.contains(["0"] * 6)
 
 
+def continuation_by_both() -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss by the library, and the cross-entropy to (1 - terminal)(1 - 1/333) in NumPy."""
+    heads, (features, action, reward, terminated, first) = case()
+    torch.nn.init.normal_(heads.continue_head[-1].weight)
+    logit = heads.continue_head(features)[..., 0].detach().double().numpy()
+    p, target = 1 / (1 + np.exp(-logit)), (1 - terminated.double().numpy()) * (1 - 1 / 333)
+    wanted = -(target * np.log(p) + (1 - target) * np.log(1 - p))
+    mine = heads.losses(features, action, reward, terminated, first)["continue"].detach()
+    return mine.double(), torch.from_numpy(wanted)
+
+
+def test_continuation_learns_the_published_target(monkeypatch):
+    "Negative control: without the discount."
+    torch.testing.assert_close(*continuation_by_both(), atol=1e-5, rtol=1e-5)
+    monkeypatch.setattr(AgentHeads, "losses", mutant(AgentHeads.losses, " * CONTINUE", ""))
+    mine, wanted = continuation_by_both()
+    assert float((mine - wanted).abs().max()) > 1e-3

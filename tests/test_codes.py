@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from mutants import mutant
 
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import StoreError, UsageError
@@ -45,6 +46,34 @@ def test_codes_are_those_of_each_episode_read_from_its_start(store, tmp_path):
             whole = code.encode(clip)[0].numpy()
         np.testing.assert_allclose(coded.codes[rows], whole, atol=1e-5)
         assert np.abs(coded.codes[rows[1:]] - whole[:-1]).max() > 1e-3
+
+
+def episodes_that_differ(store, folder) -> list[int]:
+    """Episodes whose codes are not those of their rows alone, whatever was encoded before."""
+    cache, code = Cache.build(store), tokenizer()
+    coded, wrong = CodeCache.build(cache, code, folder, HEARD, block=7), []
+    for number in np.unique(cache.table["episode"]).tolist():
+        rows = np.flatnonzero(cache.table["episode"] == number)
+        rows = rows[np.argsort(cache.table["step"][rows])]
+        clip = ClipCache(cache, HEARD).gather([[(row, row + 1) for row in rows.tolist()]]).torch()
+        with torch.no_grad():
+            if np.abs(coded.codes[rows] - code.encode(clip)[0].numpy()).max() > 1e-5:
+                wrong.append(number)
+    return wrong
+
+
+def test_an_episode_whose_beginning_was_lost_does_not_go_on_from_another(store, tmp_path, monkeypatch):
+    "Its first row that is left bears no mark. Negative control: one past over all episodes."
+    path = store.path / store.chunks[2].file
+    path.write_bytes(path.read_bytes()[:3000])
+    cache = Cache.build(store)
+    begins = [cache.table["step"][cache.table["episode"] == number].min() for number in np.unique(cache.table["episode"])]
+    assert max(begins[1:]) > 0
+    assert not episodes_that_differ(store, tmp_path / "codes")
+    fresh = "past = tokenizer.encoder.new_cache(1)"
+    one = "past = past if rows[0] != order[0] else tokenizer.encoder.new_cache(1)"
+    monkeypatch.setattr(CodeCache, "build", mutant(CodeCache.build, fresh, one))
+    assert episodes_that_differ(store, tmp_path / "other")
 
 
 def test_codes_of_other_rows_or_another_tokenizer_are_made_anew(store, tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from mutants import mutant
 from torch import nn
 
 from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
@@ -274,3 +275,28 @@ def test_what_was_covered_is_counted_row_by_row():
         seen.add(pair)
         counts.append(len(seen))
     assert distinct_so_far(a, b).tolist() == counts and distinct_so_far(a)[-1] == 5
+
+
+def resampled_by_both() -> tuple[torch.Tensor, torch.Tensor]:
+    """The ensemble's loss by the library, and by loops over members, recordings and rows."""
+    curiosity, (features, action) = curious(), rows()
+    target, copies = torch.randn(3, 6, 4), torch.randint(0, 4, (4, 3, 6)).float()
+    follows = torch.rand(3, 5) < 0.8
+    wanted = torch.zeros(3, 5)
+    with torch.no_grad():
+        for b in range(3):
+            for t in range(5):  # row t and the action of row t + 1 foretell row t + 1, of which a member has its copies
+                said = curiosity.ensemble(torch.cat([features[b, t], action[b, t + 1]])[None])[:, 0]
+                for k in range(4):
+                    error = ((said[k] - target[b, t + 1]) ** 2).mean()
+                    wanted[b, t] += copies[k, b, t + 1] * error * follows[b, t] / 4
+        return curiosity.losses(features, action, target, follows, copies)["ensemble"], wanted
+
+
+def test_a_member_learns_a_row_as_often_as_it_has_copies_of_it(monkeypatch):
+    "Negative control: copies of the row before."
+    torch.testing.assert_close(*resampled_by_both())
+    wrong = mutant(Curiosity.losses, "copies[..., 1:]", "copies[..., :-1]")
+    monkeypatch.setattr(Curiosity, "losses", wrong)
+    mine, wanted = resampled_by_both()
+    assert float((mine - wanted).abs().max()) > 0.1

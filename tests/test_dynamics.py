@@ -124,6 +124,31 @@ def test_every_component_is_added_and_an_unknown_action_is_one_embedding(spec):
         assert moved == [False, True, False]
 
 
+def embedded_by_both(spec: ActionSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Action tokens by the library, and each component's own vector added up in NumPy; a released key has one, too."""
+    torch.manual_seed(0)
+    embedding, action = ActionEmbedding(spec, 2, 8), torch.rand(2, 3, spec.size).round()
+    unknown, up, table = (p.detach().double().numpy() for p in (embedding.unknown, embedding.up, embedding.table))
+    wanted = np.tile(unknown.reshape(1, 1, 16), (2, 3, 1))
+    for b, t, i in np.ndindex(2, 3, spec.size):
+        if action[b, t, i]:
+            wanted[b, t] += table[i]
+        elif i < spec.binary:
+            wanted[b, t] += up[i]
+    mine = embedding(action, torch.ones(2, 3, dtype=torch.bool)).detach().double().numpy()
+    return mine.reshape(2, 3, 16), wanted
+
+
+def test_keys_add_what_they_are_pressed_or_not(monkeypatch):
+    "Negative control: a released key that adds nothing."
+    spec = ActionSpec(binary=5, categorical=(3,))
+    np.testing.assert_allclose(*embedded_by_both(spec), atol=1e-5)
+    wrong = mutant(ActionEmbedding.forward, " + (1 - action[..., : self.spec.binary]) @ self.up", "")
+    monkeypatch.setattr(ActionEmbedding, "forward", wrong)
+    mine, wanted = embedded_by_both(spec)
+    assert np.abs(mine - wanted).max() > 0.1
+
+
 def test_the_camera_is_fine_in_the_middle():
     angles = camera_angles(torch.arange(121))
     assert camera_classes(angles).equal(torch.arange(121)) and angles[60].eq(0).all()

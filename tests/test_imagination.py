@@ -1,9 +1,11 @@
 """Imagination, dreams as games, and the actor-critic that learns from them."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from gymnasium.utils.env_checker import check_env
+from mutants import mutant
 
 from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
 from metabonk.act.returns import ReturnScale, lambda_returns, row_weights
@@ -119,6 +121,21 @@ def test_a_dream_ends_where_the_model_says_and_is_cut_off_in_time():
     assert [env.step(0)[2:4] for _ in range(4)] == [(False, False)] * 3 + [(False, True)]
 
 
+def dreamed_rewards() -> list[float]:
+    """Of three steps from 1 that add 2, 0 and 1: the counter pays its count."""
+    env = DreamEnv(Counter(), {"sum": torch.tensor([1.0])})
+    env.reset()
+    return [env.step(action)[1] for action in (2, 0, 1)]
+
+
+@pytest.mark.parametrize("wrong", ["0.0", "float(self.model.reward(features - 1)[0])"], ids=["none", "of another state"])
+def test_a_dream_pays_what_the_model_says_of_the_state_it_leads_to(monkeypatch, wrong):
+    "Negative controls in the same test."
+    assert dreamed_rewards() == [3, 3, 4]
+    monkeypatch.setattr(DreamEnv, "step", mutant(DreamEnv.step, "float(self.model.reward(features)[0])", wrong))
+    assert dreamed_rewards() != [3, 3, 4]
+
+
 def test_bad_input_is_told():
     env = DreamEnv(Counter(), {"sum": torch.tensor([0])})
     for wrong in (lambda: env.step(3), lambda: env.reset(options={"start": 1}), lambda: action_vectors(torch.tensor([5]), 3)):
@@ -209,3 +226,22 @@ def test_scale_never_enlarges_small_returns():
     copy = ReturnScale()
     copy.load_state_dict(scale.state_dict())
     assert copy.scale == scale.scale
+
+
+def chances_of_four(agent: ActorCritic) -> np.ndarray:
+    """Of an actor that is sure of the first action."""
+    with torch.no_grad():
+        agent.actor[-1].weight.zero_()
+        agent.actor[-1].bias.copy_(torch.tensor([20.0, 0, -5, -5]))
+        return agent.policy(torch.zeros(1, 2)).log_prob(torch.eye(4)).exp().double().numpy()
+
+
+def test_a_policy_keeps_one_percent_of_chance(monkeypatch):
+    "The published share, which every policy has unless told otherwise. Negative controls: without it, at either place."
+    spec, logits = ActionSpec(categorical=(4,)), np.array([20.0, 0, -5, -5])
+    wanted = 0.99 * np.exp(logits) / np.exp(logits).sum() + 0.01 / 4
+    np.testing.assert_allclose(chances_of_four(ActorCritic(ActorCriticConfig(), 2, spec)), wanted, rtol=1e-4)
+    without = mutant(ActorCriticConfig, "unimix: float = 0.01", "unimix: float = 0.0")
+    assert chances_of_four(ActorCritic(ActorCriticConfig(unimix=without().unimix), 2, spec)).min() < 1e-6
+    monkeypatch.setattr(ActorCritic, "policy", mutant(ActorCritic.policy, "self.config.unimix", "0.0"))
+    assert chances_of_four(ActorCritic(ActorCriticConfig(), 2, spec)).min() < 1e-6

@@ -41,9 +41,9 @@ class Told(ActorCritic):
 def by_hand(golden) -> torch.Tensor:
     """Equation 11 by the library: 40 futures of one step."""
     action = nn.functional.one_hot(golden["actions"], 6).to(golden["logits"].dtype)
-    rows = torch.stack([golden["prior"], golden["prior"]], 1)
+    rows = torch.stack([golden["prior"], golden["prior"].flip(0)], 1)  # the second row holds another state,
     nothing = torch.zeros(40, 2)
-    dream = Imagined(rows, torch.stack([action, action], 1), nothing, nothing, nothing, [])
+    dream = Imagined(rows, torch.stack([action.flip(0), action], 1), nothing, nothing, nothing, [])  # the first another action
     objective = PMPO(Told())
     losses = objective(Categorical(golden["logits"][:, None], unimix=0.0), dream, golden["adv"][:, None], nothing[:, :1])
     return losses.mean()
@@ -62,8 +62,11 @@ PRIOR = "self.prior.policy(dream.features[:, :-1])"
     (PMPO.forward, f"policy.kl({PRIOR})", f"{PRIOR}.kl(policy)"),
     (PMPO.forward, "policy.log_prob(dream", "advantage.abs() * policy.log_prob(dream"),
     (PMPO.forward, "advantage >= 0", "advantage < 0"),
+    (PMPO.forward, "dream.features[:, :-1]", "dream.features[:, 1:]"),
+    (PMPO.forward, "dream.action[:, 1:]", "dream.action[:, :-1]"),
     (pmpo_losses, "-alpha / share, (1 - alpha) / (1 - share)", "-alpha * share / share, 1 - alpha"),
-], ids=["KL in the wrong direction", "weighted by magnitude", "signs exchanged", "votes as large as their sets"])  # fmt: skip
+], ids=["KL in the wrong direction", "weighted by magnitude", "signs exchanged", "prior a row late",
+        "decisions a row early", "votes as large as their sets"])  # fmt: skip
 def test_deliberate_errors_are_caught(golden, monkeypatch, function, old, new):
     "Negative controls."
     owner = PMPO if function is PMPO.forward else objectives
@@ -74,6 +77,23 @@ def test_deliberate_errors_are_caught(golden, monkeypatch, function, old, new):
 def test_only_signs_count(golden):
     larger = {**golden, "adv": golden["adv"] * torch.linspace(0.1, 1000, 40)}
     torch.testing.assert_close(by_hand(larger), golden["loss"], atol=1e-10, rtol=0)
+
+
+def votes(objective: PMPO) -> torch.Tensor:
+    """Gradient of six log-probabilities whose advantages are below, at and above 0."""
+    logits, action = torch.zeros(6, 1, 6, requires_grad=True), torch.eye(6)[:, None].expand(6, 2, 6)
+    dream = Imagined(torch.zeros(6, 2, 6), action, torch.zeros(6, 2), torch.zeros(6, 2), torch.ones(6, 2), [])
+    advantage = torch.tensor([-2.0, -1, 0, 0, 1, 2])[:, None]
+    objective(Categorical(logits, unimix=0.0), dream, advantage, torch.ones(6, 1)).mean().backward()
+    return logits.grad[:, 0].diagonal().sign()  # -1: the decision becomes likelier
+
+
+def test_what_turned_out_as_expected_is_good(monkeypatch):
+    "D+ = {A >= 0}. Negative control: without the zero."
+    objective = PMPO(Told(), beta=0.0)
+    assert votes(objective).tolist() == [1, 1, -1, -1, -1, -1]
+    monkeypatch.setattr(PMPO, "forward", mutant(PMPO.forward, "advantage >= 0", "advantage > 0"))
+    assert votes(objective).tolist() == [1, 1, 1, 1, -1, -1]
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -158,6 +178,39 @@ def learner(make=lambda agent: None, **changes) -> DreamLearner:
     torch.manual_seed(0)
     agent = ActorCritic(ActorCriticConfig(units=8), 1, TWO)
     return DreamLearner(Coin(), agent, DreamConfig(horizon=3, replay=0.0, **changes), objective=make(agent))
+
+
+def ppo_by_both() -> tuple[torch.Tensor, torch.Tensor]:
+    """PPO's loss of 5 futures of 4 steps by the library, and equation 7 of its paper in NumPy."""
+    rng = np.random.default_rng(0)
+    logits, old, taken = rng.normal(size=(5, 4, 3)), np.log(rng.uniform(0.1, 0.9, (5, 5))), rng.integers(3, size=(5, 5))
+    advantage, weight = rng.normal(size=(5, 4)), rng.uniform(0.2, 1, (5, 4))
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    ratio = np.take_along_axis(p, taken[:, 1:, None], -1)[..., 0] / np.exp(old[:, 1:])
+    gain = np.minimum(ratio * advantage, np.clip(ratio, 0.8, 1.2) * advantage)
+    wanted = -weight * (gain + 0.1 * -(p * np.log(p)).sum(-1))
+    nothing, action = torch.zeros(5, 5), nn.functional.one_hot(torch.from_numpy(taken), 3).double()
+    dream = Imagined(torch.zeros(5, 5, 1), action, torch.from_numpy(old), nothing, nothing, [])
+    given = torch.from_numpy(advantage), torch.from_numpy(weight)
+    policy = Categorical(torch.from_numpy(logits), unimix=0.0)
+    return PPO(entropy=0.1)(policy, dream, *given), torch.from_numpy(wanted)
+
+
+def test_ppo_is_equation_7_of_its_paper():
+    torch.testing.assert_close(*ppo_by_both(), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ("-weight * (", "-("), ("self.entropy * policy", "-self.entropy * policy"),
+    ("dream.log_prob[:, 1:]", "dream.log_prob[:, :-1]"), ("dream.action[:, 1:]", "dream.action[:, :-1]"),
+    ("torch.minimum", "torch.maximum"), ("1 - self.clip", "1 - 2 * self.clip"),
+], ids=["without its weight", "entropy's sign turned", "old log-probability a row off", "actions a row off",
+        "the larger gain", "clipped elsewhere"])  # fmt: skip
+def test_deliberate_errors_in_ppo_are_caught(monkeypatch, old, new):
+    "Negative controls."
+    monkeypatch.setattr(PPO, "forward", mutant(PPO.forward, old, new))
+    mine, wanted = ppo_by_both()
+    assert float((mine - wanted).abs().max()) > 1e-2
 
 
 def test_dreams_are_used_as_often_as_was_asked(monkeypatch):

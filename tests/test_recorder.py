@@ -15,13 +15,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from mutants import mutant
 
 from metabonk.core.actions import ActionBox, ActionSpec
 from metabonk.core.errors import DiskFull, FolderLocked, MetaBonkError, StoreError, UsageError
 from metabonk.play.game import make_game
 from metabonk.play.keyboard import Keyboard, play
 from metabonk.record import recorder as module
-from metabonk.record.experience import Schema, Step
+from metabonk.record.experience import Schema, Step, to_step
 from metabonk.record.recorder import (
     Recorder,
     Recording,
@@ -226,6 +227,35 @@ def test_a_recording_says_what_its_actions_are(tmp_path: Path, space: gym.Space[
     vectors = spec.vectors(torch.tensor(recorded)[None])
     assert vectors.shape == (1, 11, spec.size) and np.array_equal(spec.recorded(vectors)[0, 1:], done)
 
+
+
+class Hurried(Toy):
+    """Every other episode ends by the game's rules, those between are cut off by it."""
+
+    over = 0
+
+    def step(self, action: int) -> Any:
+        observation, reward, over, _, info = super().step(action)
+        cut, self.over = bool(self.over % 2), self.over + over
+        return observation, reward, over and not cut, over and cut, info
+
+
+def ends(folder: Path) -> list[tuple[list[bool], list[bool], str]]:
+    """Of four episodes of three steps: which rows ended them, which cut them off, what the store says."""
+    record(Hurried(3), folder, Turns(), episodes=4)
+    store = Store.open(folder)
+    read = [(store.read(episode), episode.end) for episode in store.episodes]
+    return [(steps.terminated.tolist(), steps.truncated.tolist(), end) for steps, end in read]
+
+
+@pytest.mark.parametrize("wrong", ["bool(terminated or truncated), bool(truncated)", "bool(truncated), bool(terminated)"])
+def test_what_a_game_cuts_off_did_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    """Negative control: truncation stored as termination."""
+    no, last = [False] * 4, [False, False, False, True]
+    wanted = [(last, no, "terminated"), (no, last, "truncated")] * 2
+    assert ends(tmp_path / "right") == wanted
+    monkeypatch.setattr(module, "to_step", mutant(to_step, "bool(terminated), bool(truncated)", wrong))
+    assert ends(tmp_path / "wrong") != wanted
 
 
 def test_reset_in_the_middle_is_a_truncation(tmp_path: Path) -> None:

@@ -3,11 +3,15 @@
 import copy
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from mutants import mutant
+from torch import distributions as torchs
 from torch import nn
 
 from metabonk.core.errors import UsageError
+from metabonk.dream.latents import CategoricalLatents, GaussianLatents
 from metabonk.dream.recurrent import RecurrentModel
 from metabonk.dream.rssm import RSSM, RSSMConfig
 from metabonk.dream.scan import fast_observe
@@ -273,3 +277,115 @@ def test_a_scan_of_small_rows_takes_one_thread_and_gives_the_others_back(deter, 
         assert seen == [wanted, wanted] and torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def theirs(raw: torch.Tensor) -> torchs.Normal:
+    """Bell curves of raw numbers: no narrower than 0.1."""
+    mean, spread = raw.numpy()[..., :3], raw.numpy()[..., 3:]
+    return torchs.Normal(*(torch.from_numpy(x) for x in (mean, 2 / (1 + np.exp(-spread / 2)) + 0.1)))
+
+
+RAW = 4 * torch.randn(2, 50, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def test_bell_curves_are_those_of_torch():
+    latents, (p, q) = GaussianLatents(3), RAW
+    mean, std = latents.curves(p)
+    torch.testing.assert_close(mean, theirs(p).mean)
+    torch.testing.assert_close(std, theirs(p).stddev)
+    wanted = torchs.kl_divergence(theirs(p), theirs(q)).sum(-1)
+    torch.testing.assert_close(latents.kl(p, q), wanted)
+    for entry in latents.surprise(p, q):
+        torch.testing.assert_close(entry, wanted)
+    assert float(latents.curves(torch.full((6,), -200.0))[1].min()) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("name", "old", "new"), [
+    ("curves", " + self.low", ""), ("kl", "self.curves(raw_p), self.curves(raw_q)", "self.curves(raw_q), self.curves(raw_p)"),
+    ("kl", "std_q.log() - std_p.log()", "std_p.log() - std_q.log()"), ("kl", "2 * std_q.square()", "std_q.square()"),
+    ("kl", "(mean_p - mean_q).square()", "(mean_p - mean_q).abs()"), ("kl", " - 0.5", ""),
+], ids=["no least spread", "the other way round", "logarithms exchanged", "no half", "distance not squared", "no constant"])  # fmt: skip
+def test_deliberate_errors_in_bell_curves_are_caught(monkeypatch, name, old, new):
+    "Negative controls."
+    monkeypatch.setattr(GaussianLatents, name, mutant(getattr(GaussianLatents, name), old, new))
+    with pytest.raises(AssertionError):
+        test_bell_curves_are_those_of_torch()
+
+
+DRAWS = {
+    "draw": lambda latents, raw, noise: latents.draw(raw, noise),
+    "sample": lambda latents, raw, noise: latents.sample(raw, noise),
+    "drawer": lambda latents, raw, noise: latents.drawer(noise[None])(0, raw),
+}
+
+
+def drawn_by_both(how: str) -> tuple[np.ndarray, np.ndarray]:
+    """Classes of 400 choices whose head is sure of one, by the library and by NumPy: where the sum of the chances passes."""
+    latents, generator = CategoricalLatents(2, 4), torch.Generator().manual_seed(0)
+    raw = torch.zeros(200, 2, 4).scatter_(2, torch.randint(4, (200, 2, 1), generator=generator), 30.0)
+    noise = torch.cat([torch.linspace(0.0003, 0.0297, 100), torch.linspace(0.9703, 0.9997, 100)])[:, None].repeat(1, 2)
+    p = np.exp(raw.double().numpy() - 30)
+    p = 0.99 * p / p.sum(-1, keepdims=True) + 0.01 / 4
+    wanted = (p.cumsum(-1) < noise.double().numpy()[..., None]).sum(-1)
+    mine = DRAWS[how](latents, raw.flatten(1), noise)
+    return mine.detach().unflatten(-1, (2, 4)).argmax(-1).numpy(), wanted
+
+
+@pytest.mark.parametrize(("how", "old", "new"), [
+    ("draw", "self.probabilities(raw)", "self._split(raw).softmax(-1)"),
+    ("sample", "self.probabilities(raw)", "self._split(raw).softmax(-1)"),
+    ("drawer", "(noise[..., None] - self.unimix / self.classes * k) / (1 - self.unimix)", "noise[..., None] - 0 * k"),
+])  # fmt: skip
+def test_every_draw_has_its_uniform_share(monkeypatch, how, old, new):
+    "Negative control: the softmax alone."
+    mine, wanted = drawn_by_both(how)
+    assert (mine == wanted).all() and len(set(wanted.flatten())) == 4
+    monkeypatch.setattr(CategoricalLatents, how, mutant(getattr(CategoricalLatents, how), old, new))
+    mine, wanted = drawn_by_both(how)
+    assert (mine != wanted).mean() > 0.05
+
+
+class Row(nn.Module):
+    """An encoder that copies, so that nothing of it is in the way."""
+
+    def forward(self, batch):
+        return batch.x
+
+
+def rewards_by_both() -> tuple[torch.Tensor, torch.Tensor]:
+    """The reward's loss by the library, and the two-hot cross-entropy of each row's own reward in NumPy."""
+    torch.manual_seed(0)
+    model = RecurrentModel(RSSMConfig(deter=16, hidden=6, latents=3, classes=4, units=6, blocks=4), Row(), 5, {}, 2)
+    nn.init.normal_(model.reward_head[-1].weight)
+    no = torch.zeros(2, 6, dtype=torch.bool)
+    reward = torch.tensor([[0.0, 1, 0, -3, 0, 0.25], [7, 0, 0, 0, 1, 0]])
+    batch = SimpleNamespace(x=torch.randn(2, 6, 5), action=torch.randint(2, (2, 6)), reward=reward, terminated=no, first=no)
+    losses, states = model.losses(batch)
+    logits = model.reward_head(model.rssm.features(states)).detach().double().numpy()
+    half = np.linspace(-20, 0, 128)
+    bins = np.concatenate([-np.expm1(-half), np.expm1(-half[:-1])[::-1]])
+    log_p, wanted = logits - np.log(np.exp(logits).sum(-1, keepdims=True)), np.zeros((2, 6))
+    for b, t in np.ndindex(2, 6):
+        x = float(reward[b, t])
+        above = int(np.clip(np.searchsorted(bins, x, side="right"), 1, 254))
+        w = (bins[above] - x) / (bins[above] - bins[above - 1])
+        wanted[b, t] = -(w * log_p[b, t, above - 1] + (1 - w) * log_p[b, t, above])
+    return losses["reward"].detach().double(), torch.from_numpy(wanted)
+
+
+def test_a_state_foretells_the_reward_of_its_own_row(monkeypatch):
+    "Negative control: that of the row before."
+    torch.testing.assert_close(*rewards_by_both(), atol=1e-4, rtol=1e-4)
+    late = mutant(RecurrentModel.losses, "batch.reward.to(", "batch.reward.roll(1, 1).to(")
+    monkeypatch.setattr(RecurrentModel, "losses", late)
+    mine, wanted = rewards_by_both()
+    assert float((mine - wanted).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("fan", ["block", "layer"])
+def test_block_linear_layers_start_as_wide_as_was_asked(fan):
+    """The authors count the inputs of all eight blocks, which makes gates 2.8 times smaller."""
+    torch.manual_seed(0)
+    cell = RSSM(RSSMConfig(deter=512, hidden=64, fan=fan), 8, 2).cell
+    for layer, inputs in ((cell.mix, 512 + 3 * 64 * 8), (cell.gates, 512)):
+        assert float(layer.weight.detach().std()) == pytest.approx((inputs if fan == "layer" else inputs / 8) ** -0.5, rel=0.02)

@@ -12,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
+from mutants import mutant
 
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import DamagedChunk, DiskFull, FolderLocked, StoreError, StoreVersion, UsageError
@@ -89,6 +90,33 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def cache(store: Store) -> Cache:
     return Cache.build(store)
+
+
+@pytest.mark.parametrize("width", [0, 1, 3, 5, None])
+def test_sound_that_is_cut_keeps_its_newest_samples(store: Store, monkeypatch: pytest.MonkeyPatch, width: int | None) -> None:
+    """Rows have 0 to 6 samples. Negative control: the first ones of each row."""
+    games = [play([30, 41, 25], 1), play([50, 20], 2)]
+    cache = Cache.build(store)
+    sequences = Sequences(cache, 12)
+    batch = cache.gather(sequences.places(np.arange(len(sequences))))
+
+    def right(batch: Batch) -> bool:
+        cut, length = batch.step_audio(width)
+        rows = {(game, row.tick, row.audio.tobytes()): row for game in (0, 1) for row in games[game]}
+        found = []
+        for b, t in np.ndindex(len(batch), 12):
+            begin = int(batch.audio_length[b, :t].sum())
+            whole = batch.audio[b, :, begin : begin + int(batch.audio_length[b, t])]
+            row = rows[int(batch.episode[b, t]) // 1_000_000, int(batch.tick[b, t]), whole.tobytes()]
+            kept = row.audio if width is None else row.audio[:, max(0, row.audio.shape[1] - width) :]
+            filled = np.zeros(cut.shape[2:], np.int16)
+            filled[:, : kept.shape[1]] = kept
+            found.append(np.array_equal(cut[b, t], filled) and length[b, t] == kept.shape[1])
+        return all(found)
+
+    assert right(batch)
+    monkeypatch.setattr(Batch, "step_audio", mutant(Batch.step_audio, "(stop - kept)[", "(stop - length)["))
+    assert right(batch) is (width in (0, None))
 
 
 # --- which sequences there are

@@ -3,9 +3,11 @@
 import itertools
 import json
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from mutants import mutant
 
 from metabonk.core.errors import FolderError, TrainingStopped, UsageError
 from metabonk.core.optimizer import LaProp
@@ -15,7 +17,7 @@ from metabonk.dream.fusion import TokenEncoder, fusions
 from metabonk.dream.interface import imagine
 from metabonk.dream.latents import kinds
 from metabonk.dream.token_heads import TokenHead, _TokenSurprise
-from metabonk.dream.token_model import TokenModel, TokenModelConfig, WorldModelLearner
+from metabonk.dream.token_model import KeptStates, TokenModel, TokenModelConfig, WorldModelLearner
 from metabonk.sense.logmel import LogMelConfig
 from metabonk.sense.picture import PictureConfig, PictureTokenizer
 from metabonk.sense.sound import SoundConfig, SoundTokenizer
@@ -108,6 +110,19 @@ def test_a_hidden_sense_is_hidden_and_the_other_is_not():
     model.encoder.train()
     model.encoder.dropout = {"image": 1.0}
     torch.testing.assert_close(model.encoder(other), same)  # the picture is gone, whichever it was
+
+
+def test_every_sense_is_there_when_nothing_is_trained(monkeypatch):
+    "Negative control: fusion that drops senses in evaluation, too."
+    model, batch = build().eval(), rows()
+    model.encoder.dropout = {"image": 1.0, "audio": 1.0}
+    vectors = model.encoder.embed(batch)
+    for name in ("image", "audio"):
+        table, place = model.encoder.tables[name].weight, model.encoder.places[name]
+        assert vectors[name].equal(table[getattr(batch, name)] + place)
+    wrong = mutant(TokenEncoder.embed, "self.training and self.dropout.get(name)", "self.dropout.get(name)")
+    monkeypatch.setattr(TokenEncoder, "embed", wrong)
+    assert not model.encoder.embed(batch)["image"].equal(vectors["image"])
 
 
 def test_early_late_and_concat_meet_where_they_say():
@@ -259,3 +274,68 @@ def test_a_whole_step_is_what_lightning_does_in_parts(tmp_path):
     other.whole_step(rows(), other.make_optimizer())
     for name, weight in learner.state_dict().items():
         torch.testing.assert_close(other.state_dict()[name], weight, msg=name)
+
+
+def numbered(batch: TokenBatch, begin: int = 0) -> TokenBatch:
+    """The same rows with their places in episodes 3, 4, ... of a recording."""
+    episode = 3 + torch.arange(batch.first.shape[0])[:, None].expand(batch.first.shape)
+    step = begin + torch.arange(batch.first.shape[1]).expand(batch.first.shape)
+    return TokenBatch(**{**vars(batch), "episode": episode, "step": step, "first": step == 0})
+
+
+def part(batch: TokenBatch, begin: int, end: int) -> TokenBatch:
+    """Some rows of every sequence."""
+    return batch.map(lambda x: x[:, begin:end])
+
+
+def table_of(model: TokenModel, batch: TokenBatch) -> KeptStates:
+    """For its rows, in another order."""
+    order = np.random.default_rng(0).permutation(batch.step.numel())
+    sizes = {"deter": model.rssm.config.deter, "stoch": model.rssm.latents.size}
+    return KeptStates(batch.episode.flatten().numpy()[order], batch.step.flatten().numpy()[order], sizes)
+
+
+def test_a_state_that_was_kept_is_that_of_reading_the_rows_before(monkeypatch):
+    "Negative controls: the zero state, and the state of the row itself."
+    model, batch = build().eval(), numbered(rows(3, 10))
+    noise = model.rssm.latents.noise((3, 10), torch.zeros(1))
+    whole = model.read(batch, noise=noise)
+    kept = table_of(model, batch)
+    for begin in (0, 5):  # the second half goes on from what was kept of the first
+        half = part(batch, begin, begin + 5)
+        states = model.read(half, kept.before(half), noise[:, begin : begin + 5])
+        kept.keep(half, states)
+    for name in ("deter", "stoch"):
+        torch.testing.assert_close(states[name], whole[name][:, 5:], atol=2e-3, rtol=1e-3)
+    cut = model.read(half, None, noise[:, 5:])["deter"]
+    assert float((cut - whole["deter"][:, 5:]).abs().max().detach()) > 0.02
+    monkeypatch.setattr(KeptStates, "before", mutant(KeptStates.before, "batch.step[:, 0] - 1", "batch.step[:, 0]"))
+    late = model.read(half, kept.before(half), noise[:, 5:])["deter"]
+    assert float((late - whole["deter"][:, 5:]).abs().max().detach()) > 0.02
+
+
+def test_what_was_never_read_or_is_not_in_the_table_counts_as_zero():
+    model, batch = build().eval(), numbered(rows(3, 6))
+    kept = table_of(model, part(batch, 0, 4))
+    states = {name: torch.ones(3, 6, size) for name, size in kept.sizes.items()}
+    kept.keep(part(batch, 1, 6), {name: value[:, 1:] for name, value in states.items()})  # rows 4 and 5 have no place
+    known = [float(kept.before(part(batch, begin, 6))["deter"].mean()) for begin in range(6)]
+    assert known == [0, 0, 1, 1, 1, 0], "of row t - 1"
+
+
+def test_kept_states_are_refreshed_by_training_alone_and_survive_an_interruption(tmp_path):
+    batch = numbered(rows(4, 6))
+
+    def learner() -> WorldModelLearner:
+        model = build()
+        return WorldModelLearner(model, table_of(model, batch))
+
+    data = [part(batch, begin, begin + 3) for begin in (0, 3)] * 4
+    config = TrainConfig(steps=6, warmup=0, checkpoint_every=1, log_every=1)
+    whole = fit(learner(), data, tmp_path / "whole", config)
+    for steps in (2, 6):
+        parts = fit(learner(), data, tmp_path / "parts", config.change(steps=steps))
+    assert whole.kept.kept_deter.any() and whole.kept.kept_deter.equal(parts.kept.kept_deter)
+    before = whole.kept.kept_deter.clone()
+    whole.eval().losses(data[0])
+    assert whole.kept.kept_deter.equal(before)

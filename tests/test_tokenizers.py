@@ -1,10 +1,12 @@
 """Quantizer, picture and sound tokenizers: what their pages do not show."""
 
+import copy
 import io
 import math
 
 import pytest
 import torch
+from mutants import mutant
 
 from metabonk.core.errors import UsageError
 from metabonk.sense.picture import PictureConfig, PictureTokenizer, cells_along
@@ -130,6 +132,23 @@ def test_means_forget() -> None:
     assert means(torch.tensor([[0, 1, 3]]))[0, :, 0].tolist() == pytest.approx([3, 7, 0])
     means.learn(torch.tensor([[0]]), torch.tensor([[[9.0]]]))
     assert means(torch.tensor([[0, 1]]))[0, :, 0].tolist() == pytest.approx([(0.5 * 6 + 9) / (0.5 * 2 + 1), 7])
+
+
+@pytest.mark.parametrize(("make", "things", "given"), [
+    (eyes, pictures, "cells.flatten(1, 2)"), (ears, sounds, "patches"),
+], ids=["eyes", "ears"])  # fmt: skip
+def test_a_batch_does_not_know_itself(monkeypatch, make, things, given) -> None:  # noqa: ANN001
+    """Its error is that of the tokenizer as it was. Negative control: means that learn before the error is taken."""
+    tokenizer, seen = make().train(), things(16)
+    for _ in range(3):
+        tokenizer.losses(seen)
+    strange, kind = things(8).flip(0) // 2 if make is eyes else things(8) - 2, type(tokenizer)
+    before, control = copy.deepcopy(tokenizer).eval(), copy.deepcopy(tokenizer)
+    wanted = before.losses(strange)["reconstruction"]
+    torch.testing.assert_close(tokenizer.losses(strange)["reconstruction"], wanted)
+    early = f"self.training and self.means.learn(tokens, {given}); error = "
+    monkeypatch.setattr(kind, "losses", mutant(kind.losses, "error = ", early))
+    assert float((control.losses(strange)["reconstruction"] - wanted).abs().max().detach()) > 1e-3
 
 
 def test_codes_are_no_longer_than_what_they_stand_for() -> None:

@@ -2,13 +2,16 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from mutants import mutant
 
 from metabonk.core.errors import UsageError
+from metabonk.dream import transformer
 from metabonk.dream.interface import join_states, pick_states, repeat_states
 from metabonk.dream.layout import TokenLayout, dynamics_layout, encoder_layout, token_reach
-from metabonk.dream.transformer import Attention, Transformer, TransformerConfig, episode_starts
+from metabonk.dream.transformer import Attention, Transformer, TransformerConfig, episode_starts, rotary
 
 LAYOUT = dynamics_layout(2, 1, 1, agents=1)
 
@@ -251,3 +254,56 @@ def test_bad_input_says_so():
         TransformerConfig(heads=4, kv_heads=3)
     with pytest.raises(UsageError, match="context"):
         TransformerConfig(context=0)
+
+
+PLACES = torch.tensor([[0.0, 0], [1, 0], [3, 2], [0, 7]], dtype=torch.float64)
+
+
+def turned(x: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """RoPE in complex numbers: pair i of a coordinate's pairs at place m is multiplied by exp(i m 10,000^(-i / pairs))."""
+    half = x.shape[-1] // 2
+    each = half // places.shape[-1]
+    angle = (places[..., None] * 10_000.0 ** -(np.arange(each) / each)).reshape(*places.shape[:-1], half)
+    z = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angle)
+    return np.concatenate([z.real, z.imag], -1)
+
+
+def asked_by_both() -> tuple[np.ndarray, np.ndarray]:
+    """Cosines between the queries and keys of four tokens that are alike, by the library and by complex numbers."""
+    torch.manual_seed(0)
+    attention = Attention(TransformerConfig(width=16, heads=2, kv_heads=1)).double()
+    x = torch.randn(16, dtype=torch.float64).expand(4, 16)
+    with torch.no_grad():
+        q, k, _ = attention.prepare(x, rotary(PLACES, 4)[:, :, None].double())
+        plain = attention.project(x).numpy()
+    q, k = (y / y.norm(dim=-1, keepdim=True) for y in (q, k))
+    query, key = (turned(plain[:, part], PLACES.numpy()) for part in (slice(0, 8), slice(16, 24)))
+    query, key = (y / np.linalg.norm(y, axis=-1, keepdims=True) for y in (query, key))
+    return (q[:, 0] @ k[:, 0].T).numpy(), query @ key.T
+
+
+@pytest.mark.parametrize(("name", "old", "new"), [
+    ("prepare", "qk if turns is None else rotate(qk, turns)", "qk"), ("rotate", "x.roll(x.shape[-1] // 2, -1)", "x"),
+    ("rotate", "torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)", "x"), ("rotary", "-sin, sin", "sin, -sin"),
+], ids=["not rotated", "each number by itself", "rotated by nothing", "the other way"])  # fmt: skip
+def test_queries_and_keys_are_turned_by_their_places(monkeypatch, name, old, new):
+    "Negative controls in the same test; turned the other way, all cosines between places stay, so that one looks at the turns."
+    np.testing.assert_allclose(*asked_by_both(), atol=1e-6)
+    x = torch.randn(4, 8, dtype=torch.float64)
+    wanted = turned(x.numpy(), PLACES.numpy())
+    np.testing.assert_allclose(transformer.rotate(x, transformer.rotary(PLACES, 4).double()).numpy(), wanted, atol=1e-6)
+    owner = Attention if name == "prepare" else transformer
+    monkeypatch.setattr(owner, name, mutant(getattr(owner, name), old, new))
+    mine, theirs = asked_by_both()
+    other = transformer.rotate(x, transformer.rotary(PLACES, 4).double()).numpy()
+    assert max(np.abs(mine - theirs).max(), np.abs(other - wanted).max()) > 0.05
+
+
+def test_what_is_seen_depends_on_when_it_was_seen(monkeypatch):
+    "Negative control: without rotation, the last frame finds the same in a past of any order."
+    model = build(layers=1, time_every=1)
+    x = video(1, 4, model)
+    other = x[:, [1, 0, 2, 3]]
+    assert float((model(x) - model(other))[:, -1].abs().max()) > 1e-3
+    monkeypatch.setattr(Attention, "prepare", mutant(Attention.prepare, "qk if turns is None else rotate(qk, turns)", "qk"))
+    assert float((model(x) - model(other))[:, -1].abs().max()) < 1e-5

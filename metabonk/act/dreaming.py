@@ -95,7 +95,7 @@ class DreamLearner(Learner):
         config: DreamConfig | None = None,  # how; as published if not given
         change: Callable[[Imagined], Imagined] | None = None,  # replaces the rewards of dreams
         objective: Objective | None = None,  # what the actor learns; REINFORCE if not given
-        before: Callable[[Any], State] | None = None,  # batch -> states in which the model begins to read it; as at an episode's start
+        before: Callable[[Any], State] | None = None,  # batch -> states in which its reading begins; those of an episode's start
     ):
         super().__init__()
         self.config, self.change, self.objective, self.before = config or DreamConfig(), change, objective, before

@@ -36,7 +36,7 @@ from metabonk.dream.interface import (
 from ..record.exchange import picture_times, write_media
 from ..record.experience import Batch
 from ..record.look import data_uri, magma, png_uri, spectrogram
-from ..sense.logmel import LogMel, LogMelConfig, to_audio
+from ..sense.logmel import LogMel, LogMelConfig, to_audio, to_int16
 
 # %% ../../nbs/measure/84_dreams.ipynb #84-dreams-007
 def frames_to_sound(
@@ -45,8 +45,7 @@ def frames_to_sound(
     lengths: Int[np.ndarray, " time"],  # samples of each step
 ) -> Int16[np.ndarray, "channels samples"]:  # as long as all steps together
     "The sound of consecutive steps, without seams"
-    sound = np.stack([to_audio(channel, config, float(lengths.mean())) for channel in frames.unbind(1)])
-    return np.round(32_767 * np.clip(sound, -1, 1)).astype(np.int16)
+    return to_int16(np.stack([to_audio(channel, config, float(lengths.mean())) for channel in frames.unbind(1)]))
 
 # %% ../../nbs/measure/84_dreams.ipynb #84-dreams-012
 _style = """
