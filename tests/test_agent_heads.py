@@ -10,13 +10,14 @@ import torch
 from mutants import mutant
 from torch import distributions as torchs
 
+from metabonk.act import returns
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import UsageError
 from metabonk.dream import agent_heads
 from metabonk.dream.agent_heads import AgentHeads, ahead
 from metabonk.nn.actions import ActionChoice
 from metabonk.nn.distributions import Categorical, TwoHot
-from metabonk.nn.layers import MLP
+from metabonk.nn.layers import MLP, ContinueHead
 
 MIXED = ActionSpec(binary=2, categorical=(3, 4), continuous=2)
 
@@ -205,19 +206,44 @@ def test_drawn_actions_of_several_kinds_are_whole_where_they_must_be():
 
 
 def continuation_by_both() -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss by the library, and the cross-entropy to (1 - terminal)(1 - 1/333) in NumPy."""
+    """The loss by the library, and the cross-entropy to 1 - terminal in NumPy."""
     heads, (features, action, reward, terminated, first) = case()
     torch.nn.init.normal_(heads.continue_head[-1].weight)
     logit = heads.continue_head(features)[..., 0].detach().double().numpy()
-    p, target = 1 / (1 + np.exp(-logit)), (1 - terminated.double().numpy()) * (1 - 1 / 333)
+    p, target = 1 / (1 + np.exp(-logit)), 1 - terminated.double().numpy()
     wanted = -(target * np.log(p) + (1 - target) * np.log(1 - p))
     mine = heads.losses(features, action, reward, terminated, first)["continue"].detach()
     return mine.double(), torch.from_numpy(wanted)
 
 
-def test_continuation_learns_the_published_target(monkeypatch):
-    "Negative control: without the discount."
+def test_continuation_learns_a_probability(monkeypatch):
+    "Negative control: a discount in its target, which returns would then apply a second time."
     torch.testing.assert_close(*continuation_by_both(), atol=1e-5, rtol=1e-5)
-    monkeypatch.setattr(AgentHeads, "losses", mutant(AgentHeads.losses, " * CONTINUE", ""))
+    discounted = mutant(ContinueHead.loss, "self.certain * goes_on", "(1 - 1 / 333) * goes_on")
+    monkeypatch.setattr(ContinueHead, "loss", discounted)
     mine, wanted = continuation_by_both()
+    assert float((mine - wanted).abs().max()) > 1e-3
+
+
+def returns_of_a_dream() -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the heads' own dream: by the library, and equation 10 in NumPy with the published discount."""
+    heads, (features, *_) = case()
+    torch.nn.init.normal_(heads.continue_head[-1].weight)
+    with torch.no_grad():
+        reward, c, v = heads.reward(features), heads.continuation(features), torch.randn(2, 6)
+        mine = returns.lambda_returns(reward, v, c)
+    after, wanted = v[:, -1].double().numpy(), []
+    for t in reversed(range(1, 6)):
+        r, goes_on, worth = (x[:, t].double().numpy() for x in (reward, c, v))
+        after = r + (1 - 1 / 333) * goes_on * (0.05 * worth + 0.95 * after)
+        wanted.append(after)
+    return mine.double(), torch.from_numpy(np.stack(wanted[::-1], 1))
+
+
+def test_what_continues_is_discounted_where_returns_are_made(monkeypatch):
+    "Negative control: continuation without the discount."
+    torch.testing.assert_close(*returns_of_a_dream(), atol=1e-5, rtol=1e-5)
+    without = mutant(returns.lambda_returns, "discount * continuation[..., 1:]", "continuation[..., 1:]")
+    monkeypatch.setattr(returns, "lambda_returns", without)
+    mine, wanted = returns_of_a_dream()
     assert float((mine - wanted).abs().max()) > 1e-3

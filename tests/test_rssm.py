@@ -304,7 +304,8 @@ def test_bell_curves_are_those_of_torch():
     ("curves", " + self.low", ""), ("kl", "self.curves(raw_p), self.curves(raw_q)", "self.curves(raw_q), self.curves(raw_p)"),
     ("kl", "std_q.log() - std_p.log()", "std_p.log() - std_q.log()"), ("kl", "2 * std_q.square()", "std_q.square()"),
     ("kl", "(mean_p - mean_q).square()", "(mean_p - mean_q).abs()"), ("kl", " - 0.5", ""),
-], ids=["no least spread", "the other way round", "logarithms exchanged", "no half", "distance not squared", "no constant"])  # fmt: skip
+], ids=["no least spread", "the other way round", "logarithms exchanged", "no half", "distance not squared",
+        "no constant"])  # fmt: skip
 def test_deliberate_errors_in_bell_curves_are_caught(monkeypatch, name, old, new):
     "Negative controls."
     monkeypatch.setattr(GaussianLatents, name, mutant(getattr(GaussianLatents, name), old, new))
