@@ -4,17 +4,22 @@
 
 # %% auto #0
 __all__ = ['run_command', 'games_command', 'record_command', 'site_command', 'notebooks_command', 'hooks_command', 'parser',
-           'main']
+           'one_line', 'main']
 
 # %% ../nbs/pipeline/99_cli.ipynb #99-cli-002
 import argparse
+import os
+import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .core.config import check_value
 from .core.errors import MetaBonkError, UsageError
+from .core.text import parse_yaml
 
 # %% ../nbs/pipeline/99_cli.ipynb #99-cli-004
 def _check_game(name: str) -> None:
@@ -37,20 +42,27 @@ def _settings(pairs: Sequence[str]) -> dict[str, str]:
         name, equals, value = pair.partition("=")
         if not (equals and name.strip()):
             raise UsageError(f"--set takes name=value, not {pair!r}; for example --set record.steps=500")
+        if name.strip() in settings:
+            raise UsageError(f"--set {name.strip()} is there twice: leave one of them out")
         settings[name.strip()] = value
     return settings
 
 # %% ../nbs/pipeline/99_cli.ipynb #99-cli-005
 def run_command(options: argparse.Namespace) -> int:
     "Execute a pipeline"
+    from metabonk.core.seed import check_seed
     from metabonk.pipeline.runner import run_pipeline
 
     given = {name: getattr(options, name) for name in ("game", "preset", "seed") if getattr(options, name) is not None}
+    settings = _settings(options.set)
+    for name in given:
+        if name in settings:
+            raise UsageError(f"--{name} and --set {name}=... say the same thing: leave one of them out")
     outcome = run_pipeline(
         options.pipeline,
-        overrides={**given, **_settings(options.set)},
+        overrides={**given, **settings},
         run=options.run,
-        checks={"game": _check_game, "preset": _check_preset},
+        checks={"game": _check_game, "preset": _check_preset, "seed": check_seed},
         dry_run=options.dry_run,
         again=options.again,
     )
@@ -69,11 +81,9 @@ def games_command(options: argparse.Namespace) -> int:
 
 def record_command(options: argparse.Namespace) -> int:
     "Record a game into a store"
-    import yaml
-
     from metabonk.record.recorder import record_command as record
 
-    settings = {name: yaml.safe_load(value) for name, value in _settings(options.set).items()}
+    settings = {name: parse_yaml(value, f"--set {name}") for name, value in _settings(options.set).items()}
     print(
         record(
             options.game, options.store, options.steps, options.episodes, options.policy, options.seed, options.games,
@@ -129,6 +139,38 @@ def hooks_command(options: argparse.Namespace) -> int:
     return 0
 
 # %% ../nbs/pipeline/99_cli.ipynb #99-cli-007
+_debug_help = "show the traceback of an error (also METABONK_DEBUG=1)"
+
+
+class _Parser(argparse.ArgumentParser):
+    "A parser whose complaints are one line, as all others are"
+
+    def error(self, message: str) -> Any:
+        "Raise what argparse would print together with the usage"
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    "What reads a whole number of at least `least`, and at most `most`"
+    def read(text: str) -> int:
+        try:
+            value = check_value(parse_yaml(text, "the number"), int, "it")
+        except UsageError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"{value} is not {f'from {least} to {most}' if most else f'{least} or more'}")
+        return value
+
+    return read
+
+
+def _path(text: str) -> Path:
+    "What reads a path"
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
+
+
 def _command(
     commands: Any,  # what `add_subparsers` returned
     name: str,  # the word on the command line
@@ -144,18 +186,20 @@ def _command(
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=_debug_help)
     parser.set_defaults(function=function)
     return parser
 
 
 def parser() -> argparse.ArgumentParser:  # of the whole command line
     "The commands and their arguments"
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="metabonk",
         description="Agents that see and hear games: record, learn, dream, play again.",
         epilog="example:\n  metabonk run pipelines/metabonk.yaml",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    top.add_argument("--debug", action="store_true", help=_debug_help)
     top.add_argument("--version", action="version", version=f"metabonk {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -166,7 +210,7 @@ def parser() -> argparse.ArgumentParser:  # of the whole command line
     run.add_argument("--game", help="which game, as `metabonk games` lists them")
     run.add_argument("--preset", help="tiny, small or paper")
     run.add_argument("--seed", help="the number from which every random choice follows")
-    run.add_argument("--run", type=Path, help="the run folder (default: runs/NAME of the pipeline)")
+    run.add_argument("--run", type=_path, help="the run folder (default: runs/NAME of the pipeline)")
     run.add_argument("--set", action="append", default=[], metavar="STAGE.PARAMETER=VALUE", help="set one parameter")
     run.add_argument("--again", action="append", default=[], metavar="STAGE", help="run this stage in any case")
     run.add_argument("--dry-run", action="store_true", help="list what would run and why, and stop")
@@ -175,27 +219,27 @@ def parser() -> argparse.ArgumentParser:  # of the whole command line
 
     record = _command(commands, "record", record_command, "metabonk record bonk stores/bonk --steps 2000 --games 2")
     record.add_argument("game", help="which game, as `metabonk games` lists them")
-    record.add_argument("store", type=Path, help="the folder of the store; appended to if it is there")
-    record.add_argument("--steps", type=int, help="how many steps, over all games")
-    record.add_argument("--episodes", type=int, help="how many whole episodes, over all games")
+    record.add_argument("store", type=_path, help="the folder of the store; appended to if it is there")
+    record.add_argument("--steps", type=_whole(1), help="how many steps, over all games")
+    record.add_argument("--episodes", type=_whole(1), help="how many whole episodes, over all games")
     record.add_argument("--policy", default="sticky_random", help="who plays (default: sticky_random)")
-    record.add_argument("--seed", type=int, default=0, help="the number from which every random choice follows")
-    record.add_argument("--games", type=int, default=1, help="how many games at once on this computer (default: 1)")
-    record.add_argument("--workers", type=int, default=0, help="how many workers of a Ray cluster (default: none)")
+    record.add_argument("--seed", type=_whole(0), default=0, help="the number from which every random choice follows")
+    record.add_argument("--games", type=_whole(1), default=1, help="how many games at once on this computer (default: 1)")
+    record.add_argument("--workers", type=_whole(0), default=0, help="how many workers of a Ray cluster (default: none)")
     record.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the game")
 
     site = _command(commands, "site", site_command, "metabonk site --serve")
-    site.add_argument("--output", type=Path, default=Path("_site"), help="where to (default: _site)")
+    site.add_argument("--output", type=_path, default=Path("_site"), help="where to (default: _site)")
     site.add_argument("--execute", action="store_true", help="execute the notebooks first")
     site.add_argument("--check", action="store_true", help="fail if an internal link or anchor is broken")
     site.add_argument("--serve", action="store_true", help="serve it until Ctrl-C")
-    site.add_argument("--port", type=int, default=8000, help="the port for --serve (default: 8000)")
+    site.add_argument("--port", type=_whole(0, 65535), default=8000, help="the port for --serve (default: 8000)")
     site.add_argument("--host", default="127.0.0.1", help="the address for --serve (default: this computer alone)")
 
     notebooks = _command(commands, "notebooks", notebooks_command, "metabonk notebooks --check")
     notebooks.add_argument("--check", action="store_true", help="change nothing, fail if something is out of step")
     notebooks.add_argument(
-        "--execute", nargs="*", type=Path, metavar="NOTEBOOK", help="run these (default: all) and keep their outputs"
+        "--execute", nargs="*", type=_path, metavar="NOTEBOOK", help="run these (default: all) and keep their outputs"
     )
 
     hooks = _command(commands, "hooks", hooks_command, "metabonk hooks")
@@ -203,21 +247,38 @@ def parser() -> argparse.ArgumentParser:  # of the whole command line
     return top
 
 # %% ../nbs/pipeline/99_cli.ipynb #99-cli-009
+def one_line(
+    error: BaseException,  # what was raised
+) -> str:  # without line breaks, and nothing that a terminal would obey
+    "What an error says, for a terminal"
+    text = re.sub(r"\s*[\r\n]+\s*", " ", str(error).strip())
+    if not isinstance(error, MetaBonkError):
+        package = str(Path(sys.modules["metabonk"].__file__ or "").parent)
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(package)]
+        place = f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
+        text = f"unexpected {type(error).__name__}{place}: {text[:500]} (--debug shows the traceback)"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def main(
     arguments: Sequence[str] | None = None,  # the words after `metabonk`; those of the process if not given
 ) -> int:  # exit status
     "Run one command line"
-    options = parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given or os.environ.get("METABONK_DEBUG", "0") not in ("", "0")
     try:
+        options = parser().parse_args(arguments)
         return options.function(options)
-    except MetaBonkError as error:
-        print(f"metabonk: {error}", file=sys.stderr)
-        return error.exit_status
     except KeyboardInterrupt:
         print("metabonk: stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 0
+    except Exception as error:
+        if debug:
+            traceback.print_exception(error)
+        print(f"metabonk: {one_line(error)}", file=sys.stderr)
+        return error.exit_status if isinstance(error, MetaBonkError) else 1
 
 # %% ../nbs/pipeline/99_cli.ipynb #99-cli-010
 #| eval: false

@@ -4,9 +4,9 @@ import copy
 from pathlib import Path
 
 import pytest
-import yaml
 
 from metabonk.core.errors import RomError, UsageError
+from metabonk.core.text import parse_yaml
 from metabonk.play import profile as module
 from metabonk.play.profile import (
     Probe,
@@ -48,7 +48,7 @@ class Memory:
 
 
 def make(text: str = BASE, **weights: float) -> Profile:
-    return compile_profile(yaml.load(text, module.Loader), "game", "game.yaml", weights)
+    return compile_profile(parse_yaml(text, "game.yaml"), "game", "game.yaml", weights)
 
 
 def values(expression: str, xs: list[int], extra: str = "") -> list[float]:
@@ -195,8 +195,8 @@ def test_a_table_that_is_not_set_up_has_no_rows() -> None:
         ("0xC000 u8", "0xC000 popcount0", "unknown type 'popcount0'"),
         ("{x: 0xC000 u8", "{new: 0xC000 u8", "probe 'new' is the name of a function"),
         ("{x: 0xC000 u8", "{X: 0xC000 u8", "probe 'X': a name is lower-case"),
-        ("{x: 0xC000 u8", "{on: 0xC000 u8", "YAML reads on, off, yes and no as booleans"),
-        ("{x: 0xC000 u8", "{x: 0xC009 u8, x: 0xC000 u8", "line 4: not a profile: 'x' is there twice"),
+        ("{x: 0xC000 u8", "{true: 0xC000 u8", "probe True: a name is lower-case"),
+        ("{x: 0xC000 u8", "{x: 0xC009 u8, x: 0xC000 u8", "line 4: not YAML: 'x' is there twice"),
         ("{moved:", "{y:", "value 'y': the name is there twice"),
         ("{x: 0xC000 u8", "{x: 0xC000 u8, team_1_hp: 0xC004 u8", "probe 'team_1_hp': the name is there twice"),
         ("[left, b]", "[lfet, b]", "action 'left_b': unknown button 'lfet': did you mean 'left'"),
@@ -214,8 +214,8 @@ def test_a_table_that_is_not_set_up_has_no_rows() -> None:
         ("title: A game", "title: A game\nrom: {sha1: abc}", "sha1 'abc' must be 40 hexadecimal digits"),
         ("title: A game", "title: A game\nrom: {md5: abc}", "rom: unknown entry 'md5'"),
         ("terms: {", "terms: [1]\nnames2: {", "section 'terms' must hold lines"),
-        ("title: A game", "title: [A game", "not a profile"),
-        ("title: A game", "\ttitle: A game", "not a profile"),
+        ("title: A game", "title: [A game", "not YAML"),
+        ("title: A game", "\ttitle: A game", "not YAML"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_clear_line(tmp_path: Path, old: str, new: str, said: str) -> None:

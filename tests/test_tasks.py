@@ -85,7 +85,7 @@ def test_a_diamond_is_told_from_its_count(tmp_path):
 def test_bad_files_say_what_is_wrong(tmp_path):
     cache = recorded(tmp_path / "store", [[[0, 1]]])
     texts = {"tasks: {}": "no task", "title: x": "no task", "tasks: [a]": "must hold lines", "goals: {a: 1}": "unknown section",
-             "- a": "not a task set", "tasks: {a: b": "not a task set"}  # fmt: skip
+             "- a": "not a task set", "tasks: {a: b": "not YAML"}  # fmt: skip
     for text, said in texts.items():
         path = tmp_path / "file.yaml"
         path.write_text(text)

@@ -9,6 +9,7 @@ __all__ = ['check_value', 'Config']
 import dataclasses
 import hashlib
 import json
+import sys
 import types
 import typing
 from dataclasses import dataclass
@@ -17,6 +18,20 @@ from typing import Any, ClassVar, Self
 from .errors import UsageError, unknown
 
 # %% ../../nbs/core/02_config.ipynb #02-config-005
+def _misfit(value: Any, annotation: Any, name: str) -> UsageError:
+    "The error for a value that does not fit"
+    wanted = annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else str(annotation)
+    kinds = typing.get_args(annotation) or (annotation,)
+    hint = ""
+    if str in kinds and isinstance(value, int | float):
+        hint = ': quote it in YAML, as in "010"'
+    elif bool in kinds and isinstance(value, str):
+        hint = ": write true or false"
+    shown = repr(value)
+    shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
+    return UsageError(f"{name} must be {wanted}, not {shown} ({type(value).__name__}){hint}")
+
+
 def check_value(
     value: Any,  # what was given
     annotation: Any,  # the type that the field or parameter declares
@@ -33,7 +48,7 @@ def check_value(
             except UsageError:
                 continue
     elif origin is typing.Literal:
-        if value in arguments:
+        if any(value == known and type(value) is type(known) for known in arguments):
             return value
         raise unknown(f"value of {name}", str(value), map(str, arguments))
     elif origin is tuple and isinstance(value, (list, tuple)):
@@ -45,8 +60,11 @@ def check_value(
         return [check_value(item, arguments[0], name) for item in value]
     elif origin is dict and isinstance(value, dict):
         return {check_value(k, arguments[0], name): check_value(v, arguments[1], name) for k, v in value.items()}
-    elif annotation is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    elif annotation is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if abs(value) <= sys.float_info.max:  # neither infinite, nor not a number, nor too large for a float
+            return float(value)
+    elif annotation is tuple and isinstance(value, list):
+        return tuple(value)
     elif annotation is type(None):
         if value is None:
             return None
@@ -54,8 +72,7 @@ def check_value(
         isinstance(value, bool) and annotation is not bool
     ):
         return value
-    wanted = getattr(annotation, "__name__", None) if origin is None else None
-    raise UsageError(f"{name} must be {wanted or str(annotation)}, not {value!r} ({type(value).__name__})")
+    raise _misfit(value, annotation, name)
 
 # %% ../../nbs/core/02_config.ipynb #02-config-010
 @dataclass(frozen=True)

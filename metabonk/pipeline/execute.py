@@ -9,6 +9,7 @@ __all__ = ['OwnKernels', 'kernel_environment', 'CellStopped', 'Guard', 'Engine',
 import contextlib
 import logging
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -29,7 +30,7 @@ from papermill.engines import NBClientEngine, NotebookExecutionManager, papermil
 from papermill.translators import PythonTranslator, papermill_translators
 
 from ..core.files import disk_errors, write_atomic
-from .stages import runs
+from .stages import open_notebook, runs
 
 # %% ../../nbs/pipeline/91_execute.ipynb #91-execute-006
 class OwnKernels(KernelSpecManager):
@@ -147,6 +148,12 @@ class Guard:
             self.cell_end = None
 
 # %% ../../nbs/pipeline/91_execute.ipynb #91-execute-011
+_kernel_options = [
+    "--InteractiveShell.automagic=False",  # `run: str` is no %run
+    "--InteractiveShellApp.ignore_cwd=True",  # a file in the current folder is no module
+]
+
+
 class _Saver(NotebookExecutionManager):
     "Papermill's record of an execution; saves whole files or nothing"
 
@@ -215,7 +222,9 @@ class _Client(PapermillNotebookClient):
     def _explain(self, number: int, error: Exception) -> CellStopped:
         "Why a cell did not end well, when nobody stopped it"
         if isinstance(error, CellExecutionError):
-            return CellStopped("error", number, error.ename, error.evalue)
+            stopped = CellStopped("error", number, error.ename, error.evalue)
+            stopped.add_note(re.sub(r"\x1b\[[0-9;]*m", "", error.traceback))
+            return stopped
         if isinstance(error, CellTimeoutError):
             return CellStopped("died", number, "TimeoutError", "the kernel does not answer any more")
         status = self.guard.process.poll()
@@ -260,7 +269,7 @@ class Engine(NBClientEngine):
             with tempfile.TemporaryDirectory(prefix="metabonk-") as sockets, guard.on_duty():
                 client = _Client(saver, guard, progress, started, sockets, kernel_name=kernel_name,
                                  timeout=None, iopub_timeout=60, startup_timeout=120,
-                                 extra_arguments=["--InteractiveShell.automagic=False"])  # `run: str` is no %run
+                                 extra_arguments=_kernel_options)
                 try:
                     client.execute(env=kernel_environment(), cwd=folder, stdout=log, stderr=log)
                 except (RuntimeError, TimeoutError) as error:
@@ -312,7 +321,7 @@ def execute(
         progress(*now)
 
     guard = Guard(timeout, time_limit, grace, tick=lambda: progress(*state))
-    notebook = nbformat.read(str(source), as_version=4)
+    notebook = open_notebook(source)
     log_path = Path(target).with_suffix(".log") if target else Path(os.devnull)
     with disk_errors(log_path):
         log = open(log_path, "wb")  # noqa: SIM115

@@ -14,6 +14,7 @@ import nbformat
 
 from ..core.errors import FolderError
 from .render import cell_options, shows, text_of
+from .stages import open_notebook
 
 # %% ../../nbs/pipeline/98_readme.ipynb #98-readme-004
 def repository_links(
@@ -69,6 +70,6 @@ def readme_text(
     path = Path(root) / "nbs/index.ipynb"
     if not path.exists():
         raise FolderError(f"no {path}: the README is made from it, in a checkout of the repository")
-    cells = [cell_text(cell) for cell in nbformat.read(path, 4).cells]
+    cells = [cell_text(cell) for cell in open_notebook(path).cells]
     made = "<!-- Made from nbs/index.ipynb by `metabonk notebooks`: edit the notebook. -->"
     return "\n\n".join([*(cell for cell in cells if cell), made]) + "\n"

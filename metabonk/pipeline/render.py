@@ -27,11 +27,11 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import nbformat
 from nbformat import NotebookNode
 
 from ..core.errors import MissingLibrary
 from ..core.files import write_atomic
+from .stages import open_notebook
 
 # %% ../../nbs/pipeline/93_render.ipynb #93-render-004
 ASSETS = Path(importlib.util.find_spec("metabonk").submodule_search_locations[0]) / "pipeline/assets"  # type: ignore[union-attr,index]
@@ -493,7 +493,7 @@ def render_notebook(
     prefix: str = "",  # put in front of every anchor, where several notebooks share a page
 ) -> Rendered:  # the parts of a page
     "A notebook with its outputs as HTML"
-    node: NotebookNode = nbformat.read(notebook, 4) if isinstance(notebook, (str, Path)) else notebook
+    node: NotebookNode = open_notebook(notebook) if isinstance(notebook, (str, Path)) else notebook
     title, subtitle, markdown = notebook_markdown(node, media, link)
     body = pandoc_html(markdown, prefix)
     return Rendered(title, subtitle, body, Outline(body).sections)

@@ -13,12 +13,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
 from ..core.files import write_atomic
 from ..core.run import Run
 from .render import inline_html, render_notebook, self_contained_page
-from .stages import read_parameters, tagged
+from .stages import open_notebook, read_parameters, tagged
 
 # %% ../../nbs/pipeline/94_report.ipynb #94-report-006
 _words = {"done": "done", "failed": "failed", "interrupted": "interrupted", "running": "stopped"}
@@ -122,7 +120,7 @@ def stage_section(
     record: Mapping[str, Any],  # its entry in the manifest
 ) -> tuple[str, str]:  # title and HTML
     "One stage's notebook as a section of the page"
-    notebook = nbformat.read(str(run.notebook(name)), as_version=4)
+    notebook = open_notebook(run.notebook(name))
     failed, cells, given = record.get("error", {}).get("cell"), [], ""
     for cell in notebook.cells:
         if tagged(cell, "parameters"):

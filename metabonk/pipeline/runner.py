@@ -24,7 +24,7 @@ from ..core.errors import DiskFull, MetaBonkError, StageFailed, StageInterrupted
 from ..core.files import disk_errors, file_hash, write_atomic
 from ..core.run import Run, environment, now, snapshot
 from .resume import Step, input_state, make_plan
-from .stages import Pipeline, check_kernel, find_pipeline, literate_notebooks
+from .stages import Pipeline, check_kernel, find_pipeline, literate_notebooks, open_notebook
 
 # %% ../../nbs/pipeline/93_runner.ipynb #93-runner-006
 class Display:
@@ -242,7 +242,7 @@ class Execution:
         except CellStopped as stopped:
             status = "interrupted" if stopped.kind == "interrupted" else "failed"
             record["error"] = {key: getattr(stopped, key) for key in ("kind", "cell", "name", "message")}
-            raise stage_error(name, notebook=notebook, **record["error"]) from None
+            raise stage_error(name, notebook=notebook, **record["error"]) from stopped
         except KeyboardInterrupt:
             raise stage_error(name, "interrupted", 0, "KeyboardInterrupt", "SIGINT", notebook) from None
         except BaseException:
@@ -321,8 +321,8 @@ def execute_notebooks(
             except CellStopped as stopped:
                 kind = StageInterrupted if stopped.kind == "interrupted" else StageFailed
                 raise kind(f"{_near(path)} stopped in cell {stopped.cell} with {stopped.name}: "
-                           f"{stopped.message}; its outputs stay as they were") from None
-            notebook = nbformat.read(path, as_version=4)
+                           f"{stopped.message}; its outputs stay as they were") from stopped
+            notebook = open_notebook(path)
             for old, new in zip(notebook.cells, done.cells, strict=True):
                 if new.metadata.papermill["start_time"]:
                     old.outputs = new.outputs

@@ -37,6 +37,7 @@ import yaml
 
 from ..core.errors import FolderError, MetaBonkError, UsageError, unknown
 from ..core.files import disk_errors, write_atomic
+from ..core.text import read_yaml
 from .links import check_site as check_site
 from .reference import Symbol, all_symbols, module_symbols, reference_markdown
 from metabonk.pipeline.render import (
@@ -55,6 +56,7 @@ from metabonk.pipeline.render import (
     policy,
     text_of,
 )
+from .stages import open_notebook
 
 # %% ../../nbs/pipeline/95_site.ipynb #95-site-004
 @dataclass
@@ -85,10 +87,9 @@ def read_book(
 ) -> Book:  # everything that both builders need
     "Read title and navigation; an entry that is not there names the nearest notebook"
     folder = root / "nbs"
-    try:
-        settings = yaml.safe_load((root / "_quarto.yml").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FolderError(f"no _quarto.yml in {root}: the site is built from a checkout of the repository") from None
+    if not (root / "_quarto.yml").exists():
+        raise FolderError(f"no _quarto.yml in {root}: the site is built from a checkout of the repository")
+    settings = read_yaml(root / "_quarto.yml")
     site = settings["website"]
     known = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.ipynb") if "." not in path.parts[-2])
 
@@ -155,7 +156,7 @@ def read_page(
 ) -> Page:  # with its symbols, not rendered yet
     "What can be said about a page before any page is rendered"
     page = Page(notebook, chapter, page_address(notebook))
-    node = nbformat.read(book.root / "nbs" / notebook, 4)
+    node = open_notebook(book.root / "nbs" / notebook)
     heading = re.match(r"\s*# +(.+)", text_of(node.cells[0].source) if node.cells else "")
     page.title = heading[1].strip() if heading else page.address
     options = [cell_options(text_of(cell.source))[0] for cell in node.cells if cell.cell_type == "code"]
@@ -538,7 +539,7 @@ def build_site(
 
     def notebook(page: Page) -> nbformat.NotebookNode:
         path = root / "nbs" / page.notebook
-        return _executed(path) if execute and not page.notebook.startswith("stages/") else nbformat.read(path, 4)
+        return _executed(path) if execute and not page.notebook.startswith("stages/") else open_notebook(path)
 
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -104,7 +104,8 @@ class Worker:
     ):
         ours, theirs = socket.socketpair()
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-        command = [sys.executable, "-c", "import sys, metabonk.play.vector as v; v.serve(int(sys.argv[1]))", str(theirs.fileno())]
+        code = "import sys, metabonk.play.vector as v; v.serve(int(sys.argv[1]))"
+        command = [sys.executable, "-P", "-c", code, str(theirs.fileno())]  # -P: the current folder holds no modules
         self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL)
         theirs.close()
         self.pipe = Connection(ours.detach())

@@ -16,8 +16,9 @@ import pandas as pd
 from jaxtyping import Bool, Int
 
 import metabonk
+from ..core.config import check_value
 from ..core.errors import UsageError
-from ..play.profile import compile_expressions, find_yaml, read_yaml
+from ..play.profile import compile_expressions, find_yaml, read_sections
 from .cache import Cache
 
 # %% ../../nbs/record/28_tasks.ipynb #28-tasks-006
@@ -56,8 +57,10 @@ class TaskSet:
     ) -> Self:  # expressions are checked against a recording when they meet one
         "Read a file of tasks"
         path = find_yaml(name, TASKS, "task set")
-        content = read_yaml(path, "task set", ("title", "tasks", "milestones"))
-        return cls(str(content.get("title", path.stem)), content.get("tasks", {}), content.get("milestones", {}), str(path))
+        content = read_sections(path, "task set", ("title", "tasks", "milestones"))
+        tasks = check_value(content.get("tasks", {}), dict[str, Any], f"{path}: tasks")
+        milestones = check_value(content.get("milestones", {}), dict[str, Any], f"{path}: milestones")
+        return cls(str(content.get("title", path.stem)), tasks, milestones, str(path))
 
     def done(
         self,
