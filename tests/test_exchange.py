@@ -204,7 +204,7 @@ def test_minari_bad_folders(tmp_path: Path) -> None:
     """A folder in use, one that is not there, somebody else's dataset, a damaged file."""
     store = make_store(tmp_path / "s")
     folder = export_minari(store, tmp_path / "m")
-    with pytest.raises(FolderError, match="not empty"):
+    with pytest.raises(FolderError, match="holds other things"):
         export_minari(store, folder)
     with pytest.raises(FolderError, match="no Minari dataset"):
         import_minari(tmp_path / "nowhere", tmp_path / "back")

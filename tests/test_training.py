@@ -408,15 +408,17 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip("needs a device that is always full")
     fit(Noisy(), pairs(), tmp_path, CONFIG.change(steps=5))
     before = (tmp_path / "checkpoints" / "last.ckpt").read_bytes()
-    fdopen, files = os.fdopen, []
+    files = []
 
-    def full(descriptor: int, mode: str) -> Any:
-        files.append(descriptor)
-        os.dup2(os.open("/dev/full", os.O_WRONLY), descriptor)
-        return fdopen(descriptor, mode)
+    def full(path: Path, mode: str = "r", **options: Any) -> Any:
+        if mode != "wb" or not path.name.startswith(".metabonk-"):
+            return open(path, mode, **options)
+        files.append(path)
+        path.touch()
+        return open("/dev/full", "wb")
 
     with monkeypatch.context() as patch:
-        patch.setattr("metabonk.core.training.os.fdopen", lambda d, m: full(d, m) if m == "wb" else fdopen(d, m))
+        patch.setattr("metabonk.core.training.open", full, raising=False)
         with pytest.raises(DiskFull, match="while writing .*: free some, then run again"):
             fit(Noisy(), pairs(), tmp_path, CONFIG)
     assert files

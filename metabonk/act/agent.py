@@ -9,10 +9,7 @@ __all__ = ['RawSenses', 'own_chance', 'begin_chance', 'Expected', 'Agent', 'play
 import contextlib
 import dataclasses
 import json
-import os
-import shutil
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +24,7 @@ from torch import Tensor
 
 from .actor_critic import ActorCritic, ActorCriticConfig
 from ..core.errors import FolderError, UsageError
-from ..core.files import disk_errors, write_atomic
+from ..core.files import claim_folder, replacing, write_atomic
 from ..core.progress import progress
 from ..core.seed import spawn_seeds
 from ..dream.interface import Saveable, State, WorldModel
@@ -236,31 +233,20 @@ class Agent:
         folder: str | Path,  # made, or replaced
     ) -> Path:  # the folder
         "Keep all in one folder: `agent.json`, `actor_critic.safetensors`, and in `model` what the model writes"
+        folder = claim_folder(folder, "agent", ("agent.json",))
         if not isinstance(self.model, Saveable):
             raise UsageError(f"{type(self.model).__name__} can't be saved: give the model `save` and `load`")
-        folder = Path(folder)
-        whole = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
         about = {
             "format": "metabonk agent", "version": 1, "game": self.game, "greedy": self.greedy,
             "actor_critic": self.actor_critic.config.to_dict(), "features": self.model.feature_size,
             "actions": self.model.spec.to_dict(),
         }  # fmt: skip
-        with disk_errors(folder):
-            whole.mkdir(parents=True)
-            try:
-                self.model.save(whole / "model")
-                tensors = {name: tensor.contiguous() for name, tensor in self.actor_critic.state_dict().items()}
-                save_file(tensors, whole / "actor_critic.safetensors")
-                write_atomic(whole / "agent.json", json.dumps(about, indent=1))
-                if folder.exists():
-                    old = whole.with_name(whole.name + ".old")
-                    os.replace(folder, old)
-                    os.replace(whole, folder)
-                    shutil.rmtree(old)
-                else:
-                    os.replace(whole, folder)
-            finally:
-                shutil.rmtree(whole, ignore_errors=True)
+        with replacing(folder) as part:
+            part.mkdir()
+            self.model.save(part / "model")
+            tensors = {name: tensor.contiguous() for name, tensor in self.actor_critic.state_dict().items()}
+            save_file(tensors, part / "actor_critic.safetensors")
+            write_atomic(part / "agent.json", json.dumps(about, indent=1))
         return folder
 
     @classmethod

@@ -20,7 +20,7 @@ from .agent import Agent, play_episodes
 from .dreaming import DreamConfig, DreamLearner
 from ..core.config import Config
 from ..core.errors import FolderError, UsageError
-from ..core.files import disk_errors, folder_lock, write_atomic
+from ..core.files import claim_folder, disk_errors, folder_lock, write_atomic
 from ..core.seed import spawn_seeds
 from ..core.training import Learner, TrainConfig, fit
 from ..dream.interface import Saveable
@@ -115,6 +115,7 @@ class FineTune:
 
     def run(self) -> pd.DataFrame:  # the table
         "Play the rounds that are not played yet"
+        claim_folder(self.folder, "fine-tuning", ("finetune.json", "round-000/agent"))
         with folder_lock(self.folder, "fine-tuning folder"):
             self._resume()
             while len(self.rows) <= self.config.rounds:
@@ -130,7 +131,7 @@ class FineTune:
         "Play, record, score, and note the round as done"
         config, place = self.config, self.folder / f"round-{number:03d}"
         about: dict[str, Any] = {"round": number, "tuning": self.folder.name}
-        there: Any = Store.open(self.store).episodes if (self.store / "store.json").exists() else ()
+        there: Any = Store.open(self.store).episodes if Store.exists(self.store) else ()
         begun_before = sum(about.items() <= episode.about.items() for episode in there)  # an interrupted round plays other ones
         seed = spawn_seeds(config.seed, number + 1)[-1] + begun_before
         played = play_episodes(self.agent, self.game, config.episodes, seed, config.games, self.settings, self.store, about)

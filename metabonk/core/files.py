@@ -80,6 +80,8 @@ def replacing(
         try:
             yield part
             if part.is_dir():
+                for file in part.rglob("*"):
+                    _flush(file)
                 _exchange(part, path)
             else:
                 _flush(part)

@@ -17,7 +17,6 @@ import random
 import re
 import signal
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -46,7 +45,7 @@ from .capture import CapturedStep
 from .config import Config
 from .device import pick_device, pick_precision, without_autocast
 from .errors import FolderError, MetaBonkError, TrainingStopped, UsageError, unknown
-from .files import disk_errors, folder_lock, write_atomic
+from .files import claim_folder, disk_errors, folder_lock, remove_leftovers, replacing, write_atomic
 from .optimizer import LaProp, Muon
 from .progress import progress
 from .seed import seed_everything, spawn_seeds
@@ -363,17 +362,8 @@ class _Files(TorchCheckpointIO):
         path = Path(path)
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    _save(checkpoint, file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.chmod(partial, 0o644)
-                os.replace(partial, path)
-            except BaseException:
-                Path(partial).unlink(missing_ok=True)
-                raise
+            with replacing(path) as part, open(part, "wb") as file:
+                _save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = True) -> dict[str, Any]:
         return _load(Path(path))
@@ -532,8 +522,8 @@ class _Keeper(L.Callback):
             logs = self.folder / "logs"
             with disk_errors(logs):
                 logs.mkdir(parents=True, exist_ok=True)
+                self.board = _Board(logs, self.step)  # first: by its file the folder is known
                 self.table = _Table(logs / "log.csv", self.step)
-                self.board = _Board(logs, self.step)
             self.bar = progress((), self.config.steps, self.learner, "step")
             self.bar.update(self.step)
             self.open += [self.table, self.board, self.bar]
@@ -657,6 +647,9 @@ def fit(
     "Train, or go on training: `TrainingStopped` if it can't go on"
     folder, config = Path(folder), config or TrainConfig()
     with folder_lock(folder, "training folder"):
+        for name, mark in (("logs", "events.out.tfevents.*"), ("checkpoints", "last.ckpt")):
+            if (folder / name).exists():
+                remove_leftovers(claim_folder(folder / name, f"training's {name}", (mark,)))
         path = folder / "checkpoints" / "last.ckpt"
         if not resume:
             _set_aside(folder)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..core.config import Config
 from ..core.errors import FolderError, UsageError
-from ..core.files import disk_errors, write_atomic
+from ..core.files import claim_folder, replacing, write_atomic
 from ..core.products import Linear
 from ..core.training import Learner
 from .interface import State
@@ -529,13 +529,13 @@ class CausalTokenizer(nn.Module):
         logmel: LogMelConfig | None = None,  # how sound became what it hears
     ) -> Path:  # the folder
         "Write `tokenizer.safetensors` and `tokenizer.json`"
-        folder = Path(folder)
+        folder = claim_folder(folder, "tokenizer", ("tokenizer.json",))
         about = {"format": "metabonk causal tokenizer", "version": 1, "config": self.config.to_dict(),
                  "logmel": logmel and logmel.to_dict()}  # fmt: skip
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file({name: t.contiguous() for name, t in self.state_dict().items()}, folder / "tokenizer.safetensors")
-            write_atomic(folder / "tokenizer.json", json.dumps(about, indent=1))
+        with replacing(folder) as part:
+            part.mkdir()
+            save_file({name: t.contiguous() for name, t in self.state_dict().items()}, part / "tokenizer.safetensors")
+            write_atomic(part / "tokenizer.json", json.dumps(about, indent=1))
         return folder
 
     @classmethod

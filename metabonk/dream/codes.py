@@ -7,7 +7,6 @@ __all__ = ['CodeCache', 'TaskSequences', 'CodeData']
 
 # %% ../../nbs/dream/57_codes.ipynb #57-codes-002
 import json
-import os
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 
 from ..core.errors import StoreError, UsageError
-from ..core.files import disk_errors, folder_lock, write_atomic
+from ..core.files import claim_folder, folder_lock, remove_leftovers, replacing, write_atomic
 from ..core.progress import progress
 from .causal_tokenizer import CausalTokenizer, Clip, ClipCache
 from ..record.cache import Cache
@@ -57,34 +56,18 @@ class CodeCache:
         path, code = Path(path), tokenizer.config
         about = {"tokenizer": weights_fingerprint(tokenizer, code.to_dict()), "logmel": logmel and logmel.to_dict(),
                  "chunks": cache.chunks}  # fmt: skip
-        with disk_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
-            with folder_lock(path, "codes"):
-                try:
-                    old = cls(cache, path)
-                    if old.about == json.loads(json.dumps(about)):
-                        return old
-                except StoreError:
-                    pass
-                device = tokenizer.latent.device
-                shape, part = (len(cache.table), code.latents, code.bottleneck), path / "codes.part"
-                codes = np.lib.format.open_memmap(part, "w+", np.float32, shape)
-                clips, order = ClipCache(cache, logmel), in_time(cache)
-                begins = np.flatnonzero(np.diff(cache.table["episode"][order], prepend=-1))
-                bar = progress(range(len(order)), description="encoding", unit="row")
-                with bar, torch.no_grad():
-                    for rows in np.split(order, begins[1:]):
-                        past = tokenizer.encoder.new_cache(1)
-                        for a in range(0, len(rows), block):
-                            now = rows[a : a + block]
-                            runs = np.split(now, np.flatnonzero(np.diff(now) != 1) + 1)
-                            clip = clips.gather([[(int(run[0]), int(run[-1]) + 1) for run in runs]]).torch().to(device)
-                            z, past = tokenizer.encode_next(clip, past)
-                            codes[now] = z[0].cpu().numpy()
-                            bar.update(len(now))
-                codes.flush()
-                os.replace(part, path / "codes.npy")
-                write_atomic(path / "codes.json", json.dumps(about))
+        with folder_lock(claim_folder(path, "recording's codes", ("codes.npy",)), "codes"):
+            remove_leftovers(path)
+            try:
+                old = cls(cache, path)
+                if old.about == json.loads(json.dumps(about)):
+                    return old
+            except StoreError:
+                pass
+            with replacing(path / "codes.npy") as part:
+                _encode(part, cache, tokenizer, logmel, block)
+                (path / "codes.json").unlink(missing_ok=True)  # it tells of the codes that were there before
+            write_atomic(path / "codes.json", json.dumps(about))
         return cls(cache, path)
 
     def gather(
@@ -95,6 +78,25 @@ class CodeCache:
         rows = np.array([np.concatenate([np.arange(*run) for run in runs]) for runs in places])  # (B, T)
         names = ("action", "reward", "terminated", "truncated", "first", "episode", "step")
         return Clip(latent=self.codes[rows], **{name: np.ascontiguousarray(self.cache.table[name][rows]) for name in names})
+
+
+def _encode(path: Path, cache: Cache, tokenizer: CausalTokenizer, logmel: LogMelConfig | None, block: int) -> None:
+    "The codes of all rows into a file"
+    device, code = tokenizer.latent.device, tokenizer.config
+    codes = np.lib.format.open_memmap(path, "w+", np.float32, (len(cache.table), code.latents, code.bottleneck))
+    clips, order = ClipCache(cache, logmel), in_time(cache)
+    begins = np.flatnonzero(np.diff(cache.table["episode"][order], prepend=-1))
+    with progress(range(len(order)), description="encoding", unit="row") as bar, torch.no_grad():
+        for rows in np.split(order, begins[1:]):
+            past = tokenizer.encoder.new_cache(1)
+            for a in range(0, len(rows), block):
+                now = rows[a : a + block]
+                runs = np.split(now, np.flatnonzero(np.diff(now) != 1) + 1)
+                clip = clips.gather([[(int(run[0]), int(run[-1]) + 1) for run in runs]]).torch().to(device)
+                z, past = tokenizer.encode_next(clip, past)
+                codes[now] = z[0].cpu().numpy()
+                bar.update(len(now))
+    codes.flush()
 
 # %% ../../nbs/dream/57_codes.ipynb #57-codes-011
 class TaskSequences(Sequences):

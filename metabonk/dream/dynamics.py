@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..core.config import Config
 from ..core.errors import FolderError, UsageError
-from ..core.files import disk_errors, write_atomic
+from ..core.files import claim_folder, replacing, write_atomic
 from ..core.products import Linear
 from ..core.training import Learner
 from ..core.actions import ActionSpec
@@ -500,15 +500,15 @@ class ShortcutModel(WorldModel):
         folder: str | Path,  # made if it is not there
     ) -> Path:  # the folder
         "Write `model.safetensors` and `model.json`, the tokenizer included"
-        folder = Path(folder)
+        folder = claim_folder(folder, "model", ("model.json",))
         configs = {"tokenizer": self.tokenizer.config, "spec": self.spec, "config": self.config, "shortcut": self.shortcut}
         about = {"format": "metabonk shortcut model", "version": 1, "game": self.game, "step_samples": self.step_samples,
                  "logmel": self.logmel and self.logmel.to_dict(), **{n: c.to_dict() for n, c in configs.items()},
                  **({"task": self.task} if self.task else {})}  # fmt: skip
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file({name: t.contiguous() for name, t in self.state_dict().items()}, folder / "model.safetensors")
-            write_atomic(folder / "model.json", json.dumps(about, indent=1))
+        with replacing(folder) as part:
+            part.mkdir()
+            save_file({name: t.contiguous() for name, t in self.state_dict().items()}, part / "model.safetensors")
+            write_atomic(part / "model.json", json.dumps(about, indent=1))
         return folder
 
     @classmethod

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..core.config import Config
 from ..core.errors import FolderError, UsageError, unknown
-from ..core.files import disk_errors, write_atomic
+from ..core.files import claim_folder, replacing, write_atomic
 from ..core.training import Learner
 from .fusion import Fusion, TokenEncoder
 from .interface import State, check_actions
@@ -165,14 +165,14 @@ class TokenModel(RecurrentModel):
         folder: str | Path,  # made if it is not there
     ) -> Path:  # the folder
         "Write `model.safetensors`, `model.json` and the tokenizers"
-        folder = Path(folder)
-        with disk_errors(folder):
-            self.tokenizers.save(folder / "tokenizers")
+        folder = claim_folder(folder, "model", ("model.json",))
+        with replacing(folder) as part:
+            self.tokenizers.save(part / "tokenizers")
             own = {name: t.contiguous() for name, t in self.state_dict().items() if not name.startswith("tokenizers.")}
-            save_file(own, folder / "model.safetensors")
+            save_file(own, part / "model.safetensors")
             about = {"format": "metabonk token model", "version": 1, "config": self.token_config.to_dict(), "game": self.game,
                      "action_size": self.action_size, "discrete": self.discrete, "step_samples": self.step_samples}  # fmt: skip
-            write_atomic(folder / "model.json", json.dumps(about, indent=1))
+            write_atomic(part / "model.json", json.dumps(about, indent=1))
         return folder
 
     @classmethod

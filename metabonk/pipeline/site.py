@@ -421,7 +421,7 @@ def build_with_pandoc(
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         used = set(threads.map(render, pages))
-    for path in set(kept.iterdir()) - used:
+    for path in set(kept.glob("[0-9a-f]" * 64 + ".html")) - used:
         path.unlink(missing_ok=True)
     for number, page in enumerate(pages):
         before = pages[number - 1] if number else None

@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from ..core.errors import DamagedChunk, StoreError, StoreVersion
-from ..core.files import disk_errors, folder_lock, write_atomic
+from ..core.files import claim_folder, disk_errors, folder_lock, write_atomic
 from ..core.progress import progress
 from .experience import Batch, Schema, Steps
 from .store import Chunk, Store, from_arrow
@@ -96,7 +96,8 @@ class Cache:
         path = store.path.with_name(store.path.name + ".cache") if path is None else Path(path)
         if not len(store):
             raise StoreError(f"store {store.path} is empty: record something first")
-        with folder_lock(path, "cache"):
+        about = {"format": "metabonk cache", "version": _version, "schema": store.schema.to_dict(), "chunks": {}}
+        with folder_lock(claim_folder(path, "training cache", ("cache.json",)), "cache"):
             if (path / "cache.json").exists():
                 old = cls(path)
                 now = {chunk.file: chunk.sha256 for chunk in store.chunks}
@@ -108,6 +109,8 @@ class Cache:
                 del old
             else:
                 chunks, rows, samples, pieces = {}, 0, 0, 0
+                counts = {"rows": 0, "samples": 0, "pieces": 0}
+                write_atomic(path / "cache.json", json.dumps(about | counts))  # the folder is ours from now on
             new = [chunk for chunk in store.chunks if chunk.file not in chunks]
             new.sort(key=lambda chunk: (chunk.stream, chunk.start))
             if new:
@@ -119,8 +122,7 @@ class Cache:
                         except DamagedChunk:
                             continue
                 counts = {"rows": files.rows, "samples": files.samples, "pieces": files.pieces}
-                about = {"format": "metabonk cache", "version": _version, "schema": store.schema.to_dict(), "chunks": chunks}
-                write_atomic(path / "cache.json", json.dumps(about | counts))
+                write_atomic(path / "cache.json", json.dumps(about | {"chunks": chunks} | counts))
         if not chunks:
             raise StoreError(f"every chunk of {store.path} is damaged: `store.verify()` says how")
         return cls(path)

@@ -26,7 +26,7 @@ from av.video.reformatter import Colorspace
 from jaxtyping import Float, Int, Int16, UInt8
 
 from ..core.errors import FolderError, StoreError, UsageError
-from ..core.files import disk_errors, write_atomic
+from ..core.files import claim_folder, disk_errors, replacing, write_atomic
 from .experience import Schema, Steps
 from .store import Chunk, Episode, Store, arrow_schema, from_arrow
 
@@ -40,9 +40,9 @@ def write_wav(
     path = Path(path)
     if sound.shape[0] == 0 or sample_rate <= 0:
         raise UsageError(f"there is no sound to write to {path}: this game is silent")
-    with disk_errors(path):
-        soundfile.write(path, sound.T, sample_rate, subtype="PCM_16", format="WAV")
-    return path
+    content = io.BytesIO()
+    soundfile.write(content, sound.T, sample_rate, subtype="PCM_16", format="WAV")
+    return write_atomic(path, content.getvalue())
 
 
 def read_wav(
@@ -145,9 +145,7 @@ def export_media(
     scale: int = 4,  # how many pixels of the film one pixel of the game becomes
 ) -> list[Path]:  # the files
     "Write `NUMBER.mp4` (lossy) and, unless the game is silent, `NUMBER.wav` (exact) for each episode"
-    folder, schema, files = Path(folder), store.schema, []
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    folder, schema, files = claim_folder(folder, "store's films", ("[0-9]" * 12 + "*.mp4",)), store.schema, []
     for episode in store.episodes:
         if episodes is not None and episode.number not in set(episodes):
             continue
@@ -155,9 +153,9 @@ def export_media(
         heard = bool(schema.channels and schema.sample_rate)
         film = folder / f"{episode.number:012d}.mp4"
         edges = step_edges(schema, steps)
-        with disk_errors(film):
+        with replacing(film) as part:
             stamps = picture_times(edges[1:] - edges[0])
-            write_media(film, steps.image, stamps, steps.audio if heard else None, schema.sample_rate, scale=scale)
+            write_media(part, steps.image, stamps, steps.audio if heard else None, schema.sample_rate, scale=scale)
         files.append(film)
         if heard:
             files.append(write_wav(film.with_suffix(".wav"), steps.audio, schema.sample_rate))
@@ -291,9 +289,7 @@ def export_minari(
     folder: str | Path,  # a new folder; Minari opens it by `MinariDataset(folder)`
 ) -> Path:  # the folder
     "The episodes of a store as a Minari dataset"
-    folder, schema = Path(folder), store.schema
-    if folder.exists() and any(folder.iterdir()):
-        raise FolderError(f"{folder} is not empty: choose a new folder for the Minari dataset")
+    folder, schema = claim_folder(folder, "Minari dataset"), store.schema
     longest, steps_in_all = 0, 0
     for episode in store.episodes:
         steps = store.read(episode)
@@ -314,7 +310,6 @@ def export_minari(
         "metabonk": {"schema": schema.to_dict()},
     }
     with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         for number, episode in enumerate(store.episodes):
             _write_minari_episode(folder / str(number), number, store, episode, longest)
         write_atomic(folder / "metadata.json", json.dumps(about))

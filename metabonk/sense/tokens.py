@@ -22,7 +22,7 @@ from jaxtyping import Float, Int, Int16, UInt8
 from torch import Tensor, nn
 
 from ..core.errors import StoreError, UsageError, unknown
-from ..core.files import disk_errors, folder_lock, write_atomic
+from ..core.files import claim_folder, disk_errors, folder_lock, write_atomic
 from ..core.progress import progress
 from ..core.seed import seed_everything, spawn_seeds
 from ..core.training import Learner, TrainConfig, fit
@@ -153,10 +153,10 @@ class Tokenizers(nn.Module):
         folder: str | Path,  # made if it is not there
     ) -> Path:  # the folder
         "Write `tokenizers.safetensors` and `tokenizers.json`"
-        folder = Path(folder)
+        marks = ("tokenizers.json", "tokenizers.safetensors", "*/checkpoints/last.ckpt")
+        folder = claim_folder(folder, "pair of tokenizers", marks)
         tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in self.state_dict().items()}
         with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
             write_atomic(folder / "tokenizers.safetensors", safetensors.torch.save(tensors))
             write_atomic(folder / "tokenizers.json", json.dumps(self.about() | {"fingerprint": self.fingerprint()}, indent=1))
         return folder
@@ -417,15 +417,17 @@ class TokenCache:
             "format": "metabonk tokens", "version": _version, "fingerprint": tokenizers.fingerprint(),
             "sizes": tokenizers.sizes, "schema": source.schema.to_dict(), "chunks": source.chunks,
         }  # fmt: skip
-        with folder_lock(path, "token cache"), disk_errors(path):
+        with folder_lock(claim_folder(path, "token cache", ("tokens.json",)), "token cache"), disk_errors(path):
             rows, done, generation = _goes_on(path, about, source)
-            for file in path.glob("*.bin"):
-                if file.name.rpartition("-")[2] not in (f"{generation}.bin", f"{generation - 1}.bin"):
-                    file.unlink()  # nothing speaks of them any more
+            if not (path / "tokens.json").exists():  # the folder is ours from now on
+                write_atomic(path / "tokens.json", json.dumps(about | {"rows": 0, "pieces": 0, "generation": 0}))
+            kept = {place(path, number) for place in (_rows_file, _pieces_file) for number in (generation, generation - 1)}
+            for file in {*path.glob("rows-*.bin"), *path.glob("pieces-*.bin")} - kept:
+                file.unlink()  # nothing speaks of them any more
             if done < len(source.pieces) or not rows:
                 _encode(path, about, source, tokenizers, rows, done, generation, block)
-            for file in path.glob(f"*-{generation - 1}.bin"):
-                file.unlink()
+            for place in (_rows_file, _pieces_file):
+                place(path, generation - 1).unlink(missing_ok=True)
         return cls(path)
 
     def check(
