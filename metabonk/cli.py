@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['run_command', 'games_command', 'record_command', 'site_command', 'notebooks_command', 'hooks_command', 'parser',
-           'one_line', 'main']
+           'one_line', 'printable', 'main']
 
 # %% ../nbs/pipeline/99_cli.ipynb #99-cli-002
 import argparse
+import contextlib
+import errno
+import io
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +119,7 @@ def notebooks_command(options: argparse.Namespace) -> int:
     root = project_root()
     if options.check:
         changed = out_of_step(root)
-        if (root / "README.md").read_text() != readme_text(root):
+        if (root / "README.md").read_text(encoding="utf-8") != readme_text(root):
             changed.append("README.md")
         if changed:
             raise MetaBonkError(f"out of step with the notebooks, run `metabonk notebooks`: {', '.join(changed)}")
@@ -260,6 +263,31 @@ def one_line(
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+_no_output = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+@contextlib.contextmanager
+def printable() -> Iterator[None]:
+    "Inside, text that the terminal can't show is escaped; output that can't be written is a `MetaBonkError` at the end"
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except OSError as error:
+        full = error.errno in _no_output and not error.filename
+        if not (full or isinstance(error, BrokenPipeError)):
+            raise
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # so that Python has nothing to add when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if full:
+            raise MetaBonkError(f"can't write the output ({error.strerror})") from error
+        raise
+
+
 def main(
     arguments: Sequence[str] | None = None,  # the words after `metabonk`; those of the process if not given
 ) -> int:  # exit status
@@ -267,8 +295,9 @@ def main(
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given or os.environ.get("METABONK_DEBUG", "0") not in ("", "0")
     try:
-        options = parser().parse_args(arguments)
-        return options.function(options)
+        with printable():
+            options = parser().parse_args(arguments)
+            return options.function(options)
     except KeyboardInterrupt:
         print("metabonk: stopped", file=sys.stderr)
         return 130

@@ -14,9 +14,10 @@ import psutil
 import pytest
 from toy_pipeline import OPEN, Toy, wait_for
 
+from metabonk.core import places
 from metabonk.core.errors import DiskFull, FolderError, FolderLocked, MissingLibrary, StageFailed
 from metabonk.core.files import folder_lock
-from metabonk.core.run import Run
+from metabonk.core.run import Run, differences, snapshot
 from metabonk.pipeline.runner import end_orphan
 
 WAITS = """import time
@@ -309,3 +310,200 @@ def test_cells_for_people_are_not_run(toy):
     toy.notebook("shy", "", "#| eval: false\nraise RuntimeError('a window opened')", "print('fine')")
     toy.pipeline("stages: [shy]")
     assert toy.run().ran == ["shy"]
+
+
+# ---- machines that are set up otherwise
+
+PLAIN = {"PYTHONUNBUFFERED": "", "OMP_NUM_THREADS": "1"}
+
+
+def shell(*command: str | Path, cwd: Path, **environment: str | None) -> "subprocess.CompletedProcess[str]":
+    "A command in an environment of its own; `None` takes a variable out"
+    changed = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **PLAIN, **environment}
+    kept = {name: value for name, value in changed.items() if value is not None}
+    return subprocess.run([*map(str, command)], cwd=cwd, env=kept, text=True, capture_output=True, timeout=120)
+
+
+def metabonk(*arguments: str | Path, cwd: Path, **environment: str | None) -> "subprocess.CompletedProcess[str]":
+    return shell(sys.executable, "-m", "metabonk.cli", *arguments, cwd=cwd, **environment)
+
+
+NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
+          "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")  # may read all of it, write nothing  # fmt: skip
+other_user = pytest.mark.skipif(os.getuid() != 0 or not shutil.which("setpriv"), reason="only root becomes another user")
+
+
+@other_user
+def test_another_user_without_a_home_runs_a_stage_that_uses_librosa(toy):
+    "The environment is root's, so librosa's compiled functions find no place beside it"
+    hear = "from metabonk.sense.logmel import LogMel, LogMelConfig\nprint(LogMel(LogMelConfig(n_fft=256, bands=8)))"
+    toy.notebook("hear", "", OPEN, hear)
+    toy.pipeline("stages: [hear]")
+    temporary = toy.folder / "tmp"
+    temporary.mkdir()
+    for folder in (toy.folder, temporary):
+        folder.chmod(0o777)
+    code = f"import sys; sys.path.insert(0, sys.argv[1]); import toy_pipeline; toy_pipeline.main({str(toy.folder)!r})"
+    given = {"HOME": None, "XDG_CACHE_HOME": None, "NUMBA_CACHE_DIR": None, "TMPDIR": str(temporary)}
+    done = shell(*NOBODY, sys.executable, "-c", code, Path(__file__).parent, cwd=toy.folder, **given)
+    assert "hear  done" in done.stderr, done.stderr
+    assert (toy.run_folder / "manifest.json").stat().st_uid == 65534
+
+
+def test_compiled_functions_get_a_private_folder_where_no_cache_is_writable(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "theirs"))
+    places.compiled_cache()
+    assert os.environ["NUMBA_CACHE_DIR"] == str(tmp_path / "theirs"), "what is writable stays"
+    monkeypatch.setattr(places, "writable", lambda folder: False)
+    places.compiled_cache()
+    chosen = Path(os.environ["NUMBA_CACHE_DIR"])
+    assert chosen.parent == tmp_path and chosen.stat().st_mode & 0o077 == 0
+    chosen.chmod(0o777)  # whoever may write there could have our process run his code
+    assert places.private_folder() != chosen
+    (tmp_path / "elsewhere").mkdir()
+    chosen.rmdir()
+    chosen.symlink_to(tmp_path / "elsewhere")
+    assert places.private_folder() != chosen
+
+
+def test_others_can_read_what_a_run_made(toy):
+    toy.writer("a")
+    toy.pipeline("stages: [a]")
+    before = os.umask(0o022)
+    try:
+        toy.run()
+    finally:
+        os.umask(before)
+    made = [toy.run_folder, *toy.run_folder.rglob("*")]
+    assert len(made) > 5
+    closed = [path for path in made if not path.stat().st_mode & 0o004 and path.name != ".lock"]
+    assert closed == []
+
+
+def test_a_long_temporary_folder_is_no_obstacle(toy, monkeypatch):
+    long = toy.folder / ("x" * 90)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    monkeypatch.setenv("TMPDIR", str(long))
+    listen = "from multiprocessing.connection import Listener\nListener(family='AF_UNIX').close()"
+    toy.notebook("a", "", OPEN, listen)
+    toy.pipeline("stages: [a]")
+    assert toy.run().ran == ["a"]
+
+
+def test_a_name_that_is_too_long_is_told_in_one_line(toy):
+    toy.writer("a")
+    toy.pipeline("stages: [a]")
+    for dry_run in (False, True):
+        with pytest.raises(FolderError, match="File name too long"):
+            toy.run(run=toy.folder / ("x" * 300), dry_run=dry_run)
+
+
+@pytest.mark.parametrize("name", ["[exp 1] 'bonk': \"red\" * ?", "Jäger\n 狼 {x} $(id) %41#a"])
+def test_a_run_folder_may_have_any_name(toy, name):
+    toy.writer("a")
+    toy.writer("b", "a")
+    toy.pipeline("stages: [a, b]")
+    toy.run_folder = toy.folder / name
+    outcome = toy.run()
+    assert outcome.ran == ["a", "b"] and outcome.report.is_file() and toy.plan() == {}
+    assert toy.run({"b.size": 2}).ran == ["b"]
+
+
+def test_a_link_stands_for_what_it_leads_to(tmp_path):
+    far, near = tmp_path / "far", tmp_path / "near"
+    (far / "inner").mkdir(parents=True)
+    near.mkdir()
+    (far / "inner/a.npy").write_text("sound")
+    (near / "store").symlink_to(far)
+    (far / "back").symlink_to(near)
+    (far / "inner/up").symlink_to(far)
+    (near / "itself").symlink_to("itself")
+    (near / "nowhere").symlink_to("gone")
+    (near / "top").symlink_to(tmp_path)
+    before = snapshot(near)
+    assert list(before) == ["store/inner/a.npy"]
+    (far / "inner/a.npy").write_text("noise")
+    assert differences(before, snapshot(near, known=before)) == ["changed: store/inner/a.npy"]
+
+
+def test_a_stage_moved_to_another_disk_is_still_done(toy):
+    toy.writer("a")
+    toy.pipeline("stages: [a]")
+    toy.run()
+    shutil.move(toy.run_folder / "stages/a", toy.folder / "far")
+    (toy.run_folder / "stages/a").symlink_to(toy.folder / "far")
+    assert toy.plan() == {}
+    assert toy.run({"size": 2}).ran == ["a"]
+    assert (toy.folder / "far/out.txt").read_text() == "1", "what was made before is kept"
+
+
+def test_what_can_not_be_read_is_told(tmp_path, monkeypatch):
+    "It is not taken for an empty folder, whose stage would run again"
+    (tmp_path / "closed").mkdir()
+
+    def closed(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.listdir", closed)
+    with pytest.raises(FolderError, match="can't read .*Permission denied"):
+        snapshot(tmp_path)
+
+
+def test_a_run_killed_behind_its_last_stage_is_done(toy):
+    toy.writer("a")
+    toy.pipeline("stages: [a]")
+    toy.run()
+    run = Run.open(toy.run_folder)
+    run.write({**run.read(), "status": "running"})
+    report = toy.run_folder / "report.html"
+    report.write_text("of an earlier moment")
+    os.utime(report, ns=(1, 1))
+    assert toy.run().ran == [] and toy.manifest()["status"] == "done"
+    assert report.read_text() != "of an earlier moment"
+
+
+# ---- terminals
+
+
+def test_an_ascii_terminal_shows_what_it_can(toy):
+    toy.notebook("a", "", OPEN, "print('höre')")
+    toy.pipeline("title: Hören\nstages: [a]")
+    ascii_ = {"LC_ALL": None, "LANG": "C", "PYTHONIOENCODING": "ascii"}
+    done = metabonk("run", toy.file, "--run", toy.folder / "Wölfe", cwd=toy.folder, **ascii_)
+    assert done.returncode == 0 and done.stdout.isascii() and "run folder" in done.stdout, done.stderr
+    assert (toy.folder / "Wölfe/report.html").is_file()
+
+
+def test_a_folder_whose_name_is_not_text_is_told_in_one_line(toy):
+    "Where the locale has ASCII only, and where the name is not UTF-8"
+    toy.writer("a")
+    toy.pipeline("title: Hören\nstages: [a]")
+    with pytest.raises(FolderError, match="is not text here"):
+        toy.run(run=toy.folder / "W\udcff")
+    ascii_ = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = metabonk("run", toy.file, "--run", "Wölfe", cwd=toy.folder, **ascii_)
+    assert done.returncode == 1 and done.stderr.startswith("metabonk: ") and done.stderr.count("\n") == 1
+    assert metabonk("run", toy.file, "--run", "wolves", cwd=toy.folder, **ascii_).returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [["games"], ["--help"], ["--version"]])
+def test_a_full_device_is_told_in_one_line(tmp_path, arguments):
+    line = f"{sys.executable} -m metabonk.cli {' '.join(arguments)} > /dev/full"
+    done = shell("sh", "-c", line, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == "metabonk: can't write the output (No space left on device)\n"
+
+
+def test_a_reader_who_went_away_is_no_error(tmp_path):
+    done = shell("bash", "-c", f"{sys.executable} -m metabonk.cli games | true; exit ${{PIPESTATUS[0]}}", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_closed_outputs_are_no_error(toy):
+    toy.writer("a")
+    toy.pipeline("stages: [a]")
+    line = f"{sys.executable} -m metabonk.cli run {toy.file} --run {toy.run_folder} >&- 2>&-"
+    assert shell("sh", "-c", line, cwd=toy.folder).returncode == 0
+    assert toy.manifest()["status"] == "done"

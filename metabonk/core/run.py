@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import stat
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
@@ -50,24 +49,38 @@ def now() -> str:  # ISO 8601, in UTC
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 # %% ../../nbs/core/06_run.ipynb #06-run-009
+def _files(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
+    "Files below `folder`, links followed; those that lead nowhere or back to where we come from are left out"
+    here = os.path.realpath(folder)
+    try:
+        entries = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    except OSError as error:
+        raise FolderError(f"can't read {folder} ({error.strerror}): mend its permissions") from None
+    for path in (folder / name for name in entries if not name.startswith(".")):
+        real = os.path.realpath(path)
+        if os.path.isfile(path):
+            yield path
+        elif os.path.isdir(path) and real not in above and not Path(here).is_relative_to(real):
+            yield from _files(path, (*above, here))
+
+
 def snapshot(
     folder: str | Path,  # what to look through; a folder that is not there is empty
     known: Mapping[str, Mapping[str, Any]] | None = None,  # an earlier snapshot, to save reading
 ) -> dict[str, dict[str, Any]]:  # path below `folder` -> size, mtime (ns), sha256
     "Every file below `folder` with its hash; a file whose size and time did not change since `known` is not read"
     folder, known, found = Path(folder), known or {}, {}
-    for place, inner, names in os.walk(folder):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        for name in sorted(name for name in names if not name.startswith(".")):
-            path = Path(place, name)
-            with contextlib.suppress(FileNotFoundError):
-                status = path.stat()
-                if not stat.S_ISREG(status.st_mode):
-                    continue
-                entry = {"size": status.st_size, "mtime": status.st_mtime_ns}
-                before = known.get(key := path.relative_to(folder).as_posix(), {})
-                same = all(before.get(field) == entry[field] for field in entry)
-                found[key] = {**entry, "sha256": before["sha256"] if same else file_hash(path)}
+    for path in _files(folder, ()):
+        try:
+            status = path.stat()
+            entry = {"size": status.st_size, "mtime": status.st_mtime_ns}
+            before = known.get(key := path.relative_to(folder).as_posix(), {})
+            same = all(before.get(field) == entry[field] for field in entry)
+            found[key] = {**entry, "sha256": before["sha256"] if same else file_hash(path)}
+        except FileNotFoundError:
+            continue  # deleted meanwhile
+        except OSError as error:
+            raise FolderError(f"can't read {path} ({error.strerror}): mend its permissions") from None
     return found
 
 
@@ -110,6 +123,11 @@ class Run:
     ) -> "Run":  # the run
         "Open a run folder, or make a new one where nothing is; `FolderError` if something else is there"
         run = cls(folder)
+        try:
+            str(run.folder).encode()
+        except UnicodeEncodeError:
+            raise FolderError(f"the name of run folder {str(folder)!r} is not text here: choose another one, "
+                              "or set LC_ALL=C.UTF-8") from None
         with disk_errors(run.folder):
             if not run.manifest_path.exists():
                 if run.folder.exists() and any(not p.name.startswith(".") for p in run.folder.iterdir()):

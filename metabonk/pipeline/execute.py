@@ -30,6 +30,7 @@ from papermill.engines import NBClientEngine, NotebookExecutionManager, papermil
 from papermill.translators import PythonTranslator, papermill_translators
 
 from ..core.files import disk_errors, write_atomic
+from ..core.places import socket_folder
 from .stages import open_notebook, runs
 
 # %% ../../nbs/pipeline/91_execute.ipynb #91-execute-006
@@ -51,7 +52,8 @@ def kernel_environment() -> dict[str, str]:  # for the kernel's process
     package = str(Path(sys.modules["metabonk"].__file__ or ".").resolve().parents[1])
     front = {"PATH": str(Path(sys.executable).parent), "PYTHONPATH": package}
     joined = {name: os.pathsep.join(filter(None, [first, os.environ.get(name)])) for name, first in front.items()}
-    return {**os.environ, **joined, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    short = {"TMPDIR": str(socket_folder())} if len(os.fsencode(tempfile.gettempdir())) > 70 else {}
+    return {**os.environ, **joined, **short, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 
 # %% ../../nbs/pipeline/91_execute.ipynb #91-execute-009
 class CellStopped(Exception):
@@ -266,7 +268,7 @@ class Engine(NBClientEngine):
         saver = _Saver(nb, output_path=target, progress_bar=False)
         saver.notebook_start()
         try:
-            with tempfile.TemporaryDirectory(prefix="metabonk-") as sockets, guard.on_duty():
+            with tempfile.TemporaryDirectory(prefix="metabonk-", dir=socket_folder()) as sockets, guard.on_duty():
                 client = _Client(saver, guard, progress, started, sockets, kernel_name=kernel_name,
                                  timeout=None, iopub_timeout=60, startup_timeout=120,
                                  extra_arguments=_kernel_options)

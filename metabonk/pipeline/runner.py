@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from ..core.errors import DiskFull, MetaBonkError, StageFailed, StageInterrupted
 from ..core.files import disk_errors, file_hash, write_atomic
+from ..core.progress import watched
 from ..core.run import Run, environment, now, snapshot
 from .resume import Step, input_state, make_plan
 from .stages import Pipeline, check_kernel, find_pipeline, literate_notebooks, open_notebook
@@ -35,7 +36,7 @@ class Display:
         names: Sequence[str],  # what will be executed, in order
         shown: bool = True,  # False for silence
     ) -> None:
-        self.bars = shown and sys.stderr.isatty()
+        self.bars = shown and watched()
         self.lines = shown and not self.bars
         self.width = max([len(name) for name in names], default=0)
         self.outer = self._bar("stages", len(names), leave=True)
@@ -180,8 +181,9 @@ class Execution:
             self.manifest |= {"title": self.pipeline.title, "pipeline": str(self.pipeline.path.resolve()),
                               "order": stages, "environment": environment(), "started": now(), "ended": None}
             self.manifest["pending"] = list(todo)
-        if self._refresh() or todo:
-            self.save("running" if todo else self.manifest["status"])
+        status = "running" if todo else "done"  # also where a runner was killed behind its last stage
+        if self._refresh() or self.manifest["status"] != status or todo:
+            self.save(status)
         for step in self.steps:
             if step.reasons:
                 display.start(step.stage.name)
@@ -273,7 +275,8 @@ def run_pipeline(
         check_kernel(stage.notebook)
     folder = Path(run) if run is not None else read.run_folder(values)
     if dry_run:
-        there = Run.open(folder, create=False) if Path(folder, "manifest.json").exists() else None
+        with disk_errors(folder):
+            there = Run.open(folder, create=False) if Path(folder, "manifest.json").exists() else None
         return Outcome(folder.absolute(), make_plan(read, values, there, package, again)[0])
     opened = Run.open(folder)
     with opened.lock():
@@ -290,7 +293,7 @@ def run_pipeline(
             raise StageInterrupted("interrupted between two stages: run the same command again, it goes on") from None
         finally:
             display.close()
-        if ran or not report.exists():
+        if ran or not report.exists() or report.stat().st_mtime_ns < opened.manifest_path.stat().st_mtime_ns:
             _write_report(opened)
         return Outcome(opened.folder, execution.steps, ran, report)
 

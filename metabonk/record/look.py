@@ -26,6 +26,7 @@ from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from ..core.errors import StoreError
+from ..core.places import compiled_cache
 from .exchange import picture_times, step_edges, write_media
 from .experience import Schema, Steps
 from .store import Store
@@ -55,6 +56,7 @@ def spectrogram(
         return np.zeros((bands, 1), np.uint8)
     import librosa
 
+    compiled_cache()
     mono = sound.mean(0, dtype=np.float32) / 32768
     window = 2 ** int(np.clip(np.round(np.log2(sample_rate * 0.03)), 7, 12))  # about 30 ms
     hop = max(1, len(mono) // columns)

@@ -18,7 +18,10 @@ from torch import Tensor
 
 from ..core.config import Config
 from ..core.errors import UsageError
+from ..core.places import compiled_cache
 from ..core.products import product
+
+compiled_cache()  # librosa loads its functions when they are first used
 
 # %% ../../nbs/sense/30_logmel.ipynb #30-logmel-005
 def frame_ends(
