@@ -6,11 +6,16 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from metabonk.core.errors import MetaBonkError, UsageError
+from metabonk.core.errors import MetaBonkError, StoreError, UsageError
+from metabonk.play import vector
 from metabonk.play.anygym import as_picture, own_name
 from metabonk.play.game import OutOfSync, make_game
 from metabonk.play.synchrony import clock_error, take
+from metabonk.record.cache import Cache
+from metabonk.record.exchange import export_minari, from_dataset, import_minari, to_dataset
+from metabonk.record.experience import Schema
 from metabonk.record.recorder import record
+from metabonk.record.sampling import SequenceConfig, SequenceLoader, Sequences
 from metabonk.record.store import Store
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -193,6 +198,8 @@ class Beeper(Toy):
     def __init__(self, render_mode=None, place="info", wrong=None, fps=30, rate=8_000):
         super().__init__(render_mode)
         self._place, self._wrong = place, wrong or (lambda sound: sound)
+        if place == "observation":
+            self.observation_space = gym.spaces.Dict(audio=gym.spaces.Box(-(2**15), 2**15 - 1, (2, 266), np.int16))
         self.metadata = {**self.metadata, "render_fps": fps, "sample_rate": rate}
 
     def step(self, action):
@@ -266,3 +273,76 @@ def test_the_sound_of_an_environment_is_recorded(beeper, tmp_path):
     record(beeper, tmp_path / "s", steps=40, settings={"max_steps": 12})
     steps = Store.open(tmp_path / "s").read(0)
     assert steps.audio_length[0] == 0 and (steps.audio[0] == np.arange(steps.audio.shape[1])).all() and len(steps) == 13
+
+
+# --- numbers
+
+
+class Numbers(Toy):
+    "Observes numbers of several kinds"
+
+    observation_space = gym.spaces.Dict(
+        speed=gym.spaces.Box(-9, 9, (), np.float64), place=gym.spaces.Box(-9, 9, (40,)),
+        view=gym.spaces.Box(0, 255, (8, 6, 3), np.uint8), name=gym.spaces.Text(5),
+    )  # fmt: skip
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._see(), {}
+
+    def step(self, action):
+        _, *rest = super().step(action)
+        return self._see(), *rest
+
+    def _see(self):
+        place = np.full(40, self.steps, np.float32)
+        return {"view": PICTURE, "speed": np.float64(-self.steps), "place": place, "name": "toy"}
+
+
+def test_numbers_are_observed_recorded_and_read_again(registered, tmp_path):
+    gym.register("Test/Numbers-v0", Numbers)
+    name = "gym:Test/Numbers-v0"
+    env = make_game(name)
+    env.reset(seed=0)
+    seen = env.step(0)[0]
+    assert seen in env.observation_space and seen["vector"].dtype == np.float32
+    assert seen["vector"].tolist() == [1.0] * 40 + [-1.0]
+    assert "vector" not in make_game(name, vector=False).reset(seed=0)[0]
+    record(name, tmp_path / "s", steps=30, settings={"max_steps": 9})
+    store = Store.open(tmp_path / "s")
+    wanted = np.arange(10)[:, None] * np.array([1] * 40 + [-1])
+    steps = store.read(0)
+    assert store.schema.vector == 41 and (steps.vector == wanted).all() and steps.vector.dtype == np.float32
+    assert (steps[3:5].vector == wanted[3:5]).all() and (steps[4].vector == wanted[4]).all()
+    batch = next(iter(SequenceLoader(Sequences(Cache.build(store), 4), SequenceConfig(batch_size=3))))
+    assert batch.vector.shape == (3, 4, 41) and (batch.vector[..., 0] == batch.step).all()
+    rows = to_dataset(store, cache=tmp_path / "d")
+    again = from_dataset(rows, tmp_path / "t")
+    back = import_minari(export_minari(store, tmp_path / "m"), tmp_path / "u")
+    assert (again.read(0).vector == wanted).all() and (back.read(0).vector == wanted).all()
+
+
+def test_games_side_by_side_observe_numbers():
+    games = vector.make_vector("gym:CartPole-v1", 2, how="serial")
+    seen, _ = games.reset(seed=0)
+    assert seen["vector"].shape == (2, 4) and seen in games.observation_space
+    games.close()
+
+
+@pytest.mark.parametrize("wrong", [np.full(4, np.nan), np.full(4, 1e200), np.zeros(3)])
+def test_numbers_that_are_none_are_refused(wrong):
+    env = make_game("gym:CartPole-v1")
+    env.reset(seed=0)
+    env.machine._observation = wrong
+    with pytest.raises(MetaBonkError, match="4 finite numbers"):
+        env.machine.vector()
+
+
+def test_stores_without_numbers_still_open(tmp_path):
+    record("gym:CartPole-v1", tmp_path / "s", steps=9, settings={"vector": False})
+    schema = Store.open(tmp_path / "s").schema
+    told = schema.to_dict()
+    told.pop("vector")
+    assert Schema.from_dict(told) == schema and Store.open(tmp_path / "s").read(0).vector is None
+    with pytest.raises(StoreError, match="vector is"):
+        record("gym:CartPole-v1", tmp_path / "s", steps=9)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['OWN', 'COLORS', 'MINATAR', 'Silent', 'one_line', 'own_name', 'allow_import', 'open_environment', 'as_picture',
-           'heard', 'StepSound', 'find_sound', 'AnyGymSettings', 'AnyGym', 'MinAtarSettings', 'MinAtar']
+           'heard', 'StepSound', 'find_sound', 'numbers_of', 'as_vector', 'AnyGymSettings', 'AnyGym', 'MinAtarSettings',
+           'MinAtar']
 
 # %% ../../nbs/play/14_gymnasium.ipynb #14-gymnasium-002
 import importlib
@@ -22,7 +23,8 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Discrete
-from jaxtyping import Int16, UInt8
+from gymnasium.spaces.utils import flatdim, flatten
+from jaxtyping import Float32, Int16, UInt8
 
 from ..core.actions import FlatActions
 from ..core.config import Config
@@ -248,12 +250,33 @@ def find_sound(
     channels = len(audio) if np.ndim(audio) > 1 else 1
     return StepSound(name, int(rate), Fraction(str(fps)), channels)
 
+# %% ../../nbs/play/14_gymnasium.ipynb #14-gymnasium-027
+def numbers_of(
+    space: gym.Space[Any],  # of observations
+) -> gym.Space[Any] | None:  # None: it has no numbers
+    "The part of an observation space that is numbers, not a picture or a sound"
+    if isinstance(space, gym.spaces.Dict):
+        entries = {name: numbers_of(part) for name, part in space.items()}
+        parts = {name: part for name, part in entries.items() if part and name != "audio"}
+        return gym.spaces.Dict(parts) if parts else None
+    plain = isinstance(space, gym.spaces.Box) and len(space.shape) < 2
+    return space if plain and flatdim(space) else None
+
+
+def as_vector(
+    space: gym.Space[Any],  # from `numbers_of`
+    observation: Any,  # of the environment
+) -> Float32[np.ndarray, " numbers"]:  # one behind the other
+    "The numbers of an observation"
+    return np.asarray(flatten(space, observation), np.float32)
+
 # %% ../../nbs/play/14_gymnasium.ipynb #14-gymnasium-007
 @dataclass(frozen=True)
 class AnyGymSettings(Config):
     "What only `gym:` games need"
 
     kwargs: dict[str, Any] = field(default_factory=dict)  # for `gymnasium.make`
+    vector: bool = True  # observe the environment's numbers, too, if it has any
 
 
 class AnyGym(Silent):
@@ -276,6 +299,8 @@ class AnyGym(Silent):
         self._actions = FlatActions(self._env.action_space)
         self.action_space = self._actions.space
         self.start(0)
+        self._numbers = numbers_of(self._env.observation_space) if settings.vector else None
+        self.vector_size = flatdim(self._numbers) if self._numbers else 0
         self.image_shape = self._draw().shape[:2]
         self.action_names, self.null_action = [], self._actions.null
         if isinstance(self.action_space, Discrete):
@@ -328,6 +353,20 @@ class AnyGym(Silent):
         if image.shape[:2] != self.image_shape:
             raise UsageError(f"{self.name} changed its picture from {self.image_shape} to {image.shape[:2]}: it can't be used")
         return image
+
+    def vector(self) -> Float32[np.ndarray, " numbers"]:
+        size = self.vector_size
+        try:
+            values = as_vector(self._numbers, self._observation) if size else np.zeros(0)
+            fits = values.shape == (size,) and bool(np.isfinite(values).all())
+        except (KeyError, TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise MetaBonkError(
+                f"{self.name}: what it observes after {self._now} steps is not the "
+                f"{size} finite numbers of its observation space"
+            )
+        return values
 
     def probes(self) -> dict[str, int | float]:
         state = self._observation

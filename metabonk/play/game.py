@@ -22,7 +22,7 @@ import gymnasium as gym
 import numpy as np
 import scipy.sparse
 from gymnasium.spaces import Box, Dict
-from jaxtyping import Int16, UInt8
+from jaxtyping import Float32, Int16, UInt8
 
 from ..core.actions import as_recorded
 from ..core.config import Config
@@ -119,6 +119,7 @@ class Machine(abc.ABC):
     max_tick_samples: int  # the longest sound of one tick
     clock_rate: int  # how often its finest counter counts in a second
     image_shape: tuple[int, int]  # height and width of its picture
+    vector_size: int = 0  # numbers that it observes beside picture and sound
     action_space: gym.Space[Any]  # what can be done; flat, as `FlatActions.space`
     action_names: list[str]  # a word for each action, where they can be counted
     null_action: Any  # nothing is done
@@ -172,6 +173,10 @@ class Machine(abc.ABC):
         pieces: list[Any],  # the sounds of the ticks, in the machine's format
     ) -> Int16[np.ndarray, "channels samples"]:  # joined, every value exactly kept
         "Join the sounds of several ticks"
+
+    def vector(self) -> Float32[np.ndarray, " numbers"]:  # `vector_size` of them
+        "The numbers that it observes now"
+        return np.zeros(self.vector_size, np.float32)
 
     def probes(self) -> dict[str, int | float]:  # name and value
         "What the machine itself can tell of the game"
@@ -364,7 +369,10 @@ class Game(gym.Env[dict[str, np.ndarray], Any]):
         self._shrink = Shrink(machine.image_shape, self.config.image_size)
         longest = machine.max_tick_samples * self.config.ticks_per_step if machine.sample_rate else 0
         image, audio = Box(0, 255, (*self._shrink.target, 3), np.uint8), Sound(machine.channels, longest)
-        self.observation_space = cast(gym.Space[dict[str, np.ndarray]], Dict(image=image, audio=audio))
+        spaces: dict[str, gym.Space[Any]] = {"image": image, "audio": audio}
+        if machine.vector_size:
+            spaces["vector"] = Box(-np.inf, np.inf, (machine.vector_size,), np.float32)
+        self.observation_space = cast(gym.Space[dict[str, np.ndarray]], Dict(spaces))
         self.action_space = machine.action_space
         self.profile = machine.profile
         self._over: str | None = "reset() has not been called yet"
@@ -495,7 +503,8 @@ class Game(gym.Env[dict[str, np.ndarray], Any]):
         return audio
 
     def _see(self, audio: np.ndarray) -> dict[str, np.ndarray]:
-        return {"image": self._shrink(self.machine.picture()), "audio": audio}
+        seen = {"image": self._shrink(self.machine.picture()), "audio": audio}
+        return {**seen, "vector": self.machine.vector()} if self.machine.vector_size else seen
 
     def _judge(self, reward: float) -> tuple[dict[str, Any], dict[str, float], bool]:
         probes = self.machine.probes()

@@ -220,9 +220,8 @@ class GameVector(VectorEnv[Any, Any, Any]):
         self.single_observation_space = about["observation_space"]
         self.single_action_space = about["action_space"]
         spaces = about["observation_space"].spaces
-        self.observation_space = gym.spaces.Dict(
-            image=batch_space(spaces["image"], count), audio=gym.spaces.Tuple([spaces["audio"]] * count)
-        )
+        plain = {name: batch_space(spaces[name], count) for name in spaces if name != "audio"}
+        self.observation_space = gym.spaces.Dict({**plain, "audio": gym.spaces.Tuple([spaces["audio"]] * count)})
         self.action_space = batch_space(self.single_action_space, count)
 
     def reset(
@@ -301,10 +300,8 @@ class GameVector(VectorEnv[Any, Any, Any]):
 
     def _join(self, parts: list[list[tuple[Any, ...]]]) -> tuple[Any, Any, Any, Any, Any]:
         observations, rewards, terminated, truncated, infos, first = zip(*(row for part in parts for row in part), strict=True)
-        joined = {
-            "image": np.stack([o["image"] for o in observations]),  # (games, height, width, 3)
-            "audio": tuple(o["audio"] for o in observations),
-        }
+        joined = {name: np.stack([o[name] for o in observations]) for name in observations[0] if name != "audio"}  # (games, ...)
+        joined["audio"] = tuple(o["audio"] for o in observations)
         about = {"games": infos, "first": np.array(first)}
         return joined, np.array(rewards, np.float64), np.array(terminated), np.array(truncated), about
 

@@ -32,6 +32,7 @@ def record_type(
     fields: list[tuple[Any, ...]] = [("sound", "int64"), ("audio_length", "int64")]
     fields += [("action", schema.action_dtype, schema.action_shape), ("reward", "float64")]
     fields += [("tick", "int64"), ("sample", "int64"), ("episode", "int64"), ("step", "int64")]
+    fields += [("vector", "float32", (schema.vector,))] if schema.vector else []
     fields += [(f"{group}/{name}", kind) for group in ("probes", "terms") for name, kind in getattr(schema, group).items()]
     fields += [(name, "bool") for name in ("terminated", "truncated", "first")]
     return np.dtype(fields, align=True)
@@ -167,6 +168,7 @@ class Cache:
             **{name: column[name] for name in ("audio_length", "action", "terminated", "truncated", "first", "tick", "sample")},
             episode=column["episode"],
             step=column["step"],
+            vector=column.get("vector"),
         )
 
 
@@ -210,6 +212,8 @@ class _Files:
         table["sound"], table["episode"], table["step"] = self.samples + steps.bounds[:-1], episode, step
         for name in ("audio_length", "action", "reward", "terminated", "truncated", "first", "tick", "sample"):
             table[name] = getattr(steps, name)
+        if self.schema.vector:
+            table["vector"] = steps.vector
         for group in ("probes", "terms"):
             for name, values in getattr(steps, group).items():
                 table[f"{group}/{name}"] = values

@@ -295,7 +295,9 @@ def export_minari(
         steps = store.read(episode)
         longest, steps_in_all = max(longest, int(steps.audio_length.max())), steps_in_all + len(steps) - 1
     spaces: dict[str, Any] = {"image": _box("uint8", schema.image_shape)}
-    if schema.channels:
+    if schema.vector:
+        spaces["vector"] = _box("float32", (schema.vector,))
+    if longest:
         spaces["audio"] = _box("int16", (schema.channels, longest))
         spaces["audio_length"] = {"type": "Discrete", "dtype": "int64", "start": 0, "n": longest + 1}
     about = {
@@ -320,7 +322,9 @@ def _write_minari_episode(folder: Path, number: int, store: Store, episode: Epis
     "One episode, as one Arrow file with one batch"
     schema, steps = store.schema, store.read(episode)
     seen = {"image": _fixed(steps.image)}
-    if schema.channels:
+    if schema.vector:
+        seen["vector"] = _fixed(steps.vector)
+    if longest:
         bounds = steps.bounds
         padded = np.zeros((len(steps), schema.channels, longest), np.int16)
         for t, length in enumerate(steps.audio_length):
@@ -392,7 +396,7 @@ def _read_minari_episode(path: Path, schema: Schema) -> Steps:
         return array.to_numpy(zero_copy_only=False)
 
     length, audio = np.zeros(count, np.int64), np.zeros((schema.channels, 0), np.int16)
-    if schema.channels:
+    if seen.type.get_field_index("audio") >= 0:
         length = numbers(seen.field("audio_length"))
         padded = numbers(seen.field("audio").flatten()).reshape(count, schema.channels, -1)
         audio = np.concatenate([padded[t, :, : length[t]] for t in range(count)], axis=1)
@@ -404,6 +408,7 @@ def _read_minari_episode(path: Path, schema: Schema) -> Steps:
     }
     return Steps(
         image=numbers(seen.field("image").flatten()).reshape(count, *schema.image_shape),
+        vector=numbers(seen.field("vector").flatten()).reshape(count, schema.vector) if schema.vector else None,
         audio=audio,
         audio_length=length,
         action=moved_down(numbers(action).reshape(count, *schema.action_shape)),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Int16, UInt8
+from jaxtyping import Bool, Float, Float32, Int, Int16, UInt8
 
 from .. import __version__
 from ..core.actions import ActionSpec, FlatActions
@@ -43,6 +43,7 @@ class Schema(Config):
     channels: int = 2  # of sound, 0 where the game has none; int16
     sample_rate: int = 0  # sound samples a second
     clock_rate: float = 0.0  # machine ticks a second
+    vector: int = 0  # numbers observed beside picture and sound; float32
     actions: ActionSpec = ActionSpec()  # what can be done
     action_dtype: str = ""  # NumPy's name of the action's type; that of `actions.space()` if not given
     action_shape: tuple[int, ...] = (-1,)  # `actions.shape` if not given; some old recordings have another
@@ -85,6 +86,7 @@ class Schema(Config):
             channels=int(game.channels),
             sample_rate=int(game.sample_rate),
             clock_rate=float(game.clock_rate),
+            vector=int(np.prod(game.observation_space["vector"].shape)) if "vector" in game.observation_space.spaces else 0,
             actions=flat.spec,
             action_dtype=str(flat.space.dtype),
             action_names=tuple(map(str, game.action_names)),
@@ -137,6 +139,7 @@ class Step:
     sample: int  # sound samples since the episode's start, this row's included
     probes: dict[str, Any] = field(default_factory=dict)  # memory probes by name
     terms: dict[str, float] = field(default_factory=dict)  # parts of the reward by name
+    vector: Float32[np.ndarray, " numbers"] | None = None  # the numbers then observed, if the game has any
 
 # %% ../../nbs/record/20_experience.ipynb #20-experience-010
 def to_step(
@@ -155,6 +158,10 @@ def to_step(
         raise StoreError(f"image is {image.dtype} {image.shape}, the recording holds uint8 {schema.image_shape}")
     if audio.ndim != 2 or audio.shape[0] != schema.channels or audio.dtype != np.int16:
         raise StoreError(f"audio is {audio.dtype} {audio.shape}, the recording holds int16 ({schema.channels}, samples)")
+    vector = np.array(observation["vector"]) if schema.vector and "vector" in observation else None
+    if schema.vector and (vector is None or vector.shape != (schema.vector,) or vector.dtype != np.float32):
+        given = "missing" if vector is None else f"{vector.dtype} {vector.shape}"
+        raise StoreError(f"vector is {given}, the recording holds float32 ({schema.vector},)")
     done = np.zeros(schema.action_shape, schema.action_dtype) if action is None else np.array(action, schema.action_dtype)
     if done.shape != schema.action_shape:
         raise StoreError(f"action has shape {done.shape}, the recording holds {schema.action_shape}")
@@ -168,6 +175,7 @@ def to_step(
     return Step(
         image, audio, done, float(reward), bool(terminated), bool(truncated), action is None,
         int(clock["ticks"]), int(clock["samples"]), probes, {name: float(value) for name, value in terms.items()},
+        vector,
     )  # fmt: skip
 
 # %% ../../nbs/record/20_experience.ipynb #20-experience-018
@@ -187,6 +195,7 @@ class Steps:
     sample: Int[np.ndarray, " time"]  # sound samples since the episode's start
     probes: dict[str, np.ndarray] = field(default_factory=dict)  # (T,) each
     terms: dict[str, np.ndarray] = field(default_factory=dict)  # (T,) each
+    vector: Float32[np.ndarray, "time numbers"] | None = None  # what was observed as numbers, if the game has any
 
     def __len__(self) -> int:
         return len(self.reward)
@@ -212,7 +221,7 @@ class Steps:
                 columns[name] = {key: values[take] for key, values in column.items()}
             elif name == "audio":
                 columns[name] = column[:, bounds[take.start] : bounds[take.stop]]
-            else:
+            elif column is not None:
                 columns[name] = column[take]
         return Steps(**columns)
 
@@ -224,6 +233,7 @@ class Steps:
                 bool(self.terminated[t]), bool(self.truncated[t]), bool(self.first[t]), int(self.tick[t]), int(self.sample[t]),
                 {name: column[t].item() for name, column in self.probes.items()},
                 {name: column[t].item() for name, column in self.terms.items()},
+                None if self.vector is None else self.vector[t],
             )  # fmt: skip
 
     @classmethod
@@ -249,6 +259,7 @@ class Steps:
             sample=numbers("sample", "int64"),
             probes={name: np.array([row.probes[name] for row in rows], kind) for name, kind in schema.probes.items()},
             terms={name: np.array([row.terms[name] for row in rows], kind) for name, kind in schema.terms.items()},
+            vector=numbers("vector", "float32").reshape(len(rows), schema.vector) if schema.vector else None,
         )
 
     @classmethod
@@ -263,6 +274,8 @@ class Steps:
         for name, column in columns.items():
             if isinstance(column[0], dict):
                 columns[name] = {key: np.concatenate([values[key] for values in column]) for key in column[0]}
+            elif column[0] is None:
+                columns[name] = None
             else:
                 columns[name] = np.concatenate(column, axis=1 if name == "audio" else 0)
         return cls(**columns)
@@ -324,6 +337,7 @@ class Batch(Columns):
     terms: dict[str, Any] = field(default_factory=dict)  # (B, T) float32 each
     episode: Any = None  # (B, T) int64: which episode of the store each row is of
     step: Any = None  # (B, T) int64: which row of that episode
+    vector: Any = None  # (B, T, numbers) float32: what was observed as numbers, if the game has any
 
     @property
     def shape(self) -> tuple[int, int]:  # B, T

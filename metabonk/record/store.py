@@ -65,6 +65,8 @@ def arrow_schema(
     if schema.channels:
         columns["audio"] = pa.list_(pa.list_(pa.int16()), schema.channels)
     columns["action"] = _nested(schema.action_dtype, schema.action_shape)
+    if schema.vector:
+        columns["vector"] = _nested("float32", (schema.vector,))
     columns |= {name: pa.from_numpy_dtype(np.dtype(kind)) for name, kind in _plain.items()}
     columns |= {name: pa.int64() for name in _keys}
     for group, kinds in (("probes", schema.probes), ("terms", schema.terms)):
@@ -82,7 +84,7 @@ def to_arrow(
     "Rows as Arrow holds them"
     planes = np.ascontiguousarray(steps.image.transpose(0, 3, 1, 2))  # (T, colours, height, width)
     sound = [steps.audio[:, begin:end].reshape(-1) for begin, end in zip(steps.bounds, steps.bounds[1:], strict=False)]
-    columns = {name: getattr(steps, name) for name in ("action", *_plain)}
+    columns = {name: getattr(steps, name) for name in ("action", *(["vector"] if schema.vector else []), *_plain)}
     for name, number in zip(_keys, (stream, episode, step), strict=True):
         columns[name] = np.broadcast_to(np.asarray(number, np.int64), len(steps))
     for group in ("probes", "terms"):
@@ -101,7 +103,9 @@ def _record_batch(
         ragged = pa.ListArray.from_arrays(pa.array(edges), pa.array(sound))
         values["audio"] = pa.FixedSizeListArray.from_arrays(ragged, schema.channels)
     values["action"] = _fold(columns["action"], schema.action_shape)
-    values |= {name: pa.array(column) for name, column in columns.items() if name != "action"}
+    if schema.vector:
+        values["vector"] = _fold(columns["vector"], (schema.vector,))
+    values |= {name: pa.array(column) for name, column in columns.items() if name not in values}
     return pa.RecordBatch.from_arrays(list(values.values()), schema=arrow_schema(schema))
 
 
@@ -138,6 +142,7 @@ def from_arrow(
         audio=audio,
         audio_length=length,
         action=_unfold(column("action"), schema.action_shape),
+        vector=_unfold(column("vector"), (schema.vector,)) if schema.vector else None,
         probes=named["probes"],
         terms=named["terms"],
         **plain,
@@ -235,7 +240,8 @@ class ChunkBuilder:
         self.sound = np.empty(0, np.int16)  # its sound, row 0 left, row 0 right, row 1 left, ...
         self.used = 0  # how much of it
         self.values: list[tuple[Any, ...]] = []  # its other columns, row by row
-        self.kinds = {"audio_length": "int64", "action": schema.action_dtype, **_plain, **dict.fromkeys(_keys, "int64")}
+        self.kinds = {"audio_length": "int64", "action": schema.action_dtype, "vector": "float32"}
+        self.kinds |= {**_plain, **dict.fromkeys(_keys, "int64")}
         self.kinds |= {f"{group}/{name}": kind for group in ("probes", "terms") for name, kind in getattr(schema, group).items()}
         self._begin()
 
@@ -292,7 +298,8 @@ class ChunkBuilder:
         self.used = end
         plain = row.reward, row.terminated, row.truncated, row.first, row.tick, row.sample
         probes, terms = map(row.probes.__getitem__, self.schema.probes), map(row.terms.__getitem__, self.schema.terms)
-        self.values.append((samples, row.action, *plain, self.stream, episode, self.step, *probes, *terms))
+        vector = row.vector if self.schema.vector else 0
+        self.values.append((samples, row.action, vector, *plain, self.stream, episode, self.step, *probes, *terms))
 
     def _write(self) -> None:
         "Compress the batch in progress"
@@ -301,7 +308,8 @@ class ChunkBuilder:
             name: np.array(column, kind)
             for (name, kind), column in zip(self.kinds.items(), zip(*self.values, strict=True), strict=True)
         }
-        length = columns.pop("audio_length")
+        length, vector = columns.pop("audio_length"), columns.pop("vector")
+        columns |= {"vector": vector} if self.schema.vector else {}
         self.file.write_batch(_record_batch(self.schema, self.planes[:rows], self.sound[: self.used], length, columns))
         begin, end = self.chunk.edges[-1], self.sink.tell()
         self.chunk.edges.append(end)
