@@ -27,6 +27,8 @@ _words = {
 
 
 def _int(word: str) -> int:
+    if len(word) > 4000:  # Python itself refuses a little more
+        raise ValueError(f"a number of {len(word)} digits is too large")
     return int(word, {"0o": 8, "0x": 16}.get(word[:2], 10))
 
 
@@ -78,8 +80,8 @@ def _scalar(kind: str) -> Any:
             raise yaml.MarkedYAMLError(problem=f"{word[:40]!r} is no {kind}", problem_mark=node.start_mark)
         try:
             return _meanings[kind](word)
-        except ValueError as error:  # too many digits, too large or too small
-            raise yaml.MarkedYAMLError(problem=str(error).split(";")[0], problem_mark=node.start_mark) from None
+        except ValueError as error:  # too large or too small
+            raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from None
 
     return construct
 

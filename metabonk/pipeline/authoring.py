@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 from ..core.errors import FolderError, MetaBonkError
+from .stages import notebooks, read_notebook
 
 # %% ../../nbs/pipeline/97_authoring.ipynb #97-authoring-004
 def project_root(
@@ -51,6 +52,8 @@ def out_of_step(
 ) -> list[str]:  # paths that exporting and cleaning would change, sorted
     "The files of the package or of the notebooks that `metabonk notebooks` would rewrite; the checkout is left alone"
     root = project_root(root)
+    for path in notebooks(root):
+        read_notebook(path)  # nbdev would say no more than that something is wrong
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
         copy.mkdir()

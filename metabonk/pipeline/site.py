@@ -26,6 +26,7 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from configparser import ConfigParser
+from configparser import Error as ConfigParserError
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
@@ -86,11 +87,19 @@ def read_book(
     root: Path,  # the checkout, with `_quarto.yml`, `settings.ini` and `nbs`
 ) -> Book:  # everything that both builders need
     "Read title and navigation; an entry that is not there names the nearest notebook"
-    folder = root / "nbs"
     if not (root / "_quarto.yml").exists():
         raise FolderError(f"no _quarto.yml in {root}: the site is built from a checkout of the repository")
     settings = read_yaml(root / "_quarto.yml")
-    site = settings["website"]
+    try:
+        return _book(root, settings, settings["website"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{root / '_quarto.yml'} or settings.ini lacks an entry that the site needs ({error})") from None
+    except ConfigParserError as error:
+        raise UsageError(f"{root / 'settings.ini'} is damaged: {error.message.splitlines()[0]}") from None
+
+
+def _book(root: Path, settings: dict[str, Any], site: dict[str, Any]) -> Book:
+    folder = root / "nbs"
     known = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.ipynb") if "." not in path.parts[-2])
 
     def found(entry: str) -> list[str]:
