@@ -68,7 +68,8 @@ def recurrent_steps(size: str) -> tuple[WorldModelLearner, TokenBatch]:
     torch.manual_seed(0)
     ears, logmel = SoundConfig.preset("small"), LogMelConfig.preset("small")
     tokenizers = Tokenizers(PictureTokenizer(PictureConfig.preset("small")), SoundTokenizer(ears), logmel)
-    model = TokenModel(TokenModelConfig.preset("small", size=size), tokenizers.requires_grad_(False), 18)
+    model = TokenModel(TokenModelConfig.preset("small", size=size), tokenizers.requires_grad_(False),
+                       ActionSpec(categorical=(18,)))
     learner = WorldModelLearner(model).cuda().train()
     shape, no = (16, 64), torch.zeros(16, 64, dtype=torch.bool, device="cuda")
     senses = {name: torch.randint(codes, (*shape, tokens), device="cuda") for name, (tokens, codes) in tokenizers.sizes.items()}
@@ -113,7 +114,7 @@ def make_clip(model: ShortcutModel, batch: int, time: int) -> Clip:
     first = no.clone()
     first[:, 0] = True
     latent = torch.rand(batch, time, code.latents, code.bottleneck, device="cuda") * 2 - 1
-    action = torch.zeros(batch, time, model.spec.parts, dtype=torch.long, device="cuda")
+    action = torch.zeros(batch, time, model.actions.parts, dtype=torch.long, device="cuda")
     reward = torch.rand(batch, time, device="cuda")
     return Clip(latent=latent, action=action, reward=reward, terminated=no, truncated=no, first=first)
 
@@ -124,7 +125,7 @@ def tell_dreams(rates: dict[str, float], rounds: int) -> None:
     frames, config = 10, model.config
     weights = sum(p.numel() for p in model.dynamics.parameters())
     tokens = model.dynamics.transformer.layout.tokens
-    action = model.spec.vectors(torch.zeros(1, 1, model.spec.parts, device="cuda"))[:, 0]
+    action = model.actions.vectors(torch.zeros(1, 1, model.actions.parts, device="cuda"))[:, 0]
     with torch.autocast("cuda", torch.bfloat16), torch.inference_mode():
         state = model.observe(make_clip(model, 1, config.context))
         past = sum(state[name].nbytes for name in ("keys", "values"))

@@ -21,6 +21,7 @@ import torch  # noqa: E402
 
 from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig  # noqa: E402
 from metabonk.act.agent import Agent, play_episodes  # noqa: E402
+from metabonk.core.actions import ActionSpec
 from metabonk.dream.token_model import TokenModel, TokenModelConfig  # noqa: E402
 from metabonk.play.game import make_game  # noqa: E402
 from metabonk.sense.logmel import LogMelConfig  # noqa: E402
@@ -44,9 +45,9 @@ def make_agent(size: str, game) -> Agent:
     picture = PictureConfig.preset(preset, size=game.observation_space["image"].shape[:2])
     sound = SoundConfig.preset(preset, channels=game.channels, frames=logmel.frames_per_step, bands=logmel.bands)
     tokenizers = Tokenizers(PictureTokenizer(picture), SoundTokenizer(sound), logmel, game.name)
-    model = TokenModel(config, tokenizers, int(game.action_space.n)).eval()
+    model = TokenModel(config, tokenizers, ActionSpec.of(game.action_space)).eval()
     units = size if size in ActorCriticConfig.presets else "tiny"
-    return Agent(model, ActorCritic(ActorCriticConfig.preset(units), model.feature_size, model.spec))
+    return Agent(model, ActorCritic(ActorCriticConfig.preset(units), model.feature_size, model.actions))
 
 
 def loop(game, seconds: float, agent: Agent | None, clock: Callable[[], float]) -> dict[str, float]:

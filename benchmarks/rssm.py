@@ -19,6 +19,7 @@ from torch import nn
 from turns import fastest
 
 from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
+from metabonk.core.actions import ActionSpec
 from metabonk.dream.interface import imagine
 from metabonk.dream.recurrent import RecurrentModel
 from metabonk.dream.rssm import RSSM, RSSMConfig
@@ -108,8 +109,8 @@ def main() -> None:
             print(f"  {name}: {took * 1e3:.0f} ms, {took / bound:.2f} times the bound, {took / times['ours']:.2f} times ours")
 
     config = RSSMConfig.preset("1M")
-    model = RecurrentModel(config, nn.Identity(), 256, {}, ACTIONS)
-    agent = ActorCritic(ActorCriticConfig.preset("1M"), model.feature_size, model.spec)
+    model = RecurrentModel(config, nn.Identity(), 256, {}, ActionSpec(categorical=(ACTIONS,)))
+    agent = ActorCritic(ActorCriticConfig.preset("1M"), model.feature_size, model.actions)
     starts = model.rssm.initial(STARTS)
     dream = {"dream": lambda: imagine(model, agent.policy, starts, HORIZON)}
     times = fastest({**product, **dream}, 3 * options.rounds, clock, options.threads)

@@ -73,7 +73,7 @@ def train(
     unseen = bouncing_ball(options.judged, options.context + options.ahead, generator=torch.Generator().manual_seed(balls + 3))
     found = drift(model, unseen, options.context).query("who == 'model'").set_index("ahead")
     one = unseen.map(lambda x: x[:1])
-    state, action = model.observe(one.map(lambda x: x[:, : options.context])), model.spec.vectors(one.action)
+    state, action = model.observe(one.map(lambda x: x[:, : options.context])), model.actions.vectors(one.action)
     action = action[:, options.context :]
     dream_along(model, state, action)
     begun = time.perf_counter()

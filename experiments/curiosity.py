@@ -51,7 +51,6 @@ from metabonk.act.curiosity import AudioCuriosity, CuriosityConfig, Explorer, Ex
 from metabonk.act.dreaming import DreamConfig
 from metabonk.core.seed import seed_everything, spawn_seeds
 from metabonk.core.training import TrainConfig, fit
-from metabonk.dream.interface import action_vectors
 from metabonk.dream.token_model import TokenModel, TokenModelConfig, WorldModelLearner
 from metabonk.measure.statistics import difference_interval, mean_interval
 from metabonk.play.game import make_game
@@ -136,7 +135,7 @@ def coverage(table: np.ndarray) -> dict[str, float]:
 def make_explorer(player: str, model: TokenModel) -> Explorer:
     "The curiosities of a player"
     config = CuriosityConfig.preset("tiny", bonus="error" if player == "error" else "disagreement")
-    F, A, kinds = model.feature_size, model.action_size, {}
+    F, A, kinds = model.feature_size, model.actions.size, {}
     if "latent" in PLAYERS[player]:
         kinds["latent"] = Plan2Explore(config, F, A, model.rssm.latents.size)
     if "sound" in PLAYERS[player]:
@@ -165,7 +164,7 @@ def ask(model: TokenModel, explorer: Explorer, tokens: TokenCache) -> tuple[dict
         batch, asked = tokens.gather([[(place, place + rows)]]).torch(), slice(place + BURN_IN, place + rows)
         states = model.observe(batch, every=True)
         features = model.features(states)[None]  # (1, T, F)
-        action = action_vectors(batch.action, model.action_size)
+        action = model.actions.vectors(batch.action)
         for name, curiosity in explorer.curiosities.items():
             said = curiosity.ensemble(torch.cat([features[:, :-1], action[:, 1:]], -1))  # (K, 1, T - 1, D)
             came = curiosity.target(batch, states, features)[:, 1:]
@@ -222,7 +221,7 @@ def begin(folder: Path, music: str, seed: int, arguments: argparse.Namespace) ->
     tokenizers = train_tokenizers(folder / "store", folder / "tokenizers", training=training, seed=eyes)
     schema = Store.open(folder / "store").schema
     seed_everything(seed)
-    model = TokenModel(TokenModelConfig.preset("tiny"), tokenizers, schema.actions.size, game=schema.game)
+    model = TokenModel(TokenModelConfig.preset("tiny"), tokenizers, schema.actions, game=schema.game)
     train_model(model, folder / "store", folder / "learning", arguments.first_updates, seed)
     model.save(folder / "model")
     (folder / "about.json").write_text(about)  # last: all of it is there
@@ -238,7 +237,7 @@ def explore(player: str, music: str, seed: int, base: Path, folder: Path, argume
         seed_everything(seed)
         model = TokenModel.load(base / "model")
         explorer = make_explorer(player, model)
-        agent = ActorCritic(ActorCriticConfig.preset("tiny", entropy=arguments.entropy), model.feature_size, model.spec)
+        agent = ActorCritic(ActorCriticConfig.preset("tiny", entropy=arguments.entropy), model.feature_size, model.actions)
         learner = ExplorerLearner(model, explorer, agent, DreamConfig.preset("tiny", replay=0.0))
     for number, chance in enumerate(spawn_seeds(seed + 1, arguments.rounds)):
         if number:

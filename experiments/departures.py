@@ -62,14 +62,14 @@ def train(arm: str, seed: int, tokenizers: Tokenizers, options: argparse.Namespa
     kept = change.pop("kept", False)
     seed_everything(seed)
     schema = Store.open(store).schema
-    model = TokenModel(TokenModelConfig.preset("tiny", reward_scale=10.0, **change), tokenizers, schema.action_count)
+    model = TokenModel(TokenModelConfig.preset("tiny", reward_scale=10.0, **change), tokenizers, schema.actions)
     model.start_from(cache, seed=seed)
     sizes = {"deter": model.rssm.config.deter, "stoch": model.rssm.latents.size}
     states = KeptStates(cache.table["episode"], cache.table["step"], sizes) if kept else None
     sequences = SequenceConfig(length=16, batch_size=16, seed=seed)
     training = TrainConfig(steps=options.model_steps, lr=3e-3, warmup=100, checkpoint_every=10**6, seed=seed)
     fit(WorldModelLearner(model, states), TokenData(store, tokenizers, sequences), folder / "model", training)
-    actor_critic = ActorCritic(ActorCriticConfig(units=64, entropy=3e-3), model.feature_size, model.spec)
+    actor_critic = ActorCritic(ActorCriticConfig(units=64, entropy=3e-3), model.feature_size, model.actions)
     learner = DreamLearner(model, actor_critic, DreamConfig.preset("tiny"), before=states.before if states else None)
     policy = TrainConfig(steps=options.dream_steps, lr=1e-3, warmup=50, checkpoint_every=10**6, seed=seed)
     fit(learner, TokenData(store, tokenizers, sequences.change(seed=seed + 1)), folder / "dream", policy)

@@ -43,7 +43,7 @@ def train(fusion: str, seed: int, folder: Path, options: argparse.Namespace) -> 
     seed_everything(seed)
     schema = Store.open(folder / "store").schema
     config = TokenModelConfig.preset("tiny", fusion=fusion, reward_scale=10.0)
-    model = TokenModel(config, tokenizers, schema.actions.size, game=schema.game)
+    model = TokenModel(config, tokenizers, schema.actions, game=schema.game)
     model.start_from(TokenCache(folder / "store.tokens"), seed=seed)
     begun = time.monotonic()
     training = TrainConfig(steps=options.model_steps, lr=3e-3, warmup=100, checkpoint_every=10**6, seed=seed)

@@ -88,7 +88,7 @@ def world_model(arm: str, seed: int, tokenizers: Tokenizers, store: Path, folder
     """The world model of an arm, trained on a recording."""
     seed_everything(seed)
     config = TokenModelConfig.preset("tiny", senses=ARMS[arm], reward_scale=scale)
-    model = TokenModel(config, tokenizers, Store.open(store).schema.actions.size, game="bonk")
+    model = TokenModel(config, tokenizers, Store.open(store).schema.actions, game="bonk")
     model.start_from(TokenCache(store.with_suffix(".tokens")), seed=seed)
     training = TrainConfig(steps=steps, lr=3e-3, warmup=100, checkpoint_every=10**6, seed=seed)
     fit(WorldModelLearner(model), sequences(arm, tokenizers, seed, store, 0.0), folder, training)
@@ -114,7 +114,7 @@ def train(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
 
     steps, scale = options.model_steps, options.reward_scale
     model = world_model(arm, seed, tokenizers, folder / "store", folder / "model", steps, scale)
-    actor_critic = ActorCritic(ActorCriticConfig(units=64, entropy=options.entropy), model.feature_size, model.spec)
+    actor_critic = ActorCritic(ActorCriticConfig(units=64, entropy=options.entropy), model.feature_size, model.actions)
     dreams, policy = DreamConfig.preset("tiny"), TrainConfig(lr=1e-3, warmup=20, checkpoint_every=10**6, seed=seed)
     fit(DreamLearner(model, actor_critic, dreams), data(folder / "store", 0.0), folder / "dream",
         policy.change(steps=options.dream_steps))

@@ -51,7 +51,7 @@ def train(seed: int, options: argparse.Namespace) -> dict[str, Any]:
     seed_everything(seed)
     schema = Store.open(folder / "store").schema
     config = TokenModelConfig.preset("tiny", reward_scale=options.reward_scale)
-    model = TokenModel(config, tokenizers, schema.actions.size, game=schema.game)
+    model = TokenModel(config, tokenizers, schema.actions, game=schema.game)
     model.start_from(TokenCache(folder / "store.tokens"), seed=seed)
     data = TokenData(folder / "store", tokenizers, SequenceConfig(length=16, batch_size=16, seed=seed))
     fit(WorldModelLearner(model), data, folder / "model",

@@ -234,7 +234,7 @@ def measured(model: ShortcutModel, reader: Reader, played: Store, folder: Path) 
     clip = clips.gather([[(s, s + CONTEXT + max(DRIFT))] for s in starts]).torch()
     truth = torch.stack([real[s : s + CONTEXT + max(DRIFT)] for s in starts])
     state = model.observe(clip.map(lambda x: x[:, :CONTEXT]))
-    action = model.spec.vectors(clip.action)[:, CONTEXT:]
+    action = model.actions.vectors(clip.action)[:, CONTEXT:]
     for name, keys in (("after", action), ("other keys, after", action.roll(len(starts) // 2, 0))):
         states = dream_along(model, state, keys, keep_states=True).states
         for steps in DRIFT:

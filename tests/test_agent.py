@@ -21,7 +21,7 @@ from metabonk.act.finetune import FineTune, FineTuneConfig, ShortUpdates
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import FolderError, MetaBonkError, UsageError
 from metabonk.core.training import TrainConfig, fit, read_log
-from metabonk.dream.interface import WorldModel, action_vectors
+from metabonk.dream.interface import WorldModel
 from metabonk.play.game import make_game
 from metabonk.record.cache import Cache
 from metabonk.record.recorder import record
@@ -53,7 +53,7 @@ class Walk:
 class Corridor(WorldModel):
     """A coin for every step at the right end, a pit at the left; with a weight and a dropout that must not matter."""
 
-    feature_size, action_size, discrete, game = 9, 2, True, "corridor"
+    feature_size, actions, game = 9, ActionSpec(categorical=(2,)), "corridor"
 
     def __init__(self):
         super().__init__()
@@ -193,18 +193,18 @@ def test_what_dreams_refuse():
 class Watcher(WorldModel):
     """Its memory is a fading trace of everything it was told: what differs, shows."""
 
-    discrete, game = True, "bonk"
+    game = "bonk"
 
     def __init__(self, actions=ACTIONS, noise=0.0):
         super().__init__()
-        self.action_size, self.feature_size, self.noise = actions, 64 + 1 + actions, noise
+        self.actions, self.feature_size, self.noise = ActionSpec(categorical=(actions,)), 64 + 1 + actions, noise
         self.weight = nn.Parameter(torch.ones(()))
 
     def observe(self, context, state=None, every=False):
         picture = context.image.float().mean(-1).unflatten(2, (8, 8)).unflatten(4, (8, 8)).mean((3, 5)).flatten(2) / 255
         loudness = context.step_audio()[0].float().abs().sum((2, 3))[..., None] / 1e6
         keep = ~context.first[..., None]
-        told = torch.cat([picture, loudness, keep * action_vectors(context.action, self.action_size)], -1)
+        told = torch.cat([picture, loudness, keep * self.actions.vectors(context.action)], -1)
         memory = torch.zeros(len(told), self.feature_size) if state is None else state["memory"]
         rows = []
         for t in range(told.shape[1]):
@@ -227,7 +227,7 @@ class Watcher(WorldModel):
 
     def save(self, folder):
         folder.mkdir()
-        (folder / "watcher.json").write_text(json.dumps([self.action_size, self.noise, self.weight.item()]))
+        (folder / "watcher.json").write_text(json.dumps([self.actions.size, self.noise, self.weight.item()]))
 
     @classmethod
     def load(cls, folder):
@@ -240,7 +240,7 @@ class Watcher(WorldModel):
 def player(noise=0.0, greedy=False, seed=0):
     torch.manual_seed(seed)
     model = Watcher(noise=noise)
-    actor_critic = ActorCritic(ActorCriticConfig(layers=1, units=16), model.feature_size, model.spec)
+    actor_critic = ActorCritic(ActorCriticConfig(layers=1, units=16), model.feature_size, model.actions)
     nn.init.normal_(actor_critic.actor[-1].weight)  # opinions, for the first weights of an actor have none
     return Agent(model, actor_critic, greedy=greedy)
 
@@ -357,10 +357,10 @@ def test_games_that_an_agent_can_not_play_are_refused(bonk, monkeypatch):
 
 def test_controls_stay_within_what_the_game_takes():
     class Pushed(Corridor):
-        discrete, action_size, feature_size, game = False, 2, 3, ""
+        actions, feature_size, game = ActionSpec(continuous=2), 3, ""
 
     model = Pushed()
-    agent = Agent(model, ActorCritic(ActorCriticConfig(), 3, model.spec))
+    agent = Agent(model, ActorCritic(ActorCriticConfig(), 3, model.actions))
     box = gym.spaces.Box(np.array([-2, 0], np.float32), np.array([2, 1], np.float32))
     seen = gym.spaces.Dict({"image": gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)})
     wild = torch.tensor([[-3.0, 0.5], [1.0, -0.5]])
@@ -535,11 +535,11 @@ def test_a_folder_of_another_fine_tuning_is_refused(tuning, tmp_path):
 
 def test_a_recording_that_can_teach_nothing_is_refused():
     class Model(WorldModel):
-        discrete, action_size = True, 2
+        actions = ActionSpec(categorical=(2,))
 
     check_learnable(Model(), np.array([0.0, 0.0, -0.5]))  # a penalty alone is enough to learn from
     with pytest.raises(UsageError, match="no reward was earned in 3"):
         check_learnable(Model(), np.zeros(3))
-    Model.action_size = 1
+    Model.actions = ActionSpec(categorical=(1,))
     with pytest.raises(UsageError, match="one action"):
         check_learnable(Model(), np.ones(3))

@@ -235,7 +235,7 @@ def test_an_explorer_learns_in_the_dreams_of_a_recurrent_model(tmp_path):
     torch.manual_seed(0)
     config = RSSMConfig(deter=32, hidden=8, units=8, latents=4, classes=4, blocks=4)
     features = 32 + 16
-    model = RecurrentModel(config, Eye(), 6, {"picture": Picture(features)}, action_size=3)
+    model = RecurrentModel(config, Eye(), 6, {"picture": Picture(features)}, actions=ActionSpec(categorical=(3,)))
     kinds = {"latent": Plan2Explore(TINY, features, 3, 16), "all": Plan2Explore(TINY, features, 3, features, latent="")}
     explorer = Explorer(kinds)
     agent = ActorCritic(ActorCriticConfig(units=8), features, ActionSpec(categorical=(3,)))
@@ -259,7 +259,8 @@ def test_an_explorer_learns_in_the_dreams_of_a_recurrent_model(tmp_path):
 def test_paid_futures_are_those_that_were_imagined():
     "The model's own reward is replaced, and nothing else."
     torch.manual_seed(0)
-    model = RecurrentModel(RSSMConfig(deter=32, hidden=8, units=8, latents=4, classes=4, blocks=4), Eye(), 6, {}, action_size=3)
+    config = RSSMConfig(deter=32, hidden=8, units=8, latents=4, classes=4, blocks=4)
+    model = RecurrentModel(config, Eye(), 6, {}, actions=ActionSpec(categorical=(3,)))
     agent = ActorCritic(ActorCriticConfig(units=8), 48, ActionSpec(categorical=(3,)))
     futures = imagine(model, agent.policy, model.observe(recording()[0]), 4)
     paid = intrinsic_rewards(futures, Explorer({"latent": Plan2Explore(TINY, 48, 3, 16)}))

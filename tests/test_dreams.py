@@ -64,7 +64,7 @@ def recording(rows: int = ROWS, silent: bool = False) -> Batch:
 class Counter(WorldModel):
     """A state is the number of a row; it tells which actions led to it, and is seen as that brightness."""
 
-    feature_size, action_size, discrete = 2, 3, True
+    feature_size, actions = 2, ActionSpec(categorical=(3,))
 
     def __init__(self, senses: str = "image audio"):
         super().__init__()
@@ -143,7 +143,7 @@ def test_a_transformer_dreams_of_clips_and_its_sound_has_no_seams():
     assert np.array_equal(film.sound, frames_to_sound(model.look(states)["audio"], CONFIG, lengths))
     alone = model.decode(states)["audio"].movedim(0, 1).flatten(1)
     assert alone.shape == film.sound.shape and not np.array_equal(film.sound, alone)  # each step begun anew
-    deaf = ShortcutModel(model.tokenizer, model.spec, model.config).eval()  # nobody told it how sound was heard
+    deaf = ShortcutModel(model.tokenizer, model.actions, model.config).eval()  # nobody told it how sound was heard
     with pytest.raises(UsageError, match="logmel"):
         film_states(deaf, [pick_states(states, slice(0, 1))], np.full(1, STEP))
 
@@ -265,7 +265,8 @@ def test_a_model_of_tokens_is_shown_with_the_senses_it_has(senses):
     ears = SoundTokenizer(SoundConfig(channels=2, frames=2, bands=24, tokens=2, codes=4))
     tokenizers, raw = Tokenizers(eyes, ears, CONFIG, "toy"), recording()
     raw.image = raw.image[:, :, :, :8]
-    model = TokenModel(TokenModelConfig(size="tiny", embed=32, units=32, senses=senses), tokenizers, 3, step_samples=STEP)
+    config = TokenModelConfig(size="tiny", embed=32, units=32, senses=senses)
+    model = TokenModel(config, tokenizers, ActionSpec(categorical=(3,)), step_samples=STEP)
     tokens = [torch.randint(4, (2, ROWS, places)) for places in (4, 2)]
     same = (getattr(raw, name) for name in ("action", "reward", "terminated", "truncated", "first", "episode", "step"))
     batch = TokenBatch(*tokens, *map(torch.from_numpy, same))

@@ -324,7 +324,7 @@ def test_the_world_does_not_know_what_the_agent_is_asked_for(monkeypatch):
 
 def test_dreams_and_play_begin_with_the_task_that_is_asked_for(tmp_path):
     model, rows = build(tasks=3), codes(2)
-    agent = ActorCritic(ActorCriticConfig(units=8), model.feature_size, model.spec)
+    agent = ActorCritic(ActorCriticConfig(units=8), model.feature_size, model.actions)
     first = model.observe(rows)
     kept = Agent(model.ask(2), agent).save(tmp_path / "agent")
     again = Agent.load(kept, ShortcutModel.load).model
@@ -407,7 +407,7 @@ def long_memory(frames: bool) -> tuple[ShortcutModel, Clip]:
 @pytest.mark.parametrize("starts", [0, 1, 5])
 def test_dreams_start_from_the_states_that_reading_every_row_gives(frames, starts):
     (model, rows), policy = long_memory(frames), lambda features: Categorical(features[:, :3])
-    agent = ActorCritic(ActorCriticConfig(units=8), model.feature_size, model.spec)
+    agent = ActorCritic(ActorCriticConfig(units=8), model.feature_size, model.actions)
     agent.policy = policy
     torch.manual_seed(4)
     dreamed, seen, chosen = DreamLearner(model, agent, DreamConfig(horizon=2, starts=starts)).dream(rows)
@@ -575,11 +575,11 @@ def test_keys_and_a_choice_are_learned_read_dreamt_and_played():
     losses = model.train().losses(rows)
     assert "policy" in losses and all(loss.isfinite().all() for loss in losses.values())
     model.eval()
-    state, vectors = model.observe(rows), model.vectors(rows.action)
+    state, vectors = model.observe(rows), model.actions.vectors(rows.action)
     assert vectors.equal(KEYS_AND_CAMERA.vectors(rows.action)) and vectors.shape == (3, 6, 8)
     assert dream_along(model, state, vectors[:, :2]).features.isfinite().all()
     assert np.isfinite(dreamed_rows(model, rows, 3, 4).reward).all()
-    curious = Curiosity(CuriosityConfig(units=8, resample=False), model.feature_size, model.action_size, 6,
+    curious = Curiosity(CuriosityConfig(units=8, resample=False), model.feature_size, model.actions.size, 6,
                         lambda batch, states, features: batch.latent.flatten(2))  # fmt: skip
     learned = Explorer({"code": curious}).losses(rows, model, model.observe(rows, every=True))
     assert all(loss.shape == (3, 5) and loss.isfinite().all() for loss in learned.values())
@@ -594,17 +594,6 @@ def test_keys_and_a_choice_are_learned_read_dreamt_and_played():
     for wrong in ([0.5, 0, 1, 4], [0, 0, 1, 5], [0, 0, 1]):
         with pytest.raises(UsageError, match="ActionBox"):
             game.step(wrong)
-
-
-@pytest.mark.parametrize(("spec", "action"), [
-    (THREE, torch.tensor([[2, 0]])), (THREE, torch.tensor([[[2], [0]]])), (ActionSpec(binary=2), torch.ones(1, 2, 2)),
-    (ActionSpec(continuous=2), torch.tensor([[[0.5, -1.0], [0.25, 2.0]]])),
-    (ActionSpec(continuous=1), torch.tensor([[0.5, -0.25]])),
-    (ActionSpec(categorical=(3, 2)), torch.tensor([[[2, 1], [0, 0]]])),
-    (KEYS_AND_CAMERA, torch.tensor([[[1, 0, 1, 4], [0, 0, 0, 0]]])),
-], ids=str)  # fmt: skip
-def test_what_a_model_reads_is_as_its_spec_says(spec, action):
-    assert build(spec).vectors(action).equal(spec.vectors(action))
 
 
 def test_playing_in_a_dream_needs_both_senses_or_says_what_is_missing():
@@ -690,7 +679,7 @@ def player(actions: int) -> Agent:
     config = DynamicsConfig(**both, kv_heads=1, registers=1, units=8, distances=2)
     spec, shortcut = ActionSpec(categorical=(actions,)), ShortcutConfig(finest=8)
     model = ShortcutModel(CausalTokenizer(code), spec, config, shortcut, "bonk", HEARD, 550.0)
-    return Agent(model, ActorCritic(ActorCriticConfig(layers=1, units=8), model.feature_size, model.spec))
+    return Agent(model, ActorCritic(ActorCriticConfig(layers=1, units=8), model.feature_size, model.actions))
 
 
 def test_what_is_heard_live_is_what_clips_of_the_recording_hold(bonk_store):
@@ -711,7 +700,7 @@ def test_an_agent_plays_a_real_game_in_such_a_model(bonk_store):
     agent = player(bonk_store.schema.actions.size)
     played, again = (play_episodes(agent, "bonk", 2, 0, 2, SMALL) for _ in range(2))
     assert played["length"].tolist() == [12, 12] and played.equals(again)
-    deaf = ShortcutModel(agent.model.tokenizer, agent.model.spec, agent.model.config, agent.model.shortcut)
+    deaf = ShortcutModel(agent.model.tokenizer, agent.model.actions, agent.model.config, agent.model.shortcut)
     one = {"image": np.zeros((1, 16, 16, 3), np.uint8), "audio": []}
     for games, said in ((2, "pictures"), (1, "sounds")):
         with pytest.raises(UsageError, match=said):
@@ -731,7 +720,7 @@ def test_its_dreams_can_be_heard(bonk_store):
     agent = player(bonk_store.schema.actions.size)
     assert sounds(free_dream_video(agent.model, agent.actor_critic.policy, agent.model.start(1), 4).data) == 1
     eyes = CausalTokenizerConfig(size=(16, 16), latents=2, bottleneck=3, width=16, layers=2, heads=2, context=3)
-    deaf = ShortcutModel(CausalTokenizer(eyes), agent.model.spec, agent.model.config, agent.model.shortcut)
+    deaf = ShortcutModel(CausalTokenizer(eyes), agent.model.actions, agent.model.config, agent.model.shortcut)
     assert sounds(free_dream_video(deaf, agent.actor_critic.policy, deaf.start(1), 4).data) == 0
 
 
@@ -761,9 +750,9 @@ def coded(store, model: ShortcutModel, folder: Path) -> CodeData:
 def test_a_curious_player_learns_in_it_from_codes(bonk_store, tmp_path):
     agent, sizes = player(bonk_store.schema.actions.size), CuriosityConfig(members=2, layers=1, units=8)
     model = agent.model
-    given = sizes, model.feature_size, model.action_size, 6  # 2 latents of 3 numbers
+    given = sizes, model.feature_size, model.actions.size, 6  # 2 latents of 3 numbers
     explorer = Explorer({"latent": Plan2Explore(*given, latent=model.latent), "all": Plan2Explore(
-        sizes, model.feature_size, model.action_size, model.feature_size, latent="")})  # fmt: skip
+        sizes, model.feature_size, model.actions.size, model.feature_size, latent="")})  # fmt: skip
     learner = ExplorerLearner(model, explorer, agent.actor_critic, DreamConfig(horizon=2, starts=4, replay=0.0))
     data = coded(bonk_store.path, model, tmp_path)
     fit(learner, data, tmp_path / "training", TrainConfig(steps=2, warmup=0, log_every=1))

@@ -15,7 +15,6 @@ from metabonk.dream.interface import (
     DreamEnv,
     Imagined,
     WorldModel,
-    action_vectors,
     dream_along,
     imagine,
     join_states,
@@ -30,10 +29,10 @@ class Counter(WorldModel):
 
     def __init__(self, discrete: bool = True):
         super().__init__()
-        self.feature_size, self.action_size, self.discrete = 1, 3 if discrete else 1, discrete
+        self.feature_size, self.actions = 1, ActionSpec(categorical=(3,)) if discrete else ActionSpec(continuous=1)
 
     def advance(self, state, action):
-        return {"sum": state["sum"] + (action.argmax(-1) if self.discrete else action[:, 0])}
+        return {"sum": state["sum"] + (action.argmax(-1) if self.actions.discrete else action[:, 0])}
 
     def features(self, state):
         return state["sum"].float()[:, None]
@@ -78,7 +77,7 @@ def test_dreams_remember_how_likely_each_action_was():
 
 
 def test_dreaming_along_follows_the_actions_given():
-    dream = dream_along(Counter(), {"sum": torch.tensor([0])}, action_vectors(torch.tensor([[2, 0, 1]]), 3))
+    dream = dream_along(Counter(), {"sum": torch.tensor([0])}, ActionSpec(categorical=(3,)).vectors(torch.tensor([[2, 0, 1]])))
     assert dream.features[0, :, 0].tolist() == [0, 2, 2, 3] and not dream.features.requires_grad
 
 
@@ -138,7 +137,8 @@ def test_a_dream_pays_what_the_model_says_of_the_state_it_leads_to(monkeypatch, 
 
 def test_bad_input_is_told():
     env = DreamEnv(Counter(), {"sum": torch.tensor([0])})
-    for wrong in (lambda: env.step(3), lambda: env.reset(options={"start": 1}), lambda: action_vectors(torch.tensor([5]), 3)):
+    vectors = ActionSpec(categorical=(3,)).vectors
+    for wrong in (lambda: env.step(3), lambda: env.reset(options={"start": 1}), lambda: vectors(torch.tensor([[5]]))):
         with pytest.raises(UsageError):
             wrong()
     with pytest.raises(UsageError, match="horizon"):

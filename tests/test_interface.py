@@ -13,6 +13,7 @@ from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
 from metabonk.act.agent import Agent
 from metabonk.act.dreaming import DreamConfig, DreamLearner
 from metabonk.act.finetune import FineTune, FineTuneConfig, ShortUpdates
+from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import UsageError
 from metabonk.core.training import TrainConfig
 from metabonk.dream.dynamics import ShortcutModel
@@ -64,7 +65,7 @@ def test_what_is_fetched_by_name_is_found():
 class Strict(WorldModel):
     """Sees how bright a quarter of the picture is; notes whatever is asked of it and is not declared."""
 
-    feature_size, action_size, discrete, game = 4, 11, True, "bonk"
+    feature_size, actions, game = 4, ActionSpec(categorical=(11,)), "bonk"
     allowed = {*dir(WorldModel), *WorldModel.__annotations__, "training", "asked", "weight", "__dict__"}
     asked: set[str] = set()
 
@@ -128,10 +129,10 @@ def recorded(tmp_path):
 def test_a_model_with_nothing_but_what_is_declared_serves_everyone(recorded, tmp_path, monkeypatch):
     monkeypatch.setattr(Strict, "asked", set())
     (store, batch), model = recorded, Strict()
-    agent = ActorCritic(ActorCriticConfig(units=8), 4, model.spec)
+    agent = ActorCritic(ActorCriticConfig(units=8), 4, model.actions)
     states = model.observe(batch, every=True)
     imagine(model, agent.policy, states, 2)
-    dream_along(model, pick_states(states, slice(0, 4)), model.vectors(batch.action[:, :2]))
+    dream_along(model, pick_states(states, slice(0, 4)), model.actions.vectors(batch.action[:, :2]))
     env = DreamEnv(model, states)
     env.reset(seed=0)
     env.step(env.action_space.sample())
@@ -161,7 +162,7 @@ def test_what_is_not_declared_is_noticed(monkeypatch):
 
 def test_a_model_that_cannot_be_saved_says_so(tmp_path):
     model = Strict()
-    agent = Agent(model, ActorCritic(ActorCriticConfig(units=8), 4, model.spec))
+    agent = Agent(model, ActorCritic(ActorCriticConfig(units=8), 4, model.actions))
     with pytest.raises(UsageError, match="save"):
         agent.save(tmp_path / "agent")
     with pytest.raises(UsageError, match="load"):

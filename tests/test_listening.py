@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import UsageError
 from metabonk.dream.fusion import TokenEncoder
-from metabonk.dream.interface import action_vectors
 from metabonk.measure import listening
 from metabonk.measure.listening import (
     Attribution,
@@ -96,7 +96,7 @@ class Planted(nn.Module):
 
     def __init__(self, ears: float = 0.0, eyes: float = 0.0, past: float = 0.0):
         super().__init__()
-        self.encoder, self.action_size, self.discrete = Encoder(), 3, True
+        self.encoder, self.actions = Encoder(), ActionSpec(categorical=(3,))
         size = sum(tokens * codes for tokens, codes in SIZES.values())
         self.rssm = _Memory(size)
         self.weight = nn.Parameter(torch.zeros(2 * size))
@@ -110,7 +110,7 @@ class Planted(nn.Module):
 
     def vectors(self, action: Tensor) -> Tensor:
         """One-hot."""
-        return action_vectors(action, self.action_size)
+        return self.actions.vectors(action)
 
     def reward(self, features: Tensor) -> Tensor:
         """Above a half where the weights sum to more than 2."""
@@ -400,7 +400,8 @@ def test_a_real_encoder_and_a_hidden_picture(moments: Moments) -> None:
 
     torch.manual_seed(0)
     config = RSSMConfig(deter=32, hidden=16, latents=4, classes=4)
-    model = RecurrentModel(config, TokenEncoder(SIZES, embed=16, width=4, dropout={"image": 0.9}), 16, {}, action_size=3).train()
+    encoder = TokenEncoder(SIZES, embed=16, width=4, dropout={"image": 0.9})
+    model = RecurrentModel(config, encoder, 16, {}, actions=ActionSpec(categorical=(3,))).train()
     with torch.no_grad():
         model.reward_head[-1].weight.normal_(0, 0.01)
     found = attribute(model, moments, steps=64)

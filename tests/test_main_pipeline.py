@@ -45,7 +45,7 @@ def what_is_left(run: Path) -> None:
     assert len(pd.read_csv(stages / "play/episodes.csv")) == 8
     assert len(pd.read_csv(stages / "play/rounds.csv")) == 2
     agent = Agent.load(stages / "play/agent", TokenModel.load)
-    assert agent.game == "bonk" and agent.model.action_size == 11
+    assert agent.game == "bonk" and agent.model.actions.size == 11
     before, after = Store.open(stages / "record/store"), Store.open(stages / "play/store")
     assert len(after) >= len(before) + 100 and not after.verify()
     assert {episode.about["round"] for episode in after.episodes if "round" in episode.about} == {0, 1}

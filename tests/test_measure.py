@@ -15,6 +15,7 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
 from metabonk.act.agent import Agent, play_episodes
+from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import UsageError
 from metabonk.core.seed import spawn_seeds
 from metabonk.dream.interface import WorldModel
@@ -393,7 +394,7 @@ class Walker(WorldModel):
     def __init__(self, end=None, late=False, invents=PLACES):
         super().__init__()
         self.end, self.late, self.invents = end, late, invents
-        self.feature_size, self.action_size, self.discrete = PLACES + 1, 2, True
+        self.feature_size, self.actions = PLACES + 1, ActionSpec(categorical=(2,))
         self.scale = torch.nn.Parameter(torch.linspace(1, 2, 8))
 
     def observe(self, context, state=None, every=False):
@@ -632,8 +633,9 @@ def bonk_agent():
     eyes = PictureTokenizer(PictureConfig.preset("tiny", size=(32, 32), grid=(4, 4)))
     ears = SoundTokenizer(SoundConfig.preset("tiny", channels=2, frames=4, tokens=4, bands=16))
     logmel = LogMelConfig.preset("tiny", sample_rate=24000, bands=16, frames_per_step=4)
-    model = TokenModel(TokenModelConfig.preset("tiny"), Tokenizers(eyes, ears, logmel, "bonk"), 11)
-    policy = ActorCritic(ActorCriticConfig.preset("tiny"), model.feature_size, model.spec)
+    model = TokenModel(TokenModelConfig.preset("tiny"), Tokenizers(eyes, ears, logmel, "bonk"),
+                       ActionSpec(categorical=(11,)))
+    policy = ActorCritic(ActorCriticConfig.preset("tiny"), model.feature_size, model.actions)
     return Agent(model, policy)
 
 

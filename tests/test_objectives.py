@@ -152,7 +152,7 @@ def test_ppo_stops_where_it_has_moved_far_enough(old, advantage, learns):
 class Coin(WorldModel):
     """A state is a number; an action is added to it."""
 
-    feature_size, action_size, discrete = 1, 2, True
+    feature_size, actions = 1, ActionSpec(categorical=(2,))
 
     def observe(self, context, state=None, every=False):
         return {"sum": context.flatten()}

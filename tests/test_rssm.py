@@ -10,6 +10,7 @@ from mutants import mutant
 from torch import distributions as torchs
 from torch import nn
 
+from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import UsageError
 from metabonk.dream.latents import CategoricalLatents, GaussianLatents
 from metabonk.dream.recurrent import RecurrentModel
@@ -171,7 +172,7 @@ def world() -> tuple[RecurrentModel, SimpleNamespace]:
     """A model of numbers, and a recording."""
     torch.manual_seed(0)
     config = RSSMConfig(deter=16, hidden=8, latents=3, classes=4, units=8, blocks=4)
-    model = RecurrentModel(config, Look(6, 5), 5, {"numbers": Guess(16 + 12, 6)}, action_size=3)
+    model = RecurrentModel(config, Look(6, 5), 5, {"numbers": Guess(16 + 12, 6)}, actions=ActionSpec(categorical=(3,)))
     batch = SimpleNamespace(
         seen=torch.randn(4, 9, 6), action=torch.randint(3, (4, 9)), reward=torch.randn(4, 9),
         first=torch.rand(4, 9) < 0.2, terminated=torch.rand(4, 9) < 0.2,
@@ -356,7 +357,8 @@ class Row(nn.Module):
 def rewards_by_both() -> tuple[torch.Tensor, torch.Tensor]:
     """The reward's loss by the library, and the two-hot cross-entropy of each row's own reward in NumPy."""
     torch.manual_seed(0)
-    model = RecurrentModel(RSSMConfig(deter=16, hidden=6, latents=3, classes=4, units=6, blocks=4), Row(), 5, {}, 2)
+    model = RecurrentModel(RSSMConfig(deter=16, hidden=6, latents=3, classes=4, units=6, blocks=4), Row(), 5, {},
+                           ActionSpec(categorical=(2,)))
     nn.init.normal_(model.reward_head[-1].weight)
     no = torch.zeros(2, 6, dtype=torch.bool)
     reward = torch.tensor([[0.0, 1, 0, -3, 0, 0.25], [7, 0, 0, 0, 1, 0]])

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from mutants import mutant
 
+from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import FolderError, TrainingStopped, UsageError
 from metabonk.core.optimizer import LaProp
 from metabonk.core.seed import spawn_seeds
@@ -48,9 +49,9 @@ def rows(count: int = 4, time: int = 6, seed: int = 0) -> TokenBatch:
     return TokenBatch(image, ding.long()[..., None].expand(count, time, 2).clone(), action, ding.float(), no, no, first)
 
 
-def build(given: Tokenizers | None = None, **choices) -> TokenModel:
+def build(given: Tokenizers | None = None, actions: ActionSpec = ActionSpec(categorical=(2,)), **choices) -> TokenModel:  # noqa: B008
     torch.manual_seed(1)
-    return TokenModel(TokenModelConfig(**{**SMALL, **choices}), given or tokenizers(), 2, step_samples=533.0)
+    return TokenModel(TokenModelConfig(**{**SMALL, **choices}), given or tokenizers(), actions, step_samples=533.0)
 
 
 CHOICES = [*itertools.product(fusions, ["categorical"]), *itertools.product(["concat"], kinds)]
@@ -169,7 +170,7 @@ def test_a_damaged_or_foreign_folder_says_so(tmp_path):
         TokenModel.load(tmp_path)
     folder = build().save(tmp_path / "model")
     about = json.loads((folder / "model.json").read_text())
-    (folder / "model.json").write_text(json.dumps({**about, "action_size": 3}))
+    (folder / "model.json").write_text(json.dumps({**about, "actions": {"categorical": [3]}}))
     with pytest.raises(FolderError, match="does not fit its own description"):
         TokenModel.load(folder)
     (folder / "model.json").write_text(json.dumps(about))
@@ -179,11 +180,34 @@ def test_a_damaged_or_foreign_folder_says_so(tmp_path):
         TokenModel.load(folder)
 
 
+@pytest.mark.parametrize(("old", "spec"), [
+    ({"action_size": 2, "discrete": True}, ActionSpec(categorical=(2,))),
+    ({"action_size": 2, "discrete": False}, ActionSpec(continuous=2)),
+])
+def test_models_saved_with_former_names_open(tmp_path, old, spec):
+    folder = build().save(tmp_path / "model")
+    about = json.loads((folder / "model.json").read_text())
+    del about["actions"]
+    (folder / "model.json").write_text(json.dumps({**about, **old}))
+    assert TokenModel.load(folder).actions == spec
+
+
+def test_choices_are_not_read_as_controls():
+    """A class of a choice is one-hot in what the model reads, beside keys and controls."""
+    spec = ActionSpec(binary=1, categorical=(3, 4), continuous=1)
+    model, batch, read = build(actions=spec), rows(), []
+    batch.action = torch.tensor([1, 2, 3, 0.5]).expand(*batch.first.shape, 4)
+    model.rssm.observe = lambda tokens, action, *rest: read.append(action) or {}  # what the network is given
+    with torch.no_grad():
+        model.read(batch.map(lambda column: column[:, :1]))
+    assert read[0][0, 0].tolist() == [1, 0, 0, 1, 0, 0, 0, 1, 0.5]
+
+
 def test_tokens_of_another_tokenizer_and_actions_of_another_game_say_so():
     model, batch = build(), rows()
     with pytest.raises(UsageError, match="4 tokens|built for 4"):
         model.losses(TokenBatch(**{**vars(batch), "image": batch.image[..., :3]}))
-    with pytest.raises(UsageError, match="actions from 0 to 5"):
+    with pytest.raises(UsageError, match="goes from 0 to 5"):
         model.losses(TokenBatch(**{**vars(batch), "action": batch.action * 0 + torch.tensor([0, 5, 0, 0, 0, 0])}))
 
 

@@ -117,10 +117,10 @@ class Agent:
     ):
         self.model, self.actor_critic, self.greedy = model, actor_critic, greedy
         self.game = game or model.game
-        if (actor_critic.spec, actor_critic.feature_size) != (model.spec, model.feature_size):
+        if (actor_critic.spec, actor_critic.feature_size) != (model.actions, model.feature_size):
             raise UsageError(
                 f"the policy reads {actor_critic.feature_size} features and has {actor_critic.spec.told}, the model gives "
-                f"{model.feature_size} and takes {model.spec.told}: use two that were trained together"
+                f"{model.feature_size} and takes {model.actions.told}: use two that were trained together"
             )
         self._senses_given = senses
         self.reach: tuple[Tensor, Tensor] | None = None  # least and greatest value of each control, once a game was checked
@@ -177,8 +177,8 @@ class Agent:
             self.model.eval()
         sights, sounds = ([observation[name] for observation in observations] for name in ("image", "audio"))
         rows = senses({"image": np.stack(sights), "audio": sounds})
-        shape, kind = ((), np.int64) if self.model.discrete else ((self.model.spec.parts,), np.float32)
-        done = np.zeros((len(first), 1, *shape), kind)
+        kind = np.float32 if self.model.actions.continuous else np.int64
+        done = np.zeros((len(first), 1, *self.model.actions.shape), kind)
         for game, action in enumerate(actions):
             if not first[game]:
                 done[game, 0] = action
@@ -192,10 +192,10 @@ class Agent:
         vectors: Tensor,  # (games, actions)
     ) -> list[Any]:  # numbers, or arrays
         "Action vectors as games take them; controls beyond what the game that was checked takes are cut off"
-        done = self.model.spec.recorded(vectors).cpu()
+        done = self.model.actions.recorded(vectors).cpu()
         if self.reach:
             done = done.clamp(*self.reach)
-        return done.tolist() if self.model.discrete else list((done if self.model.spec.continuous else done.long()).numpy())
+        return done.tolist() if self.model.actions.discrete else list(done.numpy())
 
     @torch.no_grad()
     def predict(self) -> Expected:
@@ -217,12 +217,12 @@ class Agent:
                 f"this agent learned {self.game!r}, not {game.unwrapped.name!r}: train one for it, or play its own game"
             )
         wanted = ActionSpec.of(game.action_space)
-        if wanted != self.model.spec:
+        if wanted != self.model.actions:
             raise UsageError(
-                f"{game.unwrapped.name} has {wanted.told}, the agent knows {self.model.spec.told}: "
+                f"{game.unwrapped.name} has {wanted.told}, the agent knows {self.model.actions.told}: "
                 "give the game the actions with which it was recorded, or train anew"
             )
-        if self.model.spec.continuous:
+        if self.model.actions.continuous:
             self.reach = torch.from_numpy(game.action_space.low.ravel()), torch.from_numpy(game.action_space.high.ravel())
         size, shape = self.model.picture_size, tuple(game.observation_space["image"].shape[:2])
         if size and size != shape:
@@ -239,7 +239,7 @@ class Agent:
         about = {
             "format": "metabonk agent", "version": 1, "game": self.game, "greedy": self.greedy,
             "actor_critic": self.actor_critic.config.to_dict(), "features": self.model.feature_size,
-            "actions": self.model.spec.to_dict(),
+            "actions": self.model.actions.to_dict(),
         }  # fmt: skip
         with replacing(folder) as part:
             part.mkdir()

@@ -228,7 +228,7 @@ class Explorer(nn.Module):
         "What all curiosities have to learn from recorded rows"
         with torch.no_grad():
             features = model.features(states).unflatten(0, tuple(batch.first.shape))  # (B, T, F)
-        action = model.vectors(batch.action)
+        action = model.actions.vectors(batch.action)
         losses: dict[str, Tensor] = {}
         for name, curiosity in self._each():
             copies = None

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .actor_critic import ActorCritic, Objective
 from .returns import DISCOUNT, lambda_returns
+from ..core.actions import ActionSpec
 from ..core.config import Config
 from ..core.errors import UsageError
 from ..core.training import Learner
@@ -77,7 +78,7 @@ def check_learnable(
     rewards: Float[np.ndarray, " rows"],  # of the whole recording
 ) -> None:
     "`UsageError` where dreaming could teach nothing: one action, or no reward at all"
-    if model.discrete and model.action_size == 1:
+    if model.actions == ActionSpec(categorical=(1,)):
         raise UsageError("this game was recorded with one action: there is nothing to choose between, so record it with more")
     if not np.any(rewards):
         raise UsageError(f"no reward was earned in {len(rewards)} recorded rows, so a policy has nothing to learn from: record "
@@ -105,7 +106,7 @@ class DreamLearner(Learner):
             raise UsageError("REINFORCE takes a dream once: hand over an objective for dreams that are used again, such as PPO")
         self._model = [model]  # in a list, so that it does not become a part of this module
         self.actor_critic = actor_critic
-        self.identity = {"game": model.game, "actions": str(model.action_size)}
+        self.identity = {"game": model.game, "actions": str(model.actions.size)}
         self.scales = {"actor": 1.0, "critic": 1.0, **({"replay": self.config.replay} if self.config.replay else {})}
         self._begun = 0.0
         self._kept: list[Imagined] = []  # the same dreams, as many times as they will be used again

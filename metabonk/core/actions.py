@@ -101,6 +101,11 @@ class ActionSpec(Config):
         if not counted or min(self.categorical, default=1) < 1:
             raise UsageError(f"{self}: counts are not negative, and a choice has a class")
 
+    def to_dict(self) -> dict[str, Any]:  # plain values
+        "Every field; `unbounded` only where there are some, so that older fingerprints stay true"
+        values = super().to_dict()
+        return values if self.unbounded else {k: v for k, v in values.items() if k != "unbounded"}
+
     @property
     def parts(self) -> int:  # numbers
         "Length of a recorded action: keys, then choices, then controls"

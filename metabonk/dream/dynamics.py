@@ -227,7 +227,6 @@ def _whole(rows: State, pasts: dict[str, State]) -> State:
 class ShortcutModel(WorldModel):
     "Dreamer 4's world model: causal tokenizer and shortcut-forcing transformer"
 
-    discrete: bool
     latent = "latent"
     task = 0  # what is asked for where no row says it: `ask` sets it
     passes: Tensor  # (2, K + 1): tau and d of each pass in which a frame is generated
@@ -244,7 +243,7 @@ class ShortcutModel(WorldModel):
     ):
         super().__init__()
         self.config, self.shortcut = config or DynamicsConfig(), shortcut or ShortcutConfig()
-        self._spec, self.action_size, self.discrete, self.game = spec, spec.size, spec.discrete, game
+        self.actions, self.game = spec, game
         self.tokenizer, self.logmel, self.step_samples = tokenizer.requires_grad_(False), logmel, step_samples
         code, self.looks_back = tokenizer.config, tokenizer.config.decoder_time
         self.dynamics = Dynamics(self.config, spec, code.latents, code.bottleneck, self.shortcut.finest)
@@ -267,11 +266,6 @@ class ShortcutModel(WorldModel):
         if code.channels and self.logmel is None:
             raise UsageError("this model does not know how its sound was heard: build it with logmel")
         return ClipSenses(code.size, self.logmel if code.channels else None, code.channels, games)
-
-    @property
-    def spec(self) -> ActionSpec:  # what it was built for
-        "Which actions there are"
-        return self._spec
 
     def train(
         self,
@@ -300,7 +294,7 @@ class ShortcutModel(WorldModel):
         action = getattr(clip, "action", None)
         if action is None:
             return None, torch.zeros_like(clip.first)
-        return self.spec.vectors(action), ~clip.first
+        return self.actions.vectors(action), ~clip.first
 
     def _asked(self, clip: Any) -> Tensor | None:
         "What the agent is asked for in each row"
@@ -445,8 +439,8 @@ class ShortcutModel(WorldModel):
         "As the interface says: K steps out of noise, then one to remember"
         f, K, B = self.dynamics, self.shortcut.steps, len(action)
         f.transformer.check(state)
-        if action.shape[-1] != self.action_size:
-            raise UsageError(f"action vectors of {action.shape[-1]} numbers, this model knows {self.action_size}")
+        if action.shape[-1] != self.actions.size:
+            raise UsageError(f"action vectors of {action.shape[-1]} numbers, this model knows {self.actions.size}")
         if action.device.type == "cpu" and not bool(action.isfinite().all()):  # elsewhere a look costs more than all the rest
             raise UsageError("an action vector holds numbers that are not finite: look at the policy that chose it")
         z, task = torch.randn_like(state["latent"])[:, None], state["task"][:, None]
@@ -501,7 +495,7 @@ class ShortcutModel(WorldModel):
     ) -> Path:  # the folder
         "Write `model.safetensors` and `model.json`, the tokenizer included"
         folder = claim_folder(folder, "model", ("model.json",))
-        configs = {"tokenizer": self.tokenizer.config, "spec": self.spec, "config": self.config, "shortcut": self.shortcut}
+        configs = {"tokenizer": self.tokenizer.config, "spec": self.actions, "config": self.config, "shortcut": self.shortcut}
         about = {"format": "metabonk shortcut model", "version": 1, "game": self.game, "step_samples": self.step_samples,
                  "logmel": self.logmel and self.logmel.to_dict(), **{n: c.to_dict() for n, c in configs.items()},
                  **({"task": self.task} if self.task else {})}  # fmt: skip
@@ -576,7 +570,17 @@ class DynamicsLearner(Learner):
         super().__init__()
         self.model, self.short, self.learned = model, short, learned
         self.scales = {name: scale * (heads or name == "shortcut") for name, scale in model.scales.items()}
-        self.identity = {"game": model.game, "model": model.config.fingerprint(), "actions": model.spec.fingerprint()}
+        self.identity = {"game": model.game, "model": model.config.fingerprint(), "actions": model.actions.fingerprint()}
+
+    def on_before_batch_transfer(
+        self,
+        batch: Clip,  # rows that the data gave
+        dataloader_idx: int,  # Lightning's count of loaders
+    ) -> Clip:  # the same
+        "Lightning's hook: actions are looked at as long as that costs nothing"
+        if batch.action is not None:
+            self.model.actions.check(batch.action)
+        return batch
 
     def losses(
         self,

@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..nn.distributions import TwoHot
-from .interface import State, WorldModel, action_vectors, pick_states
+from ..core.actions import ActionSpec
+from .interface import State, WorldModel, pick_states
 from ..nn.layers import MLP, ContinueHead
 from .rssm import RSSM, RSSMConfig
 from .scan import fast_observe
@@ -24,7 +25,6 @@ from .scan import fast_observe
 class RecurrentModel(WorldModel):
     "DreamerV3's world model over any encoder and decoders"
 
-    discrete: bool
     latent = "stoch"
 
     def __init__(
@@ -33,14 +33,13 @@ class RecurrentModel(WorldModel):
         encoder: nn.Module,  # batch -> (B, T, embed)
         embed: int,  # numbers that the encoder gives for a row
         decoders: Mapping[str, Any],  # "image", "audio" or other names to modules with `loss` and `decode`
-        action_size: int,  # numbers in an action vector
-        discrete: bool = True,  # whether recorded actions are whole numbers below `action_size`
+        actions: ActionSpec,  # which there are
         scales: Mapping[str, float] | None = None,  # of single losses, where they differ from the published ones; "foresight"
     ):
         super().__init__()
-        self.config, self.action_size, self.discrete = config, action_size, discrete
+        self.config, self.actions = config, actions
         self.encoder, self.decoders = encoder, nn.ModuleDict(decoders)
-        self.rssm = RSSM(config, embed, action_size)
+        self.rssm = RSSM(config, embed, actions.size)
         self.feature_size = self.rssm.feature_size
         self.reward_head = MLP(self.feature_size, 255, 1, config.units, scale=0.0)
         self.continue_head = ContinueHead(self.feature_size, 1, config.units)
@@ -54,7 +53,7 @@ class RecurrentModel(WorldModel):
         noise: Tensor | None = None,  # for the latents; drawn if not given
     ) -> State:  # (B, T, ...) of every row: "deter", "stoch" and "raw"
         "The states of all rows, with gradients"
-        action = action_vectors(batch.action, self.action_size if self.discrete else 0)
+        action = self.actions.vectors(batch.action)
         live = batch.first.shape[1] == 1 and not torch.is_grad_enabled()  # one row of play: nothing to prepare for others
         scan = self.rssm.observe if live else partial(fast_observe, self.rssm)
         return scan(self.encoder(batch), action, batch.first, state, noise)

@@ -18,12 +18,13 @@ from jaxtyping import Float, Int, Int16
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..core.actions import ActionSpec
 from ..core.config import Config
 from ..core.errors import FolderError, UsageError, unknown
 from ..core.files import claim_folder, replacing, write_atomic
 from ..core.training import Learner
 from .fusion import Fusion, TokenEncoder
-from .interface import State, check_actions
+from .interface import State
 from .latents import GumbelLatents
 from .recurrent import RecurrentModel
 from .rssm import RSSMConfig
@@ -66,6 +67,14 @@ class TokenModelConfig(Config):
         return {"both": ("image", "audio"), "picture": ("image",), "sound": ("audio",)}[self.senses]
 
 
+def _actions(about: dict[str, Any]) -> ActionSpec:
+    "Which actions a saved model has; older ones had one choice, or controls"
+    if "actions" in about:
+        return ActionSpec.from_dict(about["actions"])
+    size = about["action_size"]
+    return ActionSpec(categorical=(size,)) if about["discrete"] else ActionSpec(continuous=size)
+
+
 class TokenModel(RecurrentModel):
     "DreamerV3's world model over the tokens of picture and sound"
 
@@ -75,8 +84,7 @@ class TokenModel(RecurrentModel):
         self,
         config: TokenModelConfig,  # sizes and choices
         tokenizers: Tokenizers,  # eyes and ears; frozen
-        action_size: int,  # numbers in an action vector
-        discrete: bool = True,  # whether actions are whole numbers below `action_size`
+        actions: ActionSpec,  # which there are
         game: str = "",  # what it is a model of; the tokenizers' game if not given
         step_samples: float = 0.0,  # mean length of a step's sound, for `decode`
     ):
@@ -89,7 +97,7 @@ class TokenModel(RecurrentModel):
         features = rssm.deter + rssm.latents * (1 if config.latents == "gaussian" else rssm.classes)
         scales = {"reward": config.reward_scale, **({"foresight": config.foresight} if config.foresight else {})}
         heads = {name: TokenHead(name, features, *size, config.units, config.width) for name, size in sizes.items()}
-        super().__init__(rssm, encoder, config.embed, heads, action_size, discrete, scales)
+        super().__init__(rssm, encoder, config.embed, heads, actions, scales)
         self.token_config, self.game, self.tokenizers = config, game or tokenizers.game, tokenizers
         self.step_samples = step_samples
 
@@ -171,7 +179,7 @@ class TokenModel(RecurrentModel):
             own = {name: t.contiguous() for name, t in self.state_dict().items() if not name.startswith("tokenizers.")}
             save_file(own, part / "model.safetensors")
             about = {"format": "metabonk token model", "version": 1, "config": self.token_config.to_dict(), "game": self.game,
-                     "action_size": self.action_size, "discrete": self.discrete, "step_samples": self.step_samples}  # fmt: skip
+                     "actions": self.actions.to_dict(), "step_samples": self.step_samples}  # fmt: skip
             write_atomic(part / "model.json", json.dumps(about, indent=1))
         return folder
 
@@ -186,11 +194,11 @@ class TokenModel(RecurrentModel):
         try:
             about = json.loads((folder / "model.json").read_text())
             assert about["format"] == "metabonk token model"
+            actions = _actions(about)
         except (OSError, ValueError, AssertionError, KeyError, TypeError):
             raise FolderError(f"{folder} holds no world model: name a folder that `TokenModel.save` wrote") from None
         config = TokenModelConfig.from_dict(about["config"])
-        rest = (about[name] for name in ("action_size", "discrete", "game", "step_samples"))
-        model = cls(config, Tokenizers.load(folder / "tokenizers"), *rest)
+        model = cls(config, Tokenizers.load(folder / "tokenizers"), actions, about["game"], about["step_samples"])
         try:
             weights = load_file(folder / "model.safetensors")
         except Exception as error:
@@ -277,7 +285,7 @@ class WorldModelLearner(Learner):
         dataloader_idx: int,  # Lightning's count of loaders
     ) -> TokenBatch:  # the same
         "Lightning's hook: actions are looked at as long as that costs nothing"
-        check_actions(batch.action, self.model.action_size if self.model.discrete else 0)
+        self.model.actions.check(batch.action)
         return batch
 
     def losses(

@@ -95,7 +95,7 @@ def drift(
     if not real:
         real = model.tokenizer.look(model.tokenizer.decode(model.codes(clip), clip.first))
     state = model.observe(clip.map(lambda x: x[:, :context]))
-    action = model.spec.vectors(clip.action)[:, context:]
+    action = model.actions.vectors(clip.action)[:, context:]
     dream = dream_along(model, state, action, keep_states=True)
     shown = model.look(join_states(dream.states[1:]))  # one step after the other, B of each
     rows = []

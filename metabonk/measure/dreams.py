@@ -350,7 +350,7 @@ def dream_films(
         read = replace(read, audio=token_batch.torch().audio[sequence : sequence + 1])
     states = model.observe(read.to(device), every=True)  # (context, ...)
     action = torch.as_tensor(raw.action[sequence, context:stop], device=device)
-    vectors = model.vectors(action[None]).view(1, horizon, -1)
+    vectors = model.actions.vectors(action[None]).view(1, horizon, -1)
     dream = dream_along(model, pick_states(states, slice(context - 1, None)), vectors, keep_states=True)
     begin = max(0, context - max(lead, 0))
     along = [pick_states(states, slice(row, row + 1)) for row in range(begin, context)]

@@ -265,7 +265,7 @@ def expected_reward(
 ) -> tuple[Tensor, State]:  # (B, T) predicted rewards, differentiable; the state after the last row
     "Rewards read with the expectation of every latent"
     rssm, embed = model.rssm, model.encoder.fuse(embedded)  # (B, T, embed)
-    action = model.vectors(rows.action)
+    action = model.actions.vectors(rows.action)
     state = rssm.initial(len(embed)) if state is None else state
     deter, stoch = state["deter"], state["stoch"]
     rewards = []

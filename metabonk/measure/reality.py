@@ -74,7 +74,7 @@ def dreamed_rows(
         torch.manual_seed(seed)
         read = batch.map(lambda column: column[:, :context])
         state = model.observe(replace(read, audio=batch.audio) if isinstance(batch, Batch) else read)  # sound is not cut by rows
-        action = model.vectors(batch.action[:, context : context - 1 + rows])
+        action = model.actions.vectors(batch.action[:, context : context - 1 + rows])
         dream = dream_along(model, state, action)
     model.train(training)
     tokens = model.token_logits(dream.features) if isinstance(model, TokenPredictor) else {}  # (B, R, tokens, codes) each
