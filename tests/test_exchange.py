@@ -1,16 +1,19 @@
 """Recordings go out and come back exactly; films are lossy but in time."""
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 from shutil import which
 from typing import Any
 
 import av
+import gymnasium as gym
 import numpy as np
 import pytest
 
-from metabonk.core.actions import ActionSpec
+from metabonk.core.actions import ActionSpec, FlatActions
 from metabonk.core.errors import DamagedChunk, FolderError, StoreError, UsageError
 from metabonk.record.exchange import (
     export_media,
@@ -26,6 +29,7 @@ from metabonk.record.exchange import (
 from metabonk.record.experience import Schema, Step
 from metabonk.record.store import Store, to_arrow
 
+ROOT = Path(__file__).parent.parent
 RATE, CLOCK, TICKS = 43_900, 4_194_304, 4 * 70_224
 
 
@@ -196,7 +200,9 @@ def test_minari_itself_reads_it(tmp_path: Path, kind: dict[str, int]) -> None:
         if store.schema.channels:
             sound, length = theirs.observations["audio"], theirs.observations["audio_length"]
             assert sound.dtype == np.int16 and (length == steps.audio_length).all()
-            assert (np.concatenate([row[:, :n] for row, n in zip(sound, length, strict=True)], axis=1) == steps.audio).all()
+            assert (
+                np.concatenate([row[:, :n] for row, n in zip(sound, length, strict=True)], axis=1) == steps.audio
+            ).all()
     assert dataset.action_space.contains(theirs.actions[0]) and "image" in dataset.observation_space.spaces
 
 
@@ -212,9 +218,169 @@ def test_minari_bad_folders(tmp_path: Path) -> None:
     part.write_bytes(part.read_bytes()[:100])
     with pytest.raises(StoreError, match="damaged"):
         import_minari(folder, tmp_path / "back")
-    (folder / "metadata.json").write_text(json.dumps({"total_episodes": 1}))
-    with pytest.raises(StoreError, match="not written by export_minari"):
-        import_minari(folder, tmp_path / "back2")
+    for text, said in (
+        ("{", "damaged"),
+        ("[]", "damaged"),
+        (json.dumps({"total_episodes": 1}), "spaces"),
+        ('{"metabonk": 1}', "schema"),
+    ):
+        (folder / "metadata.json").write_text(text)
+        with pytest.raises(StoreError, match=said):
+            import_minari(folder, tmp_path / "back2")
+    assert not (tmp_path / "back2").exists()
+
+
+def in_columns(values: list[Any]) -> Any:
+    """As Minari's buffers keep them: dictionaries of lists."""
+    return (
+        {name: in_columns([value[name] for value in values]) for name in values[0]}
+        if isinstance(values[0], dict)
+        else values
+    )
+
+
+def collected(path: Path, observations: gym.Space, actions: gym.Space, kind: str = "arrow", jpeg: bool = False) -> Path:
+    """A dataset as Minari writes it: an episode that ends, and one that is cut off."""
+    minari = pytest.importorskip("minari")
+    buffers = []
+    for number, length in enumerate((7, 4)):
+        observations.seed(number), actions.seed(number)
+        ends = np.arange(length) == length - 1
+        infos = [
+            {"lives": 3 - t // 4, "speed": np.float32(t / 3), "place": np.arange(3) + t, "name": "x"}
+            for t in range(length + 1)
+        ]
+        buffers.append(
+            minari.data_collector.EpisodeBuffer(
+                id=number,
+                seed=number + 5,
+                observations=in_columns([observations.sample() for _ in range(length + 1)]),
+                actions=in_columns([actions.sample() for _ in range(length)]),
+                rewards=np.random.default_rng(number).normal(size=length).tolist(),
+                terminations=(ends & (number == 0)).tolist(),
+                truncations=(ends & (number == 1)).tolist(),
+                infos=in_columns(infos),
+            )
+        )
+    os.environ["MINARI_DATASETS_PATH"] = str(path)
+    try:
+        spaces = {"observation_space": observations, "action_space": actions}
+        minari.create_dataset_from_buffers("test/shown-v0", buffers, **spaces, data_format=kind, jpeg_encoding=jpeg)
+    finally:
+        del os.environ["MINARI_DATASETS_PATH"]
+    return path / "test" / "shown-v0"
+
+
+PICTURE = gym.spaces.Box(0, 255, (40, 33, 3), np.uint8)
+LOW, HIGH = np.float32([-2, 0]), np.float32([2, 10])
+ACTIONS = [
+    gym.spaces.Discrete(4), gym.spaces.Discrete(3, start=2), gym.spaces.Box(LOW, HIGH), gym.spaces.MultiDiscrete([3, 2]),
+    gym.spaces.MultiBinary(4), gym.spaces.Dict({"a": gym.spaces.Discrete(2), "b": gym.spaces.Box(LOW, HIGH)}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["arrow", "hdf5"])
+@pytest.mark.parametrize("actions", ACTIONS, ids=str)
+def test_what_minari_writes(tmp_path: Path, kind: str, actions: gym.Space) -> None:
+    """Each picture, action, reward and end of Minari's own datasets, each number of `infos`, and steps for a clock."""
+    if kind == "hdf5":
+        pytest.importorskip("h5py", reason="NOT TESTED: h5py, which Minari needs for hdf5, is not installed")
+    minari = pytest.importorskip("minari")
+    folder = collected(tmp_path / "sets", PICTURE, actions, kind)
+    store = import_minari(folder, tmp_path / "store")
+    theirs = list(minari.MinariDataset(folder / "data").iterate_episodes())
+    flat = FlatActions(actions)
+    assert [episode.rows for episode in store.episodes] == [8, 5] and not store.verify()
+    assert [episode.about for episode in store.episodes] == [
+        {"source": f"test/shown-v0/{n}", "seed": n + 5} for n in (0, 1)
+    ]
+    assert store.schema.probes == {"lives": "int64", "speed": "float64"} and store.schema.actions == flat.spec
+    for episode, given in zip(store.episodes, theirs, strict=True):
+        steps = store.read(episode)
+        assert (steps.image == given.observations).all() and (steps.tick == np.arange(len(steps))).all()
+        assert (
+            (steps.reward[1:] == given.rewards).all()
+            and steps.reward[0] == 0
+            and steps.first.tolist() == [True] + [False] * len(given)
+        )
+        assert (steps.terminated[1:] == given.terminations).all() and (steps.truncated[1:] == given.truncations).all()
+        assert (steps.probes["lives"] == given.infos["lives"]).all() and (
+            steps.probes["speed"] == given.infos["speed"]
+        ).all()
+        for t in range(len(given)):
+            own = flat.unflatten(steps.action[t + 1])
+            played = part_of(given.actions, t)
+            assert actions.contains(own) and np.allclose(flat.flatten(own), flat.flatten(played), atol=1e-5)
+    assert import_minari(folder / "data", tmp_path / "some", infos=["lives"]).schema.probes == {"lives": "int64"}
+    again = Store.create(tmp_path / "store", store.schema, exist_ok=True)
+    assert len(import_minari(folder, again.path)) == 26
+
+
+def part_of(values: Any, t: int) -> Any:
+    return {name: part_of(part, t) for name, part in values.items()} if isinstance(values, dict) else values[t]
+
+
+def test_other_pictures_of_minari(tmp_path: Path) -> None:
+    """Grey ones, those of a dictionary with numbers beside, and JPEG ones as Minari decodes them."""
+    minari = pytest.importorskip("minari")
+    grey = gym.spaces.Box(0, 255, (40, 33), np.uint8)
+    both = gym.spaces.Dict({"pixels": PICTURE, "fuel": gym.spaces.Box(0, 1, (1,)), "gear": gym.spaces.Discrete(5)})
+    for number, space in enumerate((grey, both, PICTURE)):
+        folder = collected(tmp_path / str(number), space, ACTIONS[0], jpeg=number == 2)
+        store = import_minari(folder, tmp_path / f"store{number}")
+        given = next(minari.MinariDataset(folder / "data").iterate_episodes()).observations
+        steps, image = store.read(0), given["pixels"] if number == 1 else given
+        assert (steps.image == (image[..., None] if number == 0 else image)).all() and steps.image.shape[1:] == (
+            40,
+            33,
+            3,
+        )
+        if number == 1:
+            assert (steps.probes["gear"] == given["gear"]).all() and (steps.probes["fuel"] == given["fuel"][:, 0]).all()
+
+
+def test_what_a_recording_cannot_hold_of_minari(tmp_path: Path) -> None:
+    """Vectors and stacks of frames, alone or beside a picture: one line that names them, and no store."""
+    vector = gym.spaces.Box(-1, 1, (8,))
+    for number, space in enumerate(
+        (vector, gym.spaces.Dict({"pixels": PICTURE, "pose": vector}), gym.spaces.Box(0, 255, (40, 33, 4), np.uint8))
+    ):
+        folder = collected(tmp_path / str(number), space, ACTIONS[0])
+        with pytest.raises(UsageError, match="'pose' is Box" if number == 1 else "the observation is Box"):
+            import_minari(folder, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_no_code_comes_with_a_minari_dataset(tmp_path: Path) -> None:
+    """Metadata that name an environment in place of the spaces would have it imported and made."""
+    folder = collected(tmp_path / "sets", PICTURE, ACTIONS[0])
+    (tmp_path / "evil_minari_module.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    about = json.loads((folder / "data" / "metadata.json").read_text())
+    about["env_spec"] = json.dumps(
+        {"id": "evil-v0", "entry_point": "evil_minari_module:Evil", "kwargs": {}, "additional_wrappers": []}
+    )
+    for drop in ((), ("observation_space",), ("action_space",)):
+        (folder / "data" / "metadata.json").write_text(json.dumps({k: v for k, v in about.items() if k not in drop}))
+        code = "import sys; from metabonk.record.exchange import import_minari; import_minari(*sys.argv[1:])"
+        command = [sys.executable, "-c", code, str(folder), str(tmp_path / f"store{drop}")]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+        )
+        assert not (tmp_path / "ran").exists() and (not drop or "StoreError" in done.stderr)
+
+
+def test_damaged_datasets_of_minari(tmp_path: Path) -> None:
+    """A cut file, rewards that are not numbers, an unknown version."""
+    folder = collected(tmp_path / "sets", PICTURE, ACTIONS[0])
+    (part,) = (folder / "data" / "1").glob("*.arrow")
+    whole = part.read_bytes()
+    part.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(StoreError, match="damaged"):
+        import_minari(folder, tmp_path / "store")
+    about = json.loads((folder / "data" / "metadata.json").read_text())
+    (folder / "data" / "metadata.json").write_text(json.dumps(about | {"minari_version": "99"}))
+    with pytest.raises(StoreError, match="version"):
+        import_minari(folder, tmp_path / "other")
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -302,4 +468,6 @@ def test_ffprobe_agrees(tmp_path: Path) -> None:
 def test_a_film_takes_one_or_two_channels(tmp_path: Path) -> None:
     """Five channels are refused by name."""
     with pytest.raises(UsageError, match="one or two channels"):
-        write_media(tmp_path / "x.mp4", [np.zeros((8, 8, 3), np.uint8)], picture_times(np.ones(1)), np.ones((5, 9), np.int16), 9)
+        write_media(
+            tmp_path / "x.mp4", [np.zeros((8, 8, 3), np.uint8)], picture_times(np.ones(1)), np.ones((5, 9), np.int16), 9
+        )

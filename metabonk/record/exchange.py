@@ -9,6 +9,7 @@ __all__ = ['write_wav', 'read_wav', 'step_edges', 'picture_times', 'write_media'
 # %% ../../nbs/record/25_exchange.ipynb #25-exchange-002
 import io
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -25,9 +26,10 @@ import soxr
 from av.video.reformatter import Colorspace
 from jaxtyping import Float, Int, Int16, UInt8
 
-from ..core.errors import FolderError, StoreError, UsageError
+from ..core.actions import FlatActions
+from ..core.errors import FolderError, MissingLibrary, StoreError, UsageError
 from ..core.files import claim_folder, disk_errors, replacing, write_atomic
-from .experience import Schema, Steps
+from .experience import Schema, Step, Steps
 from .store import Chunk, Episode, Store, arrow_schema, from_arrow
 
 # %% ../../nbs/record/25_exchange.ipynb #25-exchange-007
@@ -354,18 +356,12 @@ def _write_minari_episode(folder: Path, number: int, store: Store, episode: Epis
     write_atomic(folder / "metadata.json", json.dumps(told))
 
 
-def import_minari(
-    folder: str | Path,  # what `export_minari` wrote
-    path: str | Path,  # the store to make, or to append to
-) -> Store:  # with these episodes
-    "A store from a Minari dataset that came from a store"
-    folder = Path(folder)
+def _import_own(folder: Path, path: str | Path, told: Any) -> Store:
+    "The store that `export_minari` wrote out"
     try:
-        schema = Schema.from_dict(json.loads((folder / "metadata.json").read_text())["metabonk"]["schema"])
-    except OSError as error:
-        raise FolderError(f"no Minari dataset in {folder} ({error.strerror}): give the folder that holds metadata.json") from None
-    except (ValueError, KeyError, TypeError):
-        raise StoreError(f"{folder} was not written by export_minari: the machine's clock is not there") from None
+        schema = Schema.from_dict(told["schema"])
+    except (ValueError, KeyError, TypeError, UsageError) as error:
+        raise StoreError(f"{folder / 'metadata.json'} tells no schema ({error}): export the store again") from None
     store = Store.create(path, schema, exist_ok=True)
     lanes: dict[int, int] = {}
     numbers = sorted(int(place.name) for place in folder.iterdir() if place.is_dir() and place.name.isdigit())
@@ -420,3 +416,155 @@ def _read_minari_episode(path: Path, schema: Schema) -> Steps:
         sample=numbers(infos.field("sample")),
         **named,
     )
+
+# %% ../../nbs/record/25_exchange.ipynb #25-exchange-028
+def _picture(space: gym.Space[Any]) -> bool:
+    "Whether these observations are pictures: (height, width), or with one or three colours"
+    shape = space.shape if isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 else ()
+    return len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))
+
+
+def _number(space: gym.Space[Any]) -> bool:
+    "Whether these observations are single numbers"
+    return isinstance(space, gym.spaces.Discrete) or (isinstance(space, gym.spaces.Box) and math.prod(space.shape) == 1)
+
+
+def _observed(space: gym.Space[Any]) -> tuple[str, list[str]]:
+    "Which entry of the observations is the picture (none: all of it), and which are numbers"
+    if _picture(space):
+        return "", []
+    parts = space.spaces if isinstance(space, gym.spaces.Dict) else {"": space}
+    pictures = [name for name, part in parts.items() if _picture(part)]
+    numbers = [name for name, part in parts.items() if _number(part)]
+    for name, part in parts.items():
+        if name not in (*pictures[:1], *numbers) or not pictures:
+            told = f"observation {name!r}" if name else "the observation"
+            raise UsageError(f"{told} is {part}: a recording holds one picture a step, uint8 of (height, width) "
+                             "or (height, width, 3), and single numbers: leave it out when you collect the dataset")
+    return pictures[0], numbers
+
+# %% ../../nbs/record/25_exchange.ipynb #25-exchange-029
+def _open_minari(folder: Path, about: Mapping[str, Any]) -> Any:
+    "Minari's reader of a folder"
+    if not {"observation_space", "action_space"} <= about.keys():
+        raise StoreError(f"{folder / 'metadata.json'} does not tell the spaces: update the dataset with Minari 0.5 or later")
+    extra = "hdf5" if about.get("data_format", "hdf5") == "hdf5" else "arrow"
+    try:
+        import minari
+
+        return minari.MinariDataset(folder)
+    except ImportError:
+        raise MissingLibrary(f"{folder} is read by Minari: pip install 'minari[{extra}]'") from None
+    except Exception as error:
+        raise StoreError(f"{folder} is damaged, or of another version of Minari ({error})") from error
+
+
+def _plain(values: Any, rows: int) -> np.ndarray | None:
+    "One number a row as Python's widest type; `None` if it is something else"
+    column = np.asarray(values)
+    wide = column.dtype == np.uint64 and column.max(initial=0) > np.iinfo(np.int64).max
+    if column.dtype.kind not in "biuf" or column.size != rows or len(column) != rows or wide:
+        return None
+    return column.reshape(rows).astype({"b": "bool", "f": "float64"}.get(column.dtype.kind, "int64"))
+
+
+def _numbers(episode: Any, observed: Sequence[str]) -> dict[str, np.ndarray]:
+    "What an episode has of single numbers: (T + 1,) each"
+    rows = len(episode.rewards) + 1
+    given = {name: episode.observations[name] for name in observed} | dict(episode.infos or {})
+    return {name: column for name, values in given.items() if (column := _plain(values, rows)) is not None}
+
+# %% ../../nbs/record/25_exchange.ipynb #25-exchange-030
+def _minari_rows(
+    episode: Any, picture: str, observed: Sequence[str], schema: Schema, flat: FlatActions
+) -> Iterator[Step]:
+    "An episode of Minari's as rows; a grey picture three times, as its colours"
+    images = np.asarray(episode.observations[picture] if picture else episode.observations)
+    images = np.broadcast_to(images.reshape(*images.shape[:3], -1), (len(images), *schema.image_shape))
+    numbers, rewards = _numbers(episode, observed), np.asarray(episode.rewards, np.float64)
+    if len(images) != len(rewards) + 1 or not np.isfinite(rewards).all():
+        raise StoreError(f"episode {episode.id} is damaged: it has {len(images)} pictures and {len(rewards)} rewards, "
+                         "or rewards that are not finite")
+    if lacking := schema.probes.keys() - numbers.keys():
+        raise StoreError(f"episode {episode.id} has no number {', '.join(lacking)} as the first one has: "
+                         "name those that all have as infos=")
+    silence = np.zeros((0, 0), np.int16)
+    for t, image in enumerate(images):
+        action, ends, reward = np.zeros(schema.action_shape, schema.action_dtype), (False, False), 0.0
+        if t:
+            action = np.asarray(flat.flatten(_at(episode.actions, t - 1)), schema.action_dtype)
+            ends = bool(episode.terminations[t - 1]), bool(episode.truncations[t - 1])
+            reward = float(rewards[t - 1])
+        probes = {name: numbers[name][t].item() for name in schema.probes}
+        yield Step(image, silence, action, reward, *ends, t == 0, t, 0, probes, {})
+
+
+def _at(values: Any, t: int) -> Any:
+    "One of the actions, which are arrays, or dictionaries or tuples of them"
+    if isinstance(values, Mapping):
+        return {name: _at(part, t) for name, part in values.items()}
+    return tuple(_at(part, t) for part in values) if isinstance(values, tuple) else values[t]
+
+
+def _minari_episodes(dataset: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
+    "Each episode by itself, and what is known of it"
+    name = dataset.spec.dataset_id
+    for number in map(int, dataset.episode_indices):
+        try:
+            episode = next(dataset.iterate_episodes([number]))
+            (facts,) = dataset.storage.get_episode_metadata([number])
+        except Exception as error:
+            raise StoreError(f"episode {number} of {name} is damaged ({error}): fetch it again") from error
+        seed = {} if facts.get("seed") is None else {"seed": int(facts["seed"])}
+        yield episode, {"source": f"{name}/{number}", **seed}
+
+
+def _minari_schema(
+    dataset: Any, picture: str, observed: Sequence[str], flat: FlatActions, infos: Sequence[str] | None
+) -> Schema:
+    "What rows of this dataset hold"
+    episode = next((episode for episode, _ in _minari_episodes(dataset)), None)
+    if episode is None:
+        raise StoreError(f"{dataset.spec.dataset_id} has no episodes: collect some first")
+    name, space = dataset.spec.dataset_id, dataset.observation_space
+    height, width = (space[picture] if picture else space).shape[:2]
+    wanted = None if infos is None else {*infos, *observed}
+    numbers = _numbers(episode, observed).items()
+    return Schema(
+        game=f"minari:{name}",
+        image_shape=(height, width, 3),
+        channels=0,
+        clock_rate=1.0,
+        actions=flat.spec,
+        action_dtype=str(flat.space.dtype),
+        probes={name: str(column.dtype) for name, column in numbers if wanted is None or name in wanted},
+        config={"minari": name},
+    )
+
+# %% ../../nbs/record/25_exchange.ipynb #25-exchange-031
+def import_minari(
+    folder: str | Path,  # what Minari or `export_minari` wrote: the folder that holds metadata.json, or the one around it
+    path: str | Path,  # the store to make, or to append to
+    infos: Sequence[str] | None = None,  # infos that become probes; all numbers of the first episode if not given
+) -> Store:  # with these episodes
+    "A store from a Minari dataset; `UsageError` if a recording can't hold its observations"
+    folder = Path(folder)
+    folder = folder / "data" if (folder / "data" / "metadata.json").exists() else folder
+    try:
+        about = json.loads((folder / "metadata.json").read_text())
+        told = about.get("metabonk")
+    except OSError as error:
+        raise FolderError(f"no Minari dataset in {folder} ({error.strerror}): give the folder that holds metadata.json") from None
+    except (ValueError, AttributeError):
+        raise StoreError(f"{folder / 'metadata.json'} is damaged: fetch the dataset again") from None
+    if told:
+        return _import_own(folder, path, told)
+    dataset = _open_minari(folder, about)
+    (picture, observed), flat = _observed(dataset.observation_space), FlatActions(dataset.action_space)
+    schema = _minari_schema(dataset, picture, observed, flat, infos)
+    store = Store.create(path, schema, exist_ok=True)
+    with store.writer() as writer:
+        for episode, known in _minari_episodes(dataset):
+            for row in _minari_rows(episode, picture, observed, schema, flat):
+                writer.add(row, about=known if row.first else None)
+    return store
