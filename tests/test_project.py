@@ -35,6 +35,12 @@ def label(path: Path) -> str:
     return str(path.relative_to(ROOT / "nbs").with_suffix(""))
 
 
+def test_threads_are_chosen_by_whoever_starts_a_process_in_one_place():
+    sources = {path.relative_to(ROOT): path.read_text() for path in [*(ROOT / "metabonk").rglob("*.py"), *STAGES]}
+    calls = [str(path) for path, source in sources.items() if re.search(r"set_num(_interop)?_threads\(", source)]
+    assert calls == ["metabonk/core/device.py"]
+
+
 def test_package_equals_notebooks_and_notebooks_are_clean():
     assert out_of_step(ROOT) == [], "run: metabonk notebooks"
 

@@ -54,10 +54,9 @@ def usable_cache() -> Path | None:  # None if there is none
     spec = importlib.util.find_spec("librosa")
     beside = Path(spec.origin).parent / "core" / "__pycache__" if spec and spec.origin else None
     users = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "numba")
-    for place in filter(None, (os.environ.get("NUMBA_CACHE_DIR"), beside, users)):
-        if writable(place):
-            return Path(place)
-    return None
+    chosen = os.environ.get("NUMBA_CACHE_DIR")
+    places = [Path(chosen) if chosen else None, beside, users]
+    return next((place for place in places if place and writable(place)), None)
 
 
 def compiled_cache() -> None:

@@ -6,8 +6,6 @@
 __all__ = ['ROWS', 'fast_observe']
 
 # %% ../../nbs/dream/46_scan.ipynb #46-scan-002
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,18 +45,6 @@ class _Slopes:
 
     def scale_grad(self, grad: Tensor) -> Tensor:
         return (grad * self.slope).mul_(self.n).flatten(0, 1).sum(0)
-
-# %% ../../nbs/dream/46_scan.ipynb #46-scan-008
-@contextmanager
-def _threads_for(row: Tensor) -> Iterator[None]:
-    "One thread for small rows, all of them for large ones"
-    threads = torch.get_num_threads()
-    if row.numel() < 32_768:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 # %% ../../nbs/dream/46_scan.ipynb #46-scan-010
 ROWS = 16  # the backward pass prepares its factors for so many rows at once: few enough to stay in the cache
@@ -126,11 +112,6 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g_deter: Tensor, g_stoch: Tensor, g_raw: Tensor) -> tuple[Tensor | None, ...]:
-        with _threads_for(g_deter[0]):
-            return _Scan.pull(ctx, g_deter, g_stoch, g_raw)
-
-    @staticmethod
-    def pull(ctx: Any, g_deter: Tensor, g_stoch: Tensor, g_raw: Tensor) -> tuple[Tensor | None, ...]:
         (keep, noise, deters, stochs, raws, entry, entry_y, mix, mix_y, gates, candidates, post, post_y,
          w_deter, w_stoch, s_in, w_shared, w_own, s_mix, w_gates, s_post, w_out) = ctx.saved_tensors  # fmt: skip
         latents, g, resets = ctx.latents, ctx.blocks, ctx.resets
@@ -224,7 +205,7 @@ def fast_observe(
     like = state["deter"]
     embed, action = (x.to(like.dtype) for x in (embed, action))
     noise = rssm.latents.noise(tuple(first.shape), embed) if noise is None else noise
-    with without_autocast(like.device), _threads_for(like):
+    with without_autocast(like.device):
         return _observe(rssm, embed, action, first, state, noise)
 
 

@@ -72,8 +72,10 @@ def _sit_down(game: str, settings: dict[str, Any], policy: Any, max_steps: int |
     if made is not None:
         made.append(_here.game)
         policy = copy.deepcopy(policy)
-    elif torch := sys.modules.get("torch"):
-        torch.set_num_threads(1)  # there are as many processes as wanted already
+    elif "torch" in sys.modules:
+        from metabonk.core.device import one_thread
+
+        one_thread()  # there are as many processes as wanted already
     _here.policy = make_policy(policy, _here.game) if isinstance(policy, str) else policy
 
 
