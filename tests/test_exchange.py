@@ -321,10 +321,17 @@ def part_of(values: Any, t: int) -> Any:
 
 
 def test_other_pictures_of_minari(tmp_path: Path) -> None:
-    """Grey ones, those of a dictionary with numbers beside, and JPEG ones as Minari decodes them."""
+    """Grey ones, those of a dictionary with vectors and a class beside, and JPEG ones as Minari decodes them."""
     minari = pytest.importorskip("minari")
     grey = gym.spaces.Box(0, 255, (40, 33), np.uint8)
-    both = gym.spaces.Dict({"pixels": PICTURE, "fuel": gym.spaces.Box(0, 1, (1,)), "gear": gym.spaces.Discrete(5)})
+    both = gym.spaces.Dict(
+        {
+            "pixels": PICTURE,
+            "fuel": gym.spaces.Box(0, 1, (1,)),
+            "gear": gym.spaces.Discrete(5),
+            "pose": gym.spaces.Box(-1, 1, (8,)),
+        }
+    )
     for number, space in enumerate((grey, both, PICTURE)):
         folder = collected(tmp_path / str(number), space, ACTIONS[0], jpeg=number == 2)
         store = import_minari(folder, tmp_path / f"store{number}")
@@ -336,14 +343,19 @@ def test_other_pictures_of_minari(tmp_path: Path) -> None:
             3,
         )
         if number == 1:
-            assert (steps.probes["gear"] == given["gear"]).all() and (steps.probes["fuel"] == given["fuel"][:, 0]).all()
+            assert (steps.probes["gear"] == given["gear"]).all() and store.schema.vector == 9
+            assert (steps.vector == np.concatenate([given["fuel"], given["pose"]], 1)).all()
 
 
 def test_what_a_recording_cannot_hold_of_minari(tmp_path: Path) -> None:
-    """Vectors and stacks of frames, alone or beside a picture: one line that names them, and no store."""
+    """Vectors without a picture, stacks of frames, grids beside one: one line that names them, and no store."""
     vector = gym.spaces.Box(-1, 1, (8,))
     for number, space in enumerate(
-        (vector, gym.spaces.Dict({"pixels": PICTURE, "pose": vector}), gym.spaces.Box(0, 255, (40, 33, 4), np.uint8))
+        (
+            vector,
+            gym.spaces.Dict({"pixels": PICTURE, "pose": gym.spaces.Box(-1, 1, (4, 4))}),
+            gym.spaces.Box(0, 255, (40, 33, 4), np.uint8),
+        )
     ):
         folder = collected(tmp_path / str(number), space, ACTIONS[0])
         with pytest.raises(UsageError, match="'pose' is Box" if number == 1 else "the observation is Box"):

@@ -9,13 +9,13 @@ __all__ = ['write_wav', 'read_wav', 'step_edges', 'picture_times', 'write_media'
 # %% ../../nbs/record/25_exchange.ipynb #25-exchange-002
 import io
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import av
 import gymnasium as gym
@@ -325,7 +325,7 @@ def _write_minari_episode(folder: Path, number: int, store: Store, episode: Epis
     schema, steps = store.schema, store.read(episode)
     seen = {"image": _fixed(steps.image)}
     if schema.vector:
-        seen["vector"] = _fixed(steps.vector)
+        seen["vector"] = _fixed(np.asarray(steps.vector))
     if longest:
         bounds = steps.bounds
         padded = np.zeros((len(steps), schema.channels, longest), np.int16)
@@ -424,24 +424,34 @@ def _picture(space: gym.Space[Any]) -> bool:
     return len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))
 
 
-def _number(space: gym.Space[Any]) -> bool:
-    "Whether these observations are single numbers"
-    return isinstance(space, gym.spaces.Discrete) or (isinstance(space, gym.spaces.Box) and math.prod(space.shape) == 1)
+@dataclass
+class _Observed:
+    "What of Minari's observations goes where"
 
+    picture: str = ""  # an entry of the dictionary; empty: the observation itself
+    vectors: tuple[str, ...] = ()  # entries, one behind the other
+    classes: tuple[str, ...] = ()  # entries that become probes
 
-def _observed(space: gym.Space[Any]) -> tuple[str, list[str]]:
-    "Which entry of the observations is the picture (none: all of it), and which are numbers"
-    if _picture(space):
-        return "", []
-    parts = space.spaces if isinstance(space, gym.spaces.Dict) else {"": space}
-    pictures = [name for name, part in parts.items() if _picture(part)]
-    numbers = [name for name, part in parts.items() if _number(part)]
-    for name, part in parts.items():
-        if name not in (*pictures[:1], *numbers) or not pictures:
-            told = f"observation {name!r}" if name else "the observation"
-            raise UsageError(f"{told} is {part}: a recording holds one picture a step, uint8 of (height, width) "
-                             "or (height, width, 3), and single numbers: leave it out when you collect the dataset")
-    return pictures[0], numbers
+    @classmethod
+    def of(cls, space: gym.Space[Any]) -> Self:
+        "`UsageError` if there is something that a row can't hold"
+        if _picture(space):
+            return cls()
+        parts = space.spaces if isinstance(space, gym.spaces.Dict) else {"": space}
+        pictures = [name for name, part in parts.items() if _picture(part)][:1]
+        vectors = [name for name, part in parts.items() if isinstance(part, gym.spaces.Box) and len(part.shape) < 2]
+        classes = [name for name, part in parts.items() if isinstance(part, gym.spaces.Discrete)]
+        for name, part in parts.items():
+            if not pictures or name not in (*pictures, *vectors, *classes):
+                told = f"observation {name!r}" if name else "the observation"
+                raise UsageError(f"{told} is {part}: a recording holds one picture a step, uint8 of (height, width) or "
+                                 "(height, width, 3), with vectors and classes beside it: collect the dataset with that")
+        return cls(pictures[0], tuple(vectors), tuple(classes))
+
+    def vector(self, episode: Any) -> np.ndarray | None:
+        "(T + 1, numbers) float32"
+        columns = [np.asarray(episode.observations[name], np.float32) for name in self.vectors]
+        return np.concatenate([column.reshape(len(column), -1) for column in columns], 1) if columns else None
 
 # %% ../../nbs/record/25_exchange.ipynb #25-exchange-029
 def _open_minari(folder: Path, about: Mapping[str, Any]) -> Any:
@@ -468,18 +478,16 @@ def _plain(values: Any, rows: int) -> np.ndarray | None:
     return column.reshape(rows).astype({"b": "bool", "f": "float64"}.get(column.dtype.kind, "int64"))
 
 
-def _numbers(episode: Any, observed: Sequence[str]) -> dict[str, np.ndarray]:
+def _numbers(episode: Any, observed: _Observed) -> dict[str, np.ndarray]:
     "What an episode has of single numbers: (T + 1,) each"
     rows = len(episode.rewards) + 1
-    given = {name: episode.observations[name] for name in observed} | dict(episode.infos or {})
+    given = {name: episode.observations[name] for name in observed.classes} | dict(episode.infos or {})
     return {name: column for name, values in given.items() if (column := _plain(values, rows)) is not None}
 
 # %% ../../nbs/record/25_exchange.ipynb #25-exchange-030
-def _minari_rows(
-    episode: Any, picture: str, observed: Sequence[str], schema: Schema, flat: FlatActions
-) -> Iterator[Step]:
+def _minari_rows(episode: Any, observed: _Observed, schema: Schema, flat: FlatActions) -> Iterator[Step]:
     "An episode of Minari's as rows; a grey picture three times, as its colours"
-    images = np.asarray(episode.observations[picture] if picture else episode.observations)
+    images = np.asarray(episode.observations[observed.picture] if observed.picture else episode.observations)
     images = np.broadcast_to(images.reshape(*images.shape[:3], -1), (len(images), *schema.image_shape))
     numbers, rewards = _numbers(episode, observed), np.asarray(episode.rewards, np.float64)
     if len(images) != len(rewards) + 1 or not np.isfinite(rewards).all():
@@ -488,7 +496,7 @@ def _minari_rows(
     if lacking := schema.probes.keys() - numbers.keys():
         raise StoreError(f"episode {episode.id} has no number {', '.join(lacking)} as the first one has: "
                          "name those that all have as infos=")
-    silence = np.zeros((0, 0), np.int16)
+    silence, vector = np.zeros((0, 0), np.int16), observed.vector(episode)
     for t, image in enumerate(images):
         action, ends, reward = np.zeros(schema.action_shape, schema.action_dtype), (False, False), 0.0
         if t:
@@ -496,7 +504,7 @@ def _minari_rows(
             ends = bool(episode.terminations[t - 1]), bool(episode.truncations[t - 1])
             reward = float(rewards[t - 1])
         probes = {name: numbers[name][t].item() for name in schema.probes}
-        yield Step(image, silence, action, reward, *ends, t == 0, t, 0, probes, {})
+        yield Step(image, silence, action, reward, *ends, t == 0, t, 0, probes, {}, None if vector is None else vector[t])
 
 
 def _at(values: Any, t: int) -> Any:
@@ -520,16 +528,16 @@ def _minari_episodes(dataset: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
 
 
 def _minari_schema(
-    dataset: Any, picture: str, observed: Sequence[str], flat: FlatActions, infos: Sequence[str] | None
+    dataset: Any, observed: _Observed, flat: FlatActions, infos: Sequence[str] | None
 ) -> Schema:
     "What rows of this dataset hold"
     episode = next((episode for episode, _ in _minari_episodes(dataset)), None)
     if episode is None:
         raise StoreError(f"{dataset.spec.dataset_id} has no episodes: collect some first")
     name, space = dataset.spec.dataset_id, dataset.observation_space
-    height, width = (space[picture] if picture else space).shape[:2]
-    wanted = None if infos is None else {*infos, *observed}
-    numbers = _numbers(episode, observed).items()
+    height, width = (space[observed.picture] if observed.picture else space).shape[:2]
+    wanted = None if infos is None else {*infos, *observed.classes}
+    vector, numbers = observed.vector(episode), _numbers(episode, observed).items()
     return Schema(
         game=f"minari:{name}",
         image_shape=(height, width, 3),
@@ -538,6 +546,7 @@ def _minari_schema(
         actions=flat.spec,
         action_dtype=str(flat.space.dtype),
         probes={name: str(column.dtype) for name, column in numbers if wanted is None or name in wanted},
+        vector=0 if vector is None else vector.shape[1],
         config={"minari": name},
     )
 
@@ -560,11 +569,11 @@ def import_minari(
     if told:
         return _import_own(folder, path, told)
     dataset = _open_minari(folder, about)
-    (picture, observed), flat = _observed(dataset.observation_space), FlatActions(dataset.action_space)
-    schema = _minari_schema(dataset, picture, observed, flat, infos)
+    observed, flat = _Observed.of(dataset.observation_space), FlatActions(dataset.action_space)
+    schema = _minari_schema(dataset, observed, flat, infos)
     store = Store.create(path, schema, exist_ok=True)
     with store.writer() as writer:
         for episode, known in _minari_episodes(dataset):
-            for row in _minari_rows(episode, picture, observed, schema, flat):
+            for row in _minari_rows(episode, observed, schema, flat):
                 writer.add(row, about=known if row.first else None)
     return store

@@ -136,7 +136,7 @@ class Recording:
         capacity: int = 512,  # rows that may wait for the disk
         chunk_steps: int = 1024,  # rows in a chunk: what `kill -9` can cost
     ) -> None:
-        path = store.path if isinstance(store, Store) else Path(store)
+        path = store.path if isinstance(store, Store) else store
         self.store = Store.create(path, schema, exist_ok=True)
         self.chunk_steps = chunk_steps
         self._exit = contextlib.ExitStack()
