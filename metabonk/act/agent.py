@@ -60,7 +60,9 @@ class RawSenses:
         for row, sound in zip(audio, sounds, strict=True):
             row[:, : sound.shape[1]] = sound
         none, no = np.zeros((self.games, 1), np.int64), np.zeros((self.games, 1), bool)
-        return Batch(observation["image"][:, None], audio, length, none, none.astype(np.float32), no, no, no, none, none).torch()
+        vector = observation["vector"][:, None] if "vector" in observation else None
+        flags = none, none.astype(np.float32), no, no, no, none, none
+        return Batch(observation["image"][:, None], audio, length, *flags, vector=vector).torch()
 
 # %% ../../nbs/act/64_agent.ipynb #64-agent-008
 _turn = threading.RLock()  # torch has one random generator for all threads
@@ -176,7 +178,10 @@ class Agent:
         if self.model.training:
             self.model.eval()
         sights, sounds = ([observation[name] for observation in observations] for name in ("image", "audio"))
-        rows = senses({"image": np.stack(sights), "audio": sounds})
+        seen = {"image": np.stack(sights), "audio": sounds}
+        if self.model.vector_size:
+            seen["vector"] = np.stack([observation["vector"] for observation in observations])
+        rows = senses(seen)
         kind = np.float32 if self.model.actions.continuous else np.int64
         done = np.zeros((len(first), 1, *self.model.actions.shape), kind)
         for game, action in enumerate(actions):
@@ -225,6 +230,13 @@ class Agent:
         if self.model.actions.continuous:
             self.reach = torch.from_numpy(game.action_space.low.ravel()), torch.from_numpy(game.action_space.high.ravel())
         size, shape = self.model.picture_size, tuple(game.observation_space["image"].shape[:2])
+        space = game.observation_space.spaces.get("vector")
+        numbers = space.shape[0] if space else 0
+        if self.model.vector_size not in (0, numbers):
+            raise UsageError(
+                f"{game.unwrapped.name} observes {numbers} numbers, the agent reads {self.model.vector_size}: "
+                "give the game the settings with which it was recorded"
+            )
         if size and size != shape:
             raise UsageError(f"{game.unwrapped.name} shows {shape} pixels, the agent reads {size}: set image_size={size}")
 

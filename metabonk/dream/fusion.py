@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ..core.errors import UsageError, unknown
 from ..core.products import Linear
-from ..nn.layers import Unit, start_weights
+from ..nn.distributions import symlog
+from ..nn.layers import MLP, Unit, start_weights
 
 # %% ../../nbs/dream/48_fusion.ipynb #48-fusion-005
 Fusion = Literal["early", "late", "concat", "cross"]
@@ -33,6 +34,7 @@ class TokenEncoder(nn.Module):
         fusion: Fusion = "concat",  # where the senses meet
         width: int = 16,  # numbers that stand for a token
         dropout: Mapping[str, float] | None = None,  # share of sequences in which a sense is hidden while training
+        vector: int = 0,  # numbers that are observed beside the tokens
     ):
         super().__init__()
         if not sizes:
@@ -53,6 +55,9 @@ class TokenEncoder(nn.Module):
         else:
             shares = [embed // len(flat) + (i < embed % len(flat)) for i in range(len(flat))]
             self.trunks = nn.ModuleDict({name: Unit(n, share) for (name, n), share in zip(flat.items(), shares, strict=True)})
+        self.vector = vector
+        if vector:
+            self.numbers = MLP(vector, embed, 2, embed)
         if fusion == "cross":
             self.looks = nn.ModuleDict({name: Linear(width, 3 * width) for name in sizes})
 
@@ -89,8 +94,14 @@ class TokenEncoder(nn.Module):
         self,
         batch: Any,  # as `embed` takes it
     ) -> Float[Tensor, "batch time embed"]:  # x
-        "Embed and fuse"
-        return self.fuse(self.embed(batch))
+        "Embed and fuse; numbers are squashed by symlog and added"
+        fused = self.fuse(self.embed(batch))
+        if not self.vector or batch.vector is None:
+            return fused
+        if batch.vector.shape[-1] != self.vector:
+            given = f"a vector of {batch.vector.shape[-1]} numbers came"
+            raise UsageError(f"{given}, the model was built for {self.vector}: train one for this game")
+        return fused + self.numbers(symlog(batch.vector))
 
     def check(
         self,

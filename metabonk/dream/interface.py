@@ -56,6 +56,7 @@ class WorldModel(nn.Module):
 
     feature_size: int  # numbers in the features of a state
     actions: ActionSpec  # which there are; `actions.vectors` gives what `advance` takes
+    vector_size: int = 0  # numbers that it observes beside picture and sound
     game: str = ""  # what it is a model of; "": it does not say
     latent: str = ""  # name of the part of a state that is guessed anew in every step; "": no such part
 

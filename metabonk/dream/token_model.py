@@ -28,7 +28,7 @@ from .interface import State
 from .latents import GumbelLatents
 from .recurrent import RecurrentModel
 from .rssm import RSSMConfig
-from .token_heads import TokenHead
+from .token_heads import TokenHead, VectorHead
 from ..nn.layers import BlockFan
 from ..sense.logmel import LogMelConfig, each_step
 from ..sense.tokens import Senses, TokenBatch, TokenCache, Tokenizers
@@ -48,6 +48,7 @@ class TokenModelConfig(Config):
     picture_dropout: float = 0.2  # share of training sequences in which the picture is hidden
     reward_scale: float = 1.0  # weight of the reward's loss
     fan: BlockFan = "block"  # which inputs the first weights of block-linear layers are scaled by (`BlockLinear`)
+    vector: int = 0  # numbers that it observes and predicts beside its tokens (`Schema.vector`)
     foresight: float = 0.0  # weight of what the prior alone says of each row (`RecurrentModel`); 0 as published
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -93,13 +94,17 @@ class TokenModel(RecurrentModel):
         if config.senses != "both" and missing:
             raise UsageError(f"senses={config.senses!r}, but the tokenizers have no {missing[0]}: record a game that has it")
         rssm = RSSMConfig.preset(config.size, kind=config.latents, fan=config.fan)
-        encoder = TokenEncoder(sizes, config.embed, config.fusion, config.width, self._hidden(config, sizes))
+        encoder = TokenEncoder(sizes, config.embed, config.fusion, config.width, self._hidden(config, sizes), config.vector)
         features = rssm.deter + rssm.latents * (1 if config.latents == "gaussian" else rssm.classes)
         scales = {"reward": config.reward_scale, **({"foresight": config.foresight} if config.foresight else {})}
-        heads = {name: TokenHead(name, features, *size, config.units, config.width) for name, size in sizes.items()}
+        heads: dict[str, nn.Module] = {
+            name: TokenHead(name, features, *size, config.units, config.width) for name, size in sizes.items()
+        }
+        if config.vector:
+            heads["vector"] = VectorHead(features, config.vector, config.units)
         super().__init__(rssm, encoder, config.embed, heads, actions, scales)
         self.token_config, self.game, self.tokenizers = config, game or tokenizers.game, tokenizers
-        self.step_samples = step_samples
+        self.step_samples, self.vector_size = step_samples, config.vector
 
     @staticmethod
     def _hidden(config: TokenModelConfig, sizes: dict[str, tuple[int, int]]) -> dict[str, float]:
@@ -131,6 +136,13 @@ class TokenModel(RecurrentModel):
     ) -> dict[str, Float[Tensor, "*batch tokens codes"]]:  # of "image" and "audio", as far as the model has them
         "How likely each code is at each place of the picture and of the sound"
         return {name: self._decoder(name).logits(features) for name in self.encoder.sizes}
+
+    def numbers(
+        self,
+        features: Float[Tensor, "*batch features"],  # of states
+    ) -> Float[Tensor, "*batch numbers"]:  # as the game gives them
+        "What is expected to be observed as numbers"
+        return self._decoder("vector").mean(features)
 
     @torch.no_grad()
     def look(

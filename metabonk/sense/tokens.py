@@ -330,6 +330,7 @@ class TokenBatch(Columns):
     first: Any  # (B, T) bool
     episode: Any = None  # (B, T) int64: which episode each row is of
     step: Any = None  # (B, T) int64: which row of that episode
+    vector: Any = None  # (B, T, numbers) float32: what was observed as numbers, if the game has any
 
     @property
     def shape(self) -> tuple[int, int]:  # B, T
@@ -347,6 +348,7 @@ def token_type(
     "What a row is on disk"
     fields: list[tuple[Any, ...]] = [("episode", "int64"), ("step", "int64"), ("reward", "float32")]
     fields += [("action", schema.action_dtype, schema.action_shape)]
+    fields += [("vector", "float32", (schema.vector,))] if schema.vector else []
     fields += [(name, "bool") for name in ("terminated", "truncated", "first")]
     fields += [(name, np.min_scalar_type(codes - 1), (tokens,)) for name, (tokens, codes) in sizes.items()]
     return np.dtype(fields, align=True)
@@ -453,7 +455,8 @@ class TokenCache:
                 t += end - begin
         rows = raw.view(self.dtype)[..., 0]  # (B, T)
         tokens = {name: rows[name].astype(np.int64) if name in self.sizes else None for name in ("image", "audio")}
-        names = ("action", "reward", "terminated", "truncated", "first", "episode", "step")
+        names = ["action", "reward", "terminated", "truncated", "first", "episode", "step"]
+        names += ["vector"] if self.schema.vector else []
         return TokenBatch(**tokens, **{name: np.ascontiguousarray(rows[name]) for name in names})
 
 
@@ -518,8 +521,9 @@ def _encode(
             for a in range(begin, end, block):
                 b = min(a + block, end)
                 records = np.zeros(b - a, kind)
-                for name in ("action", "reward", "terminated", "truncated", "first", "episode", "step"):
-                    records[name] = source.table[name][a:b]
+                for name in kind.names or ():
+                    if name not in tokenizers.sizes:
+                        records[name] = source.table[name][a:b]
                 if tokenizers.picture is not None:
                     records["image"] = tokenizers.see(np.array(source.image[a:b])).cpu().numpy()
                 if hearing is not None:
@@ -627,13 +631,15 @@ class Senses:
                 raise UsageError(f"got {heard}: these senses are for {games} of {tokenizers.channels}")
             audio = tokenizers.hear(hear_each(tokenizers.ears, self._past, sound))[:, None]  # (games, 1, tokens)
             self._past = [_last(before, now) for before, now in zip(self._past, sound, strict=True)]
-        device = tokenizers.device
+        device, vector = tokenizers.device, None
+        if "vector" in observation:
+            vector = torch.as_tensor(observation["vector"]).to(device).view(games, 1, -1)
         never = torch.zeros(games, 1, dtype=torch.bool, device=device)
         step, episode = torch.from_numpy(self._step[:, None].copy()), torch.from_numpy(self._episode[:, None].copy())
         self._step += 1
         return TokenBatch(
             image, audio, torch.zeros(games, 1, dtype=torch.int64, device=device), torch.zeros(games, 1, device=device),
-            never, never.clone(), (step == 0).to(device), episode.to(device), step.to(device),
+            never, never.clone(), (step == 0).to(device), episode.to(device), step.to(device), vector,
         )  # fmt: skip
 
 
