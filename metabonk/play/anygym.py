@@ -357,7 +357,8 @@ class AnyGym(Silent):
     def vector(self) -> Float32[np.ndarray, " numbers"]:
         size = self.vector_size
         try:
-            values = as_vector(self._numbers, self._observation) if size else np.zeros(0)
+            space = self._numbers
+            values = as_vector(space, self._observation) if space else np.zeros(0)
             fits = values.shape == (size,) and bool(np.isfinite(values).all())
         except (KeyError, TypeError, ValueError):
             fits = False

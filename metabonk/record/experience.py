@@ -160,8 +160,8 @@ def to_step(
         raise StoreError(f"audio is {audio.dtype} {audio.shape}, the recording holds int16 ({schema.channels}, samples)")
     vector = np.array(observation["vector"]) if schema.vector and "vector" in observation else None
     if schema.vector and (vector is None or vector.shape != (schema.vector,) or vector.dtype != np.float32):
-        given = "missing" if vector is None else f"{vector.dtype} {vector.shape}"
-        raise StoreError(f"vector is {given}, the recording holds float32 ({schema.vector},)")
+        there = "missing" if vector is None else f"{vector.dtype} {vector.shape}"
+        raise StoreError(f"vector is {there}, the recording holds float32 ({schema.vector},)")
     done = np.zeros(schema.action_shape, schema.action_dtype) if action is None else np.array(action, schema.action_dtype)
     if done.shape != schema.action_shape:
         raise StoreError(f"action has shape {done.shape}, the recording holds {schema.action_shape}")
