@@ -300,7 +300,10 @@ class GameVector(VectorEnv[Any, Any, Any]):
 
     def _join(self, parts: list[list[tuple[Any, ...]]]) -> tuple[Any, Any, Any, Any, Any]:
         observations, rewards, terminated, truncated, infos, first = zip(*(row for part in parts for row in part), strict=True)
-        joined: dict[str, Any] = {name: np.stack([o[name] for o in observations]) for name in observations[0] if name != "audio"}  # (games, ...)
+        plain = [name for name in observations[0] if name != "audio"]
+        joined: dict[str, Any] = {
+            name: np.stack([o[name] for o in observations]) for name in plain  # (games, ...)
+        }
         joined["audio"] = tuple(o["audio"] for o in observations)
         about = {"games": infos, "first": np.array(first)}
         return joined, np.array(rewards, np.float64), np.array(terminated), np.array(truncated), about
