@@ -15,6 +15,8 @@ import pytest
 
 from metabonk.core.actions import ActionSpec, FlatActions
 from metabonk.core.errors import DamagedChunk, FolderError, StoreError, UsageError
+from metabonk.core.run import Run
+from metabonk.play.bonk import ROM
 from metabonk.record.exchange import (
     export_media,
     export_minari,
@@ -27,6 +29,7 @@ from metabonk.record.exchange import (
     write_wav,
 )
 from metabonk.record.experience import Schema, Step
+from metabonk.record.recorder import record
 from metabonk.record.store import Store, to_arrow
 
 ROOT = Path(__file__).parent.parent
@@ -148,6 +151,22 @@ def test_the_line_of_the_card(tmp_path: Path) -> None:
     (store.path / store.chunks[0].file).write_bytes(b"")
     with pytest.raises(DamagedChunk):
         exec(line, found)
+
+
+def test_a_cartridge_and_a_run_folder_of_odd_names(tmp_path: Path) -> None:
+    """A colon in the cartridge's name, brackets and quotes in the folder's."""
+    from datasets import load_dataset
+
+    cartridge = tmp_path / "Kirby: Dream Land's #1.gb"
+    cartridge.write_bytes(ROM.read_bytes())
+    for name in ("plain", "[exp 1] bonk's {run}"):
+        folder = Run.open(tmp_path / name).stage_folder("record")
+        settings = {"image_size": (16, 16), "max_steps": 20, "profile": "none"}
+        record(f"gameboy:{cartridge}", folder / "store", steps=30, settings=settings)
+        assert len(to_dataset(folder / "store", cache=folder / "cache")) == len(Store.open(folder / "store"))
+    plain = Store.open(tmp_path / "plain/stages/record/store")
+    assert plain.schema.game == f"gameboy:{cartridge.stem}"
+    assert len(load_dataset(str(plain.path), split="train", cache_dir=str(tmp_path / "cache"))) == len(plain)
 
 
 def test_a_cache_that_datasets_would_write_elsewhere(tmp_path: Path) -> None:

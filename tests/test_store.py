@@ -611,6 +611,15 @@ def test_any_name_of_a_game_and_its_probes(name: str) -> None:
     assert all(len(re.split(r"(?<!\\)\|", line)) == 4 for line in table)
 
 
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    """File names may hold bytes that are no UTF-8; Python keeps them as surrogates."""
+    schema = SCHEMA.change(game=os.fsdecode(b"caf\xe9.gb"))
+    store = record(tmp_path / os.fsdecode(b"caf\xe9"), list(play(1, 3)), schema=schema)
+    assert Store.open(store.path).schema == schema and not store.verify()
+    head = (store.path / "README.md").read_text().split("---\n")[1]
+    assert yaml.safe_load(head)["pretty_name"] == f"{schema.game} with sound"
+
+
 @settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=NAMES)
 @with_odd
