@@ -64,8 +64,7 @@ def train(arm: str, seed: int, tokenizers: Tokenizers, options: argparse.Namespa
     schema = Store.open(store).schema
     model = TokenModel(TokenModelConfig.preset("tiny", reward_scale=10.0, **change), tokenizers, schema.actions)
     model.start_from(cache, seed=seed)
-    sizes = {"deter": model.rssm.config.deter, "stoch": model.rssm.latents.size}
-    states = KeptStates(cache.table["episode"], cache.table["step"], sizes) if kept else None
+    states = KeptStates.of(model, cache) if kept else None
     sequences = SequenceConfig(length=16, batch_size=16, seed=seed)
     training = TrainConfig(steps=options.model_steps, lr=3e-3, warmup=100, checkpoint_every=10**6, seed=seed)
     fit(WorldModelLearner(model, states), TokenData(store, tokenizers, sequences), folder / "model", training)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from mutants import mutant
 
+from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
+from metabonk.act.dreaming import DreamConfig, DreamLearner
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import FolderError, TrainingStopped, UsageError
 from metabonk.core.optimizer import LaProp
@@ -333,7 +335,8 @@ def test_a_state_that_was_kept_is_that_of_reading_the_rows_before(monkeypatch):
         torch.testing.assert_close(states[name], whole[name][:, 5:], atol=2e-3, rtol=1e-3)
     cut = model.read(half, None, noise[:, 5:])["deter"]
     assert float((cut - whole["deter"][:, 5:]).abs().max().detach()) > 0.02
-    monkeypatch.setattr(KeptStates, "before", mutant(KeptStates.before, "batch.step[:, 0] - 1", "batch.step[:, 0]"))
+    itself = mutant(KeptStates.before, "batch.step[:, 0].to(here) - 1", "batch.step[:, 0].to(here)")
+    monkeypatch.setattr(KeptStates, "before", itself)
     late = model.read(half, kept.before(half), noise[:, 5:])["deter"]
     assert float((late - whole["deter"][:, 5:]).abs().max().detach()) > 0.02
 
@@ -363,3 +366,20 @@ def test_kept_states_are_refreshed_by_training_alone_and_survive_an_interruption
     before = whole.kept.kept_deter.clone()
     whole.eval().losses(data[0])
     assert whole.kept.kept_deter.equal(before)
+
+
+def test_dreams_begin_where_the_rows_before_left_the_model():
+    "Negative control: without the table, reading begins in the zero state."
+    model, batch = build().eval(), numbered(rows(3, 8))
+    kept, late = table_of(model, batch), part(batch, 4, 8)
+    agent = ActorCritic(ActorCriticConfig(units=8), model.feature_size, model.actions)
+
+    def read(before) -> torch.Tensor:
+        torch.manual_seed(0)
+        return DreamLearner(model, agent, DreamConfig(horizon=1), before=before).dream(late)[1]["deter"]
+
+    early = part(batch, 0, 4)
+    kept.keep(early, model.read(early))
+    torch.manual_seed(0)
+    wanted = model.observe(late, kept.before(late), every=True)["deter"]
+    assert read(kept.before).equal(wanted) and not read(None).equal(wanted)

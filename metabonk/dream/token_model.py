@@ -242,6 +242,16 @@ class KeptStates(nn.Module):
         for name, size in sizes.items():  # the row behind the last stays 0 and stands for all that are not in the table
             self.register_buffer(f"kept_{name}", torch.zeros(len(keys) + 1, size, dtype=torch.float16))
 
+    @classmethod
+    def of(
+        cls,
+        model: TokenModel,  # whose states
+        cache: TokenCache,  # after whose rows
+    ) -> Self:  # all of them zero
+        "A table for what a model learns from"
+        sizes = {"deter": model.rssm.config.deter, "stoch": model.rssm.latents.size}
+        return cls(cache.table["episode"], cache.table["step"], sizes)
+
     @staticmethod
     def _key(episode: Any, step: Any) -> Any:
         return (episode << 32) + step
@@ -256,8 +266,9 @@ class KeptStates(nn.Module):
         batch: Any,  # recorded rows (B, T) with `episode` and `step`, as tensors
     ) -> State:  # (B, ...), where the rows before theirs left the model; 0 where that is not known
         "The states that these sequences begin in"
-        places = self._places(batch.episode[:, 0], batch.step[:, 0] - 1)
-        return {name: getattr(self, f"kept_{name}")[places].float() for name in self.sizes}
+        here, there = self.keys.device, batch.episode.device
+        places = self._places(batch.episode[:, 0].to(here), batch.step[:, 0].to(here) - 1)
+        return {name: getattr(self, f"kept_{name}")[places].float().to(there) for name in self.sizes}
 
     @torch.no_grad()
     def keep(
