@@ -29,6 +29,7 @@ from ..core.progress import progress
 from ..core.seed import spawn_seeds
 from ..dream.interface import Saveable, State, WorldModel
 from ..core.actions import ActionSpec
+from ..core.text import loads, parse_json
 from ..play.game import make_game
 from ..record.experience import Batch
 from ..record.recorder import Recorder, Recording, recording_schema
@@ -262,6 +263,7 @@ class Agent:
         return folder
 
     @classmethod
+    @loads("agent")
     def load(
         cls,
         folder: str | Path,  # that `save` wrote
@@ -271,7 +273,7 @@ class Agent:
         "The agent of a folder"
         folder = Path(folder)
         try:
-            about = json.loads((folder / "agent.json").read_text())
+            about = parse_json((folder / "agent.json").read_text())
             assert about["format"] == "metabonk agent"
             config, spec = ActorCriticConfig.from_dict(about["actor_critic"]), ActionSpec.from_dict(about["actions"])
         except (OSError, ValueError, AssertionError, KeyError, TypeError):

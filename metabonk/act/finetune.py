@@ -22,6 +22,7 @@ from ..core.config import Config
 from ..core.errors import FolderError, UsageError
 from ..core.files import claim_folder, disk_errors, folder_lock, write_atomic
 from ..core.seed import spawn_seeds
+from ..core.text import parse_json
 from ..core.training import Learner, TrainConfig, fit
 from ..dream.interface import Saveable
 from ..record.store import Store
@@ -153,9 +154,9 @@ class FineTune:
         if not path.exists():
             return
         try:
-            state = json.loads(path.read_text())
-            rows = state.pop("rows")
-        except (OSError, ValueError, KeyError, AttributeError):
+            state = parse_json(path.read_text())
+            rows = [dict(row) for row in state.pop("rows")]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise FolderError(f"{path} can't be read: delete it to begin anew, or choose another folder") from None
         for name, value in self._about().items():
             if state.get(name) != value:

@@ -9,6 +9,7 @@ __all__ = ['MetaBonkError', 'UsageError', 'RomError', 'MissingLibrary', 'SilentS
 
 # %% ../../nbs/core/00_errors.ipynb #00-errors-002
 import difflib
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,6 +17,12 @@ from typing import Any
 class MetaBonkError(Exception):
     "An error that its reader can mend: the message says what was wrong, where, and what to do"
     exit_status: int = 1  # what the command line ends with
+
+    def __init__(
+        self,
+        message: str = "",  # line breaks in it, such as those of another library's error, become blanks
+    ) -> None:
+        super().__init__(re.sub(r"\s*[\r\n]\s*", " ", message.strip()))
 
 
 class UsageError(MetaBonkError):

@@ -21,6 +21,7 @@ from typing import Any
 from .. import __version__
 from .errors import FolderError
 from .files import disk_errors, file_hash, folder_lock, write_atomic
+from .text import parse_json
 
 # %% ../../nbs/core/06_run.ipynb #06-run-006
 _libraries = (
@@ -101,6 +102,30 @@ def differences(
     return gone + changed + [f"added: {key}" for key in after if key not in before]
 
 # %% ../../nbs/core/06_run.ipynb #06-run-014
+_texts = ("started", "ended", "notebook", "code", "package", "execution", "executed")
+_mappings = ("parameters", "files", "inputs", "outputs", "added", "error", "kernel")
+
+
+def _check_manifest(manifest: dict[str, Any]) -> None:
+    "`ValueError` (or what a wrong shape raises) unless a manifest has the shape that runner and report rely on"
+    fine = [isinstance(manifest["status"], str), isinstance(manifest.get("title", ""), str)]
+    fine += [isinstance(name, str) for key in ("order", "pending") for name in manifest.get(key, [])]
+    fine.append(isinstance(manifest.get("environment", {}), dict))
+    for name, record in manifest["stages"].items():
+        fine += [record["status"] in ("running", "done", "failed", "interrupted"), "/" not in name, name not in ("", ".", "..")]
+        fine += [isinstance(record.get(key, "") or "", str) for key in _texts]
+        fine += [isinstance(record.get(key, {}), dict) for key in _mappings]
+        fine.append(isinstance(record.get("seconds", 0), int | float))
+        for file in (*record.get("outputs", {}).values(), *record.get("added", {}).values()):
+            fine.append(isinstance(file["sha256"], str))
+        if kernel := record.get("kernel"):
+            fine += [type(kernel["pid"]) is int and kernel["pid"] > 0, isinstance(kernel["began"], int | float)]
+        if error := record.get("error"):
+            fine += [isinstance(error["cell"], int), *(isinstance(error[key], str) for key in ("kind", "name", "message"))]
+    if not all(fine):
+        raise ValueError("a manifest of another shape")
+
+
 class Run:
     "A run folder: `Run.open(folder)` makes or opens one"
 
@@ -148,16 +173,19 @@ class Run:
     def read(self) -> dict[str, Any]:  # the manifest
         "The manifest as it is on the disk; `FolderError` if it is damaged or of another version"
         try:
-            manifest = json.loads(self.manifest_path.read_text(encoding="utf-8"))
+            manifest = parse_json(self.manifest_path.read_text(encoding="utf-8"))
             version = manifest["format"]
+            if version == self.format_version:
+                _check_manifest(manifest)
         except OSError as error:
             raise FolderError(f"can't read {self.manifest_path} ({error.strerror}): "
                               "choose another run folder or mend its permissions") from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise FolderError(f"{self.manifest_path} is damaged: put back a copy of it, "
                               "or choose another run folder") from None
         if version != self.format_version:
-            maker = manifest.get("environment", {}).get("metabonk", "not noted")
+            made_by = manifest.get("environment")
+            maker = made_by.get("metabonk", "not noted") if isinstance(made_by, dict) else "not noted"
             raise FolderError(f"run folder {self.folder} has format {version} (metabonk {maker}), and metabonk "
                               f"{__version__} reads {self.format_version}: choose another run folder, "
                               "or use the version that made it")

@@ -26,6 +26,7 @@ from ..core.config import Config
 from ..core.errors import FolderError, UsageError
 from ..core.files import claim_folder, replacing, write_atomic
 from ..core.products import Linear
+from ..core.text import loads, parse_json
 from ..core.training import Learner
 from .interface import State
 from ..nn.layers import MLP, start_weights
@@ -539,6 +540,7 @@ class CausalTokenizer(nn.Module):
         return folder
 
     @classmethod
+    @loads("causal tokenizer")
     def load(
         cls,
         folder: str | Path,  # that `save` wrote
@@ -547,7 +549,7 @@ class CausalTokenizer(nn.Module):
         "The tokenizer of a folder"
         folder = Path(folder)
         try:
-            about = json.loads((folder / "tokenizer.json").read_text())
+            about = parse_json((folder / "tokenizer.json").read_text())
             assert about["format"] == "metabonk causal tokenizer"
             config = CausalTokenizerConfig.from_dict(about["config"])
             logmel = about["logmel"] and LogMelConfig.from_dict(about["logmel"])

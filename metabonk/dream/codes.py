@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from ..core.errors import StoreError, UsageError
 from ..core.files import claim_folder, folder_lock, remove_leftovers, replacing, write_atomic
 from ..core.progress import progress
+from ..core.text import parse_json
 from .causal_tokenizer import CausalTokenizer, Clip, ClipCache
 from ..record.cache import Cache
 from ..record.sampling import ExperienceData, RowSource, SequenceConfig, Sequences, draw
@@ -35,9 +36,9 @@ class CodeCache:
     ) -> None:
         self.cache, self.path, self.pieces = cache, Path(path), cache.pieces
         try:
-            self.about = json.loads((self.path / "codes.json").read_text())
+            self.about = parse_json((self.path / "codes.json").read_text())
             self.codes: Float[np.ndarray, "rows latents channels"] = np.load(self.path / "codes.npy", mmap_mode="r")
-        except (OSError, ValueError):
+        except (OSError, ValueError, EOFError):
             raise StoreError(f"no codes in {self.path}: make them with `CodeCache.build`") from None
         if len(self.codes) != len(cache.table):
             raise StoreError(f"{self.path} has codes of {len(self.codes)} rows, the recording {len(cache.table)}: "

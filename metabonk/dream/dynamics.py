@@ -21,6 +21,7 @@ from ..core.config import Config
 from ..core.errors import FolderError, UsageError
 from ..core.files import claim_folder, replacing, write_atomic
 from ..core.products import Linear
+from ..core.text import loads, parse_json
 from ..core.training import Learner
 from ..core.actions import ActionSpec
 from .agent_heads import AgentHeads
@@ -506,6 +507,7 @@ class ShortcutModel(WorldModel):
         return folder
 
     @classmethod
+    @loads("shortcut model")
     def load(
         cls,
         folder: str | Path,  # that `save` wrote
@@ -514,7 +516,7 @@ class ShortcutModel(WorldModel):
         "The model of a folder"
         folder = Path(folder)
         try:
-            about = json.loads((folder / "model.json").read_text())
+            about = parse_json((folder / "model.json").read_text())
             assert about["format"] == "metabonk shortcut model"
             kinds: dict[str, Any] = {"tokenizer": CausalTokenizerConfig, "spec": ActionSpec, "config": DynamicsConfig,
                                      "shortcut": ShortcutConfig}  # fmt: skip

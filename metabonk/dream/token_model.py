@@ -22,6 +22,7 @@ from ..core.actions import ActionSpec
 from ..core.config import Config
 from ..core.errors import FolderError, UsageError, unknown
 from ..core.files import claim_folder, replacing, write_atomic
+from ..core.text import loads, parse_json
 from ..core.training import Learner
 from .fusion import Fusion, TokenEncoder
 from .interface import State
@@ -196,6 +197,7 @@ class TokenModel(RecurrentModel):
         return folder
 
     @classmethod
+    @loads("world model")
     def load(
         cls,
         folder: str | Path,  # that `save` wrote
@@ -204,7 +206,7 @@ class TokenModel(RecurrentModel):
         "The model of a folder"
         folder = Path(folder)
         try:
-            about = json.loads((folder / "model.json").read_text())
+            about = parse_json((folder / "model.json").read_text())
             assert about["format"] == "metabonk token model"
             actions = _actions(about)
         except (OSError, ValueError, AssertionError, KeyError, TypeError):

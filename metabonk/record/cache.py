@@ -14,9 +14,11 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..core.errors import DamagedChunk, StoreError, StoreVersion
+from ..core.config import check_value
+from ..core.errors import DamagedChunk, StoreError, StoreVersion, UsageError
 from ..core.files import claim_folder, disk_errors, folder_lock, write_atomic
 from ..core.progress import progress
+from ..core.text import parse_json
 from .experience import Batch, Schema, Steps
 from .store import Chunk, Store, from_arrow
 
@@ -47,16 +49,22 @@ class Cache:
     ) -> None:
         self.path = Path(path)
         try:
-            about = json.loads((self.path / "cache.json").read_text())
-        except (OSError, ValueError):
+            about = parse_json((self.path / "cache.json").read_text())
+            version = about["version"]
+        except (OSError, ValueError, KeyError, TypeError):
             raise StoreError(f"{self.path} is not a training cache: make one with `Cache.build(store)`") from None
-        if about["version"] != _version:
-            versions = f"format {about['version']}, this version reads {_version}"
+        if version != _version:
+            versions = f"format {version}, this version reads {_version}"
             raise StoreVersion(f"cache {self.path} has {versions}: delete it, it is made anew")
-        self.schema = Schema.from_dict(about["schema"])
-        self.chunks: dict[str, str] = about["chunks"]  # file and SHA-256 of every chunk in it
-        self.rows, self.samples, self._pieces = int(about["rows"]), int(about["samples"]), int(about["pieces"])
-        self._map()
+        try:
+            self.schema = Schema.from_dict(about["schema"])
+            self.chunks: dict[str, str] = dict(about["chunks"])  # file and SHA-256 of every chunk in it
+            counts = (check_value(about[name], int, name) for name in ("rows", "samples", "pieces"))
+            self.rows, self.samples, self._pieces = counts
+            self._map()
+        except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise StoreError(f"cache {self.path} is damaged (cache.json: {said}): delete it, it is made anew") from None
 
     def _map(self) -> None:
         def mapped(name: str, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:

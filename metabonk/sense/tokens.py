@@ -25,6 +25,7 @@ from ..core.errors import StoreError, UsageError, unknown
 from ..core.files import claim_folder, disk_errors, folder_lock, write_atomic
 from ..core.progress import progress
 from ..core.seed import seed_everything, spawn_seeds
+from ..core.text import loads, parse_json
 from ..core.training import Learner, TrainConfig, fit
 from ..record.cache import Cache
 from ..record.experience import Columns, Schema
@@ -162,6 +163,7 @@ class Tokenizers(nn.Module):
         return folder
 
     @classmethod
+    @loads("set of tokenizers")
     def load(
         cls,
         folder: str | Path,  # where `save` put them
@@ -170,7 +172,7 @@ class Tokenizers(nn.Module):
         "Tokenizers from a folder"
         folder = Path(folder)
         try:
-            about = json.loads((folder / "tokenizers.json").read_text())
+            about = parse_json((folder / "tokenizers.json").read_text())
             raw = (folder / "tokenizers.safetensors").read_bytes()
         except (OSError, ValueError):
             raise UsageError(f"{folder} holds no tokenizers: give the folder that `Tokenizers.save` wrote") from None
@@ -470,7 +472,7 @@ def _pieces_file(path: Path, generation: int) -> Path:
 
 def _read_about(path: Path) -> dict[str, Any] | None:
     try:
-        about = json.loads((path / "tokens.json").read_text())
+        about = parse_json((path / "tokens.json").read_text())
         return about if about["version"] == _version else None
     except (OSError, ValueError, KeyError):
         return None
