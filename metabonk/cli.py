@@ -23,7 +23,7 @@ from typing import Any
 from . import __version__
 from .core.config import check_value
 from .core.errors import MetaBonkError, UsageError
-from .core.text import parse_yaml
+from .core.text import parse_yaml, read_text
 
 # %% ../nbs/pipeline/99_cli.ipynb #99-cli-004
 def _check_game(name: str) -> None:
@@ -120,7 +120,7 @@ def notebooks_command(options: argparse.Namespace) -> int:
     root = project_root()
     if options.check:
         changed = out_of_step(root)
-        if (root / "README.md").read_text(encoding="utf-8") != readme_text(root):
+        if read_text(root / "README.md", "README") != readme_text(root):
             changed.append("README.md")
         if changed:
             raise MetaBonkError(f"out of step with the notebooks, run `metabonk notebooks`: {', '.join(changed)}")
@@ -150,7 +150,6 @@ def doctor_command(options: argparse.Namespace) -> int:
     found = examine()
     print(json.dumps(as_json(found), indent=1) if options.json else report(found))
     return 0 if ready(found) else 1
-
 
 # %% ../nbs/pipeline/99_cli.ipynb #99-cli-007
 _debug_help = "show the traceback of an error (also METABONK_DEBUG=1)"

@@ -221,3 +221,28 @@ def test_merge_markers_in_outputs_are_no_merge(tmp_path):
     content["cells"][2]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": "<<<<<<< HEAD\n"}]
     path.write_text(json.dumps(content, indent=1))
     assert len(read_notebook(path)["cells"]) == 3
+
+
+def test_a_hook_of_others_is_refused_and_kept(tmp_path):
+    from metabonk.core.errors import FolderError
+    from metabonk.pipeline.authoring import install_hooks
+
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    hook = tmp_path / ".git/hooks/pre-commit"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_bytes(b"\xff\x00 not ours")
+    with pytest.raises(FolderError, match="is there already and is not ours"):
+        install_hooks(tmp_path)
+    install_hooks(tmp_path, remove=True)
+    assert hook.read_bytes() == b"\xff\x00 not ours"
+
+
+def test_a_readme_that_is_no_text_is_one_line(capsys, monkeypatch, tmp_path):
+    (tmp_path / "README.md").write_bytes(b"\xff")
+    monkeypatch.setattr("metabonk.pipeline.authoring.project_root", lambda: tmp_path)
+    monkeypatch.setattr("metabonk.pipeline.authoring.out_of_step", lambda root: [])
+    assert "README.md is no text: byte 0 is not UTF-8" in said(capsys, "notebooks", "--check")
+
+
+def test_no_error_of_ours_has_two_lines():
+    assert str(UsageError(" one\r\n  two\n\nthree ")) == "one two three" and str(UsageError()) == ""

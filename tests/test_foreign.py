@@ -24,6 +24,7 @@ from metabonk.dream.causal_tokenizer import CausalTokenizer
 from metabonk.dream.codes import CodeCache
 from metabonk.dream.dynamics import ShortcutModel
 from metabonk.dream.token_model import TokenModel
+from metabonk.play.game import make_game
 from metabonk.record.cache import Cache
 from metabonk.sense.tokens import Tokenizers
 
@@ -31,7 +32,7 @@ from metabonk.sense.tokens import Tokenizers
 def save_agent(folder: Path) -> None:
     """An agent of a small model."""
     model = test_dynamics.build()
-    Agent(model, ActorCritic(ActorCriticConfig(units=8), model.feature_size, model.spec)).save(folder)
+    Agent(model, ActorCritic(ActorCriticConfig(units=8), model.feature_size, model.actions)).save(folder)
 
 
 def save_run(folder: Path) -> None:
@@ -42,14 +43,39 @@ def save_run(folder: Path) -> None:
     toy.pipeline("stages: [first, second]")
     run = Run.open(folder)
     (run.stage_folder("first") / "out.txt").write_text("1")
-    about = {"notebook": "n.ipynb", "code": "c", "parameters": {"size": 1}, "files": {}, "package": "p", "needs": [], "inputs": {},
-             "execution": "e", "started": "2026-01-01T00:00:00.000+00:00", "ended": "2026-01-01T00:00:01.000+00:00", "seconds": 1.0}  # fmt: skip
+    about = {
+        "notebook": "n.ipynb",
+        "code": "c",
+        "parameters": {"size": 1},
+        "files": {},
+        "package": "p",
+        "needs": [],
+        "inputs": {},
+        "execution": "e",
+        "started": "2026-01-01T00:00:00.000+00:00",
+        "ended": "2026-01-01T00:00:01.000+00:00",
+        "seconds": 1.0,
+    }
     file = {"out.txt": {"size": 1, "mtime": 5, "sha256": "0" * 64}}
     error = {"kind": "error", "cell": 1, "name": "ValueError", "message": "no"}
-    stages = {"first": {**about, "status": "done", "outputs": file, "added": {}, "executed": "0" * 64},
-              "second": {**about, "status": "failed", "error": error, "kernel": {"pid": 2**22 + 1, "began": 1.0}}}  # fmt: skip
-    run.write({**run.read(), "status": "failed", "title": "Toy", "pipeline": "toy.yaml", "order": ["first", "second"], "pending": [],
-               "environment": {"metabonk": "0"}, "started": about["started"], "ended": about["ended"], "stages": stages})  # fmt: skip
+    stages = {
+        "first": {**about, "status": "done", "outputs": file, "added": {}, "executed": "0" * 64},
+        "second": {**about, "status": "failed", "error": error, "kernel": {"pid": 2**22 + 1, "began": 1.0}},
+    }
+    run.write(
+        {
+            **run.read(),
+            "status": "failed",
+            "title": "Toy",
+            "pipeline": "toy.yaml",
+            "order": ["first", "second"],
+            "pending": [],
+            "environment": {"metabonk": "0"},
+            "started": about["started"],
+            "ended": about["ended"],
+            "stages": stages,
+        }
+    )
 
 
 def plan(folder: Path) -> None:
@@ -62,7 +88,11 @@ def plan(folder: Path) -> None:
 KINDS: dict[str, tuple[Callable[[Path], Any], Callable[[Path], Any], str]] = {
     "tokenizers": (lambda folder: test_token_model.tokenizers().save(folder), Tokenizers.load, "tokenizers.json"),
     "token model": (lambda folder: test_token_model.build().save(folder), TokenModel.load, "model.json"),
-    "causal tokenizer": (lambda folder: test_dynamics.build().tokenizer.save(folder), CausalTokenizer.load, "tokenizer.json"),
+    "causal tokenizer": (
+        lambda folder: test_dynamics.build().tokenizer.save(folder),
+        CausalTokenizer.load,
+        "tokenizer.json",
+    ),
     "shortcut model": (lambda folder: test_dynamics.build().save(folder), ShortcutModel.load, "model.json"),
     "agent": (save_agent, lambda folder: Agent.load(folder, ShortcutModel.load), "agent.json"),
     "cache": (lambda folder: test_tasks.recorded(folder.parent / "store", [[[0, 1, 2]]]), Cache, "cache.json"),
@@ -76,7 +106,10 @@ def changed(value: Any) -> list[str]:
 
     def parts(whole: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         inner = whole.items() if isinstance(whole, dict) else []
-        return [path, *(deeper for key, item in list(inner)[:12] if len(path) < 4 for deeper in parts(item, (*path, key)))]
+        return [
+            path,
+            *(deeper for key, item in list(inner)[:12] if len(path) < 4 for deeper in parts(item, (*path, key))),
+        ]
 
     for number, path in enumerate(parts(value)[1:]):
         others: list[Any] = [None, [], {}, "x", -1, math.nan, ["x"], {"x": 1}]
@@ -181,10 +214,31 @@ def test_the_report_of_a_foreign_run_evaluates_nothing(tmp_path: Path) -> None:
     run = Run.open(folder)
     (folder / "notebooks").mkdir()
     for form in FORMS.values():
-        cells = [{"cell_type": "code", "source": form.format(evil(marker)), "metadata": {"tags": ["parameters"]}, "outputs": [],
-                  "execution_count": None}]  # fmt: skip
+        cells = [
+            {
+                "cell_type": "code",
+                "source": form.format(evil(marker)),
+                "metadata": {"tags": ["parameters"]},
+                "outputs": [],
+                "execution_count": None,
+            }
+        ]
         for name in ("first", "second"):
-            run.notebook(name).write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 4}))
+            run.notebook(name).write_text(
+                json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 4})
+            )
         with pytest.raises(MetaBonkError):
             write_report(run)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"MZ", b"\x00" * 0x150, b"\xff" * 0x8000, b"title: a profile\n", bytes(0x8001)]
+)
+def test_files_that_are_no_cartridge_are_one_line(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "game.gb"
+    path.write_bytes(content)
+    for game in (f"gameboy:{path}", f"gameboy:{tmp_path}", f"gameboy:{tmp_path}/missing.gb"):
+        with pytest.raises(MetaBonkError) as caught:
+            make_game(game).close()
+        assert "\n" not in str(caught.value)

@@ -20,9 +20,9 @@ class MetaBonkError(Exception):
 
     def __init__(
         self,
-        message: str = "",  # line breaks in it, such as those of another library's error, become blanks
+        message: object = "",  # line breaks in it, such as those of another library's error, become blanks
     ) -> None:
-        super().__init__(re.sub(r"\s*[\r\n]\s*", " ", message.strip()))
+        super().__init__(re.sub(r"\s*[\r\n]\s*", " ", str(message).strip()))
 
 
 class UsageError(MetaBonkError):

@@ -95,7 +95,7 @@ def install_hooks(
     "Turn the merge driver for notebooks and the check before a commit on (or off) in this clone alone"
     root = Path(root).resolve()
     hook = root / _git(root, "rev-parse", "--git-path", "hooks") / "pre-commit"
-    ours = not hook.exists() or _hook_mark in hook.read_text()
+    ours = not hook.exists() or _hook_mark.encode() in hook.read_bytes()
     if remove:
         _git(root, "config", "--local", "--remove-section", "merge.nbdev-merge", check=False)
         if ours:
