@@ -183,3 +183,14 @@ def test_everybody_plays_it(name):
             seen, _, _, _, info = game.step(policy(seen, info))
             assert game.action_space.contains(np.asarray(info["executed"]))
     game.close()
+
+
+def test_what_sticky_actions_did_is_recorded(tmp_path):
+    settings = {"kwargs": {"name": "all of them"}, "sticky_actions": 0.5, "image_size": (16, 16)}
+    record("gym:Test/Picky-v0", tmp_path, "random", episodes=1, seed=3, settings=settings)
+    store = Store.open(tmp_path)
+    steps = store.read(store.episodes[0])
+    executed = np.stack([steps.probes[f"executed_{place}"] for place in range(5)], 1)
+    same = (executed[1:] == steps.action[1:]).all(1)
+    held = (executed[1:] == executed[:-1]).all(1)
+    assert same.any() and not same.all() and (same | held).all()

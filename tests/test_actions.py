@@ -16,6 +16,8 @@ from metabonk.core.actions import ActionBox, ActionSpec, FlatActions, as_recorde
 from metabonk.core.errors import StoreError, UsageError
 from metabonk.play.game import make_game
 from metabonk.record.experience import Schema, to_step
+from metabonk.record.recorder import record
+from metabonk.record.store import Store
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 shapes = st.lists(st.integers(1, 3), max_size=3).map(tuple)
@@ -246,6 +248,57 @@ def test_a_schema_whose_shape_does_not_hold_its_actions():
     with pytest.raises(UsageError, match="can't hold 2 controls"):
         Schema(actions=ActionSpec(continuous=2), action_shape=(3,))
     assert Schema(actions=ActionSpec(continuous=2)).action_dtype == "float32"
+
+
+@pytest.mark.parametrize("spec", [
+    ActionSpec(categorical=(3,)), ActionSpec(binary=2), ActionSpec(continuous=2),
+    ActionSpec(binary=2, categorical=(3, 4), continuous=1),
+], ids=str)  # fmt: skip
+def test_where_a_look_is_dear_none_is_taken(spec):
+    """A tensor that has no numbers to look at, as one on a GPU has none without waiting for it."""
+    action = torch.empty(2, 5, *spec.shape, device="meta")
+    assert spec.vectors(action).shape == (2, 5, spec.size) and spec.vectors(action).device.type == "meta"
+    with pytest.raises(RuntimeError, match="meta"):
+        spec.check(action)
+
+
+@pytest.mark.parametrize(("spec", "wrong", "said"), [
+    (ActionSpec(categorical=(3,)), [[0, 3]], "a choice, goes from 0 to 3: known are the whole numbers from 0 to 2"),
+    (ActionSpec(categorical=(3,)), [[0.5, 0]], "a choice, goes from 0 to 0.5"),
+    (ActionSpec(binary=2), [[[0, 2]]], "number 1 of the actions, a key, goes from 2 to 2"),
+    (ActionSpec(binary=2), [[[0, 1, 1]]], "actions of 3 numbers, known are 2: 2 keys"),
+    (ActionSpec(binary=1, continuous=1), [[[1, float("nan")]]], "not a finite number"),
+    (ActionSpec(binary=1, categorical=(2,)), [[[0, -1]]], "a choice, goes from -1 to -1"),
+], ids=str)  # fmt: skip
+def test_actions_of_another_kind_are_told_apart(spec, wrong, said):
+    with pytest.raises(UsageError, match=said):
+        spec.vectors(torch.tensor(wrong))
+    with pytest.raises(UsageError, match=said):
+        spec.check(torch.tensor(wrong))
+
+
+def test_recorded_numbers_of_any_shape_are_read():
+    """An old recording may hold them as a matrix, or a single one without an axis of its own."""
+    assert ActionSpec(binary=4).vectors(torch.ones(1, 2, 2, 2)).tolist() == [[[1] * 4] * 2]
+    assert ActionSpec(continuous=1).vectors(torch.tensor([[0.5, 2]])).tolist() == [[[0.5], [2]]]
+    assert ActionSpec(categorical=(3,)).vectors(torch.tensor([[[2], [0]]])).tolist() == [[[0, 0, 1], [1, 0, 0]]]
+
+
+def test_an_old_store_opens_and_is_gone_on_with(tmp_path):
+    settings = {"image_size": (8, 8), "max_steps": 5}
+    record("bonk", tmp_path, "random", steps=5, seed=1, settings=settings)
+    file = tmp_path / "store.json"
+    schema = Store.open(tmp_path).schema.to_dict()
+    del schema["actions"]
+    schema |= {"action_count": 11, "action_keys": 0, "action_choices": []}
+    old = {"format": "metabonk store", "version": 1, "schema": schema}
+    for other in tmp_path.glob("store*.json"):
+        other.unlink()
+    file.write_text(json.dumps(old))
+    assert Store.open(tmp_path).schema.actions == ActionSpec(categorical=(11,))
+    record("bonk", tmp_path, "random", steps=5, seed=2, settings=settings)
+    store = Store.open(tmp_path)
+    assert len(store.episodes) == 2 and store.read(store.episodes[1]).action.max() < 11
 
 
 def test_a_row_never_rounds_an_action():

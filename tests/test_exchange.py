@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from metabonk.core.actions import ActionSpec, FlatActions
+from metabonk.core.actions import ActionBox, ActionSpec, FlatActions
 from metabonk.core.errors import DamagedChunk, FolderError, StoreError, UsageError
 from metabonk.core.run import Run
 from metabonk.play.bonk import ROM
@@ -223,6 +223,32 @@ def test_minari_itself_reads_it(tmp_path: Path, kind: dict[str, int]) -> None:
                 np.concatenate([row[:, :n] for row, n in zip(sound, length, strict=True)], axis=1) == steps.audio
             ).all()
     assert dataset.action_space.contains(theirs.actions[0]) and "image" in dataset.observation_space.spaces
+
+
+@pytest.mark.parametrize("spec", [
+    ActionSpec(categorical=(5,)), ActionSpec(categorical=(2, 3)), ActionSpec(binary=4), ActionSpec(continuous=2),
+    ActionSpec(continuous=3, unbounded=1), ActionSpec(2, (3, 4), 2), ActionSpec(23, (121,)),
+], ids=str)  # fmt: skip
+def test_minari_is_told_the_space_that_was_played(tmp_path: Path, spec: ActionSpec) -> None:
+    """Its own reader builds that space, and every action is in it."""
+    minari = pytest.importorskip("minari")
+    schema = Schema(game="toy", image_shape=(1, 1, 3), channels=0, clock_rate=60.0, actions=spec)
+    space = spec.space()
+    space.seed(0)
+    done = [np.zeros(schema.action_shape, schema.action_dtype), *(np.asarray(space.sample()) for _ in range(9))]
+    store = Store.create(tmp_path / "s", schema)
+    with store.writer() as writer:
+        for t, action in enumerate(done):
+            writer.add(Step(np.zeros((1, 1, 3), np.uint8), np.zeros((0, 0), np.int16), action, 0.0, False, t == 9, t == 0, t, 0))
+    dataset = minari.MinariDataset(export_minari(store, tmp_path / "m"))
+    told, played = dataset.action_space, next(iter(dataset.iterate_episodes())).actions
+    assert all(told.contains(action) for action in played) and np.array_equal(played, done[1:])
+    same_kind = told == space
+    if isinstance(space, ActionBox):  # Minari has no word for whole numbers in a box
+        same_kind = type(told) is gym.spaces.Box and np.array_equal([told.low, told.high], [space.low, space.high])
+    assert same_kind, (told, space)
+    back = import_minari(tmp_path / "m", tmp_path / "back")
+    assert back.schema == schema and np.array_equal(back.read(back.episodes[0]).action, done)
 
 
 def test_minari_bad_folders(tmp_path: Path) -> None:

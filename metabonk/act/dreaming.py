@@ -19,7 +19,6 @@ from torch import Tensor
 
 from .actor_critic import ActorCritic, Objective
 from .returns import DISCOUNT, lambda_returns
-from ..core.actions import ActionSpec
 from ..core.config import Config
 from ..core.errors import UsageError
 from ..core.training import Learner
@@ -78,7 +77,8 @@ def check_learnable(
     rewards: Float[np.ndarray, " rows"],  # of the whole recording
 ) -> None:
     "`UsageError` where dreaming could teach nothing: one action, or no reward at all"
-    if model.actions == ActionSpec(categorical=(1,)):
+    actions = model.actions
+    if not (actions.binary or actions.continuous) and max(actions.categorical, default=1) == 1:
         raise UsageError("this game was recorded with one action: there is nothing to choose between, so record it with more")
     if not np.any(rewards):
         raise UsageError(f"no reward was earned in {len(rewards)} recorded rows, so a policy has nothing to learn from: record "

@@ -284,11 +284,13 @@ class Recorder(gym.Wrapper):
 def with_executed(
     game: gym.Env,  # a `Game`
     info: dict[str, Any],  # what it told
-) -> dict[str, Any]:  # the same, with one more probe where actions are sticky
+) -> dict[str, Any]:  # the same, with a probe for each number of an action where actions are sticky
     "Put the action that was executed among the probes if it may differ from the one that was chosen"
-    if not getattr(getattr(game.unwrapped, "config", None), "sticky_actions", 0.0) or np.ndim(info["executed"]):
+    if not getattr(getattr(game.unwrapped, "config", None), "sticky_actions", 0.0):
         return info
-    return {**info, "probes": {**info["probes"], "executed": int(info["executed"])}}
+    done = np.asarray(info["executed"])
+    names = [f"executed_{place}" for place in range(done.size)] if done.ndim else ["executed"]
+    return {**info, "probes": {**info["probes"], **dict(zip(names, done.ravel().tolist(), strict=True))}}
 
 
 def recording_schema(
