@@ -556,7 +556,7 @@ def import_minari(
     path: str | Path,  # the store to make, or to append to
     infos: Sequence[str] | None = None,  # infos that become probes; all numbers of the first episode if not given
 ) -> Store:  # with these episodes
-    "A store from a Minari dataset; `UsageError` if a recording can't hold its observations"
+    "A store from a Minari dataset; what it holds of Minari's own already, by name, is not taken again"
     folder = Path(folder)
     folder = folder / "data" if (folder / "data" / "metadata.json").exists() else folder
     try:
@@ -572,8 +572,10 @@ def import_minari(
     observed, flat = _Observed.of(dataset.observation_space), FlatActions(dataset.action_space)
     schema = _minari_schema(dataset, observed, flat, infos)
     store = Store.create(path, schema, exist_ok=True)
+    there = {episode.about.get("source") for episode in store.episodes}
     with store.writer() as writer:
         for episode, known in _minari_episodes(dataset):
-            for row in _minari_rows(episode, observed, schema, flat):
-                writer.add(row, about=known if row.first else None)
+            if known["source"] not in there:
+                for row in list(_minari_rows(episode, observed, schema, flat)):  # a damaged episode adds no row
+                    writer.add(row, about=known if row.first else None)
     return store
