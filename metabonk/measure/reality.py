@@ -396,4 +396,5 @@ def play_and_compare(
 
 def _notice(senses: Any, observation: Mapping[str, np.ndarray]) -> Any:
     "What senses make of one game's observation: a (1, 1) batch"
-    return senses({"image": observation["image"][None], "audio": [observation["audio"]]})
+    plain = {name: observation[name][None] for name in ("image", "vector") if name in observation}
+    return senses({**plain, "audio": [observation["audio"]]})

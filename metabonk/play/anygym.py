@@ -126,7 +126,10 @@ def open_environment(
         raise _refused(what, name, error) from error
     modes = env.metadata.get("render_modes", ["rgb_array"])
     if env.render_mode != "rgb_array" or "rgb_array" not in modes:
-        raise UsageError(f"{game} does not render pictures (rgb_array): choose another")
+        raise UsageError(
+            f"{game} does not render pictures: give the environment the render mode "
+            f"rgb_array, which a model looks at, or choose another"
+        )
     _try(env, game)
     known = gym.registry[env.spec.id].max_episode_steps if env.spec else None
     limit = kwargs.get("max_episode_steps", known)
