@@ -30,7 +30,7 @@ from papermill.engines import NBClientEngine, NotebookExecutionManager, papermil
 from papermill.translators import PythonTranslator, papermill_translators
 
 from ..core.files import disk_errors, write_atomic
-from ..core.places import socket_folder
+from ..core.places import compiled_cache, socket_folder
 from .stages import open_notebook, runs
 
 # %% ../../nbs/pipeline/91_execute.ipynb #91-execute-006
@@ -49,6 +49,7 @@ class OwnKernels(KernelSpecManager):
 
 def kernel_environment() -> dict[str, str]:  # for the kernel's process
     "Our environment variables, with this interpreter's programs and this package in front"
+    compiled_cache()
     package = str(Path(sys.modules["metabonk"].__file__ or ".").resolve().parents[1])
     front = {"PATH": str(Path(sys.executable).parent), "PYTHONPATH": package}
     joined = {name: os.pathsep.join(filter(None, [first, os.environ.get(name)])) for name, first in front.items()}
