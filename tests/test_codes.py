@@ -8,6 +8,7 @@ from mutants import mutant
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import StoreError, UsageError
 from metabonk.core.training import TrainConfig, fit, read_log
+from metabonk.dream import codes
 from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, ClipCache
 from metabonk.dream.codes import CodeCache, CodeData, TaskSequences
 from metabonk.dream.dynamics import DynamicsConfig, DynamicsLearner, ShortcutModel
@@ -72,7 +73,7 @@ def test_an_episode_whose_beginning_was_lost_does_not_go_on_from_another(store, 
     assert not episodes_that_differ(store, tmp_path / "codes")
     fresh = "past = tokenizer.encoder.new_cache(1)"
     one = "past = past if rows[0] != order[0] else tokenizer.encoder.new_cache(1)"
-    monkeypatch.setattr(CodeCache, "build", mutant(CodeCache.build, fresh, one))
+    monkeypatch.setattr(codes, "_encode", mutant(codes._encode, fresh, one))
     assert episodes_that_differ(store, tmp_path / "other")
 
 
