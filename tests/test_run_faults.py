@@ -12,11 +12,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from safetensors.torch import save_file
 from toy_pipeline import OPEN, Toy, wait_for
 
 from metabonk.core import places
 from metabonk.core.errors import DiskFull, FolderError, FolderLocked, MissingLibrary, StageFailed
-from metabonk.core.files import folder_lock
+from metabonk.core.files import folder_lock, replacing
 from metabonk.core.run import Run, differences, snapshot
 from metabonk.pipeline.runner import end_orphan
 
@@ -378,6 +380,13 @@ def test_others_can_read_what_a_run_made(toy):
     assert len(made) > 5
     closed = [path for path in made if not path.stat().st_mode & 0o004 and path.name != ".lock"]
     assert closed == []
+
+
+def test_others_can_read_the_weights_of_a_model(tmp_path):
+    with replacing(tmp_path / "model") as part:
+        part.mkdir()
+        save_file({"weight": torch.zeros(2)}, part / "model.safetensors")
+    assert (tmp_path / "model/model.safetensors").stat().st_mode & 0o777 == 0o644
 
 
 def test_a_long_temporary_folder_is_no_obstacle(toy, monkeypatch):

@@ -81,6 +81,8 @@ def replacing(
             yield part
             if part.is_dir():
                 for file in part.rglob("*"):
+                    if file.is_file():
+                        os.chmod(file, 0o644)  # safetensors writes files that only their owner can read
                     _flush(file)
                 _exchange(part, path)
             else:
