@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -26,6 +27,7 @@ from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConf
 from metabonk.dream.codes import CodeCache
 from metabonk.dream.dynamics import ShortcutModel
 from metabonk.dream.token_model import TokenModel
+from metabonk.pipeline.execute import execute
 from metabonk.pipeline.site import _replace
 from metabonk.record.cache import Cache
 from metabonk.record.exchange import export_media, export_minari, import_minari, write_wav
@@ -210,6 +212,16 @@ def test_what_marks_a_folder(tmp_path: Path) -> None:
         else:
             with pytest.raises(FolderError, match="model.json"):
                 claim_folder(tmp_path, "model", ("model.json",))
+
+
+def test_the_log_beside_an_executed_notebook(tmp_path: Path) -> None:
+    """What the kernel says goes to NAME.log, which may be somebody's: it is added to, and not deleted."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import os; os.write(2, b'said')")])
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python", "language": "python"}
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    (tmp_path / "b.log").write_text("mine\n")
+    execute(tmp_path / "a.ipynb", tmp_path / "b.ipynb")
+    assert (tmp_path / "b.log").read_text().startswith("mine\n") and (tmp_path / "b.ipynb").exists()
 
 
 def test_weights_survive_an_exchange(tmp_path: Path) -> None:

@@ -326,8 +326,9 @@ def execute(
     guard = Guard(timeout, time_limit, grace, tick=lambda: progress(*state))
     notebook = open_notebook(source)
     log_path = Path(target).with_suffix(".log") if target else Path(os.devnull)
+    ours = not log_path.exists()
     with disk_errors(log_path):
-        log = open(log_path, "wb")  # noqa: SIM115
+        log = open(log_path, "ab")  # noqa: SIM115
     try:
         return papermill.execute_notebook(
             notebook,
@@ -345,5 +346,5 @@ def execute(
         )
     finally:
         log.close()
-        if target and not log_path.stat().st_size:
+        if ours and not log_path.stat().st_size:
             log_path.unlink()
