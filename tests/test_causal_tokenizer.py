@@ -178,7 +178,10 @@ def test_a_perceptual_network_measures_and_is_neither_trained_nor_saved(tmp_path
     plain, distance = build(), Distance()
     model = build(distance).train()
     assert model.state_dict().keys() == plain.state_dict().keys()
-    assert not any(p is q for p in model.parameters() for q in distance.parameters())
+    assert dict(model.named_modules())["perceptual"] is distance  # a part like every other, only frozen
+    assert not any(p.requires_grad for p in distance.parameters()) and not distance.training and model.training
+    model.load_state_dict({name: value + 1 for name, value in plain.state_dict().items()})
+    assert model.latent.equal(plain.latent + 1)
     a, b = torch.rand(2, 4, 3, 8, 8).requires_grad_()
     loss = model.perceptual(a, b)
     assert loss.equal(model.perceptual(a, b)) and not loss.equal(distance.train()(a, b))  # with dropout it would differ

@@ -70,12 +70,12 @@ class Counter(WorldModel):
         super().__init__()
         self.senses = senses.split()
 
-    def observe(self, context, state=None, every=False):
+    def observe(self, context, state=None, every=False, generator=None):
         assert context.image.shape[:2] == context.reward.shape and len(context.audio) == len(context.reward)
         row = context.step.flatten() if every else context.step[:, -1]
         return {"row": row, "sum": torch.zeros(len(row))}
 
-    def advance(self, state, action):
+    def advance(self, state, action, generator=None):
         return {"row": state["row"] + 1, "sum": state["sum"] + action.argmax(-1)}
 
     def features(self, state):

@@ -31,7 +31,7 @@ class Counter(WorldModel):
         super().__init__()
         self.feature_size, self.actions = 1, ActionSpec(categorical=(3,)) if discrete else ActionSpec(continuous=1)
 
-    def advance(self, state, action):
+    def advance(self, state, action, generator=None):
         return {"sum": state["sum"] + (action.argmax(-1) if self.actions.discrete else action[:, 0])}
 
     def features(self, state):

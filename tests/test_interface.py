@@ -1,11 +1,14 @@
 """The interface of world models is all that is used of them: declared attributes, small protocols, and nothing by name."""
 
 import ast
+import copy
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from metabonk.act import curiosity
@@ -13,10 +16,12 @@ from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
 from metabonk.act.agent import Agent
 from metabonk.act.dreaming import DreamConfig, DreamLearner
 from metabonk.act.finetune import FineTune, FineTuneConfig, ShortUpdates
+from metabonk.act.objectives import PMPO
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import UsageError
-from metabonk.core.training import TrainConfig
-from metabonk.dream.dynamics import ShortcutModel
+from metabonk.core.training import TrainConfig, fit
+from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig
+from metabonk.dream.dynamics import DynamicsConfig, ShortcutModel
 from metabonk.dream.interface import (
     DreamEnv,
     LogMelPredictor,
@@ -27,10 +32,15 @@ from metabonk.dream.interface import (
     imagine,
     pick_states,
 )
+from metabonk.dream.recurrent import RecurrentModel
+from metabonk.dream.rssm import RSSMConfig
 from metabonk.dream.token_model import TokenModel
 from metabonk.measure.dreams import dream_video, free_dream_video
 from metabonk.measure.listening import Moments, predict
 from metabonk.measure.reality import LiveReality, play_and_compare, reality_check
+from metabonk.nn.actions import ActionChoice
+from metabonk.nn.distributions import Categorical
+from metabonk.nn.noise import make_generators
 from metabonk.record.recorder import record
 from metabonk.record.sampling import ExperienceData, SequenceConfig
 
@@ -80,11 +90,11 @@ class Strict(WorldModel):
             raise AttributeError(name)
         return super().__getattribute__(name)
 
-    def observe(self, context, state=None, every=False):
+    def observe(self, context, state=None, every=False, generator=None):
         seen = context.image.float().mean((-3, -2, -1))[..., None].expand(*context.first.shape, 4) / 255
         return {"seen": seen.flatten(0, 1) if every else seen[:, -1]}
 
-    def advance(self, state, action):
+    def advance(self, state, action, generator=None):
         return {"seen": 0.9 * state["seen"] + 0.1 * action[:, :4]}
 
     def features(self, state):
@@ -174,3 +184,110 @@ def test_the_models_have_what_their_protocols_say():
     for kind, has in ((TokenModel, (TokenPredictor, Saveable)), (ShortcutModel, (Saveable,)), (Strict, ())):
         assert [p for p in (TokenPredictor, Saveable) if issubclass(kind, p)] == list(has)
     assert {"look", "logmel"} <= set(dir(TokenModel)) and not isinstance(Strict(), LogMelPredictor)
+
+
+# Chance
+
+SETTERS = ("torch.manual_seed", "torch.set_rng_state", "torch.random.fork_rng", "torch.cuda.set_rng_state", "torch.seed")
+MAY = {"core/seed.py", "core/training.py", "sense/alignment.py"}  # the seed of a run; epochs; first weights of a control
+
+
+def test_nobody_sets_the_global_random_generator():
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        calls = [ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        found |= {str(path.relative_to(PACKAGE)): set(calls) & set(SETTERS)} if set(calls) & set(SETTERS) else {}
+    assert set(found) == MAY, found
+
+
+def small_models():
+    """A recurrent model and a transformer, with states to begin in and actions to follow."""
+    torch.manual_seed(0)
+    spec = ActionSpec(categorical=(3,))
+    for kind in ("categorical", "gumbel", "gaussian"):
+        rssm = RecurrentModel(RSSMConfig(kind=kind), nn.Identity(), 4, {}, spec).eval()
+        yield kind, rssm, {name: torch.randn(4, *x.shape[1:]) for name, x in rssm.rssm.initial(1).items()}
+    code = CausalTokenizerConfig(size=(8, 8), patch=4, latents=2, bottleneck=3, width=16, layers=2, heads=2)
+    config = DynamicsConfig(width=16, layers=2, heads=2, kv_heads=1, context=4, units=8)
+    model = ShortcutModel(CausalTokenizer(code), spec, config).eval()
+    yield "shortcut", model, model.start(4)
+
+
+@pytest.mark.parametrize("which", range(4), ids=["categorical", "gumbel", "gaussian", "shortcut"])
+def test_a_dream_beside_others_goes_as_it_would_go_alone(which):
+    _, model, starts = list(small_models())[which]
+    policy = lambda features: Categorical(torch.zeros(len(features), 3))  # noqa: E731
+    together = imagine(model, policy, starts, 3, generator=make_generators([5, 6, 7, 8], torch.device("cpu")))
+    for row, seed in enumerate((5, 6, 7, 8)):
+        start = pick_states(starts, slice(row, row + 1))
+        alone = imagine(model, policy, start, 3, generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(alone.action[0], together.action[row])
+        torch.testing.assert_close(alone.features[0], together.features[row], atol=1e-4, rtol=1e-4)
+    other = imagine(model, policy, starts, 3, generator=make_generators([9, 10, 11, 12], torch.device("cpu")))
+    assert not torch.allclose(other.features[:, 1:], together.features[:, 1:])  # negative control: chance matters
+
+
+@pytest.mark.parametrize("which", range(4), ids=["categorical", "gumbel", "gaussian", "shortcut"])
+def test_dreaming_with_a_generator_leaves_the_global_one_alone(which):
+    _, model, starts = list(small_models())[which]
+    policy = lambda features: ActionChoice(torch.zeros(len(features), 2), ActionSpec(continuous=1))  # noqa: E731
+    before = torch.get_rng_state()
+    policy(torch.zeros(4, 1)).sample(torch.Generator().manual_seed(0))
+    dream_along(model, starts, F.one_hot(torch.ones(4, 2, dtype=torch.long), 3).float(), generator=torch.Generator())
+    assert torch.equal(torch.get_rng_state(), before)
+    dream_along(model, starts, F.one_hot(torch.ones(4, 2, dtype=torch.long), 3).float())
+    assert not torch.equal(torch.get_rng_state(), before)  # negative control: without one it is drawn from
+
+
+# Modules are where PyTorch finds them
+
+
+def hidden_modules(module):
+    """Modules in lists, tuples, dictionaries and plain attributes of a module, where PyTorch does not look."""
+    found = []
+    for part in module.modules():
+        known = {id(m) for m in module.modules()}
+        for name, value in vars(part).items():
+            if name in ("_modules", "_parameters", "_buffers") or name.startswith("_forward") or isinstance(value, L.Trainer):
+                continue
+            values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else [value]
+            found += [f"{type(part).__name__}.{name}" for v in values if isinstance(v, nn.Module) and id(v) not in known]
+    return found
+
+
+def test_no_module_is_hidden():
+    model, spec = Strict(), ActionSpec(categorical=(11,))
+    agent = ActorCritic(ActorCriticConfig(units=8), 4, spec)
+    network = nn.Conv2d(3, 4, 3)
+    tokenizer = CausalTokenizer(CausalTokenizerConfig(size=(8, 8), patch=4, width=16, layers=2, heads=2), network)
+    learners = [DreamLearner(model, agent), DreamLearner(model, agent, DreamConfig(replay=0.0), objective=PMPO(agent)), tokenizer,
+                *(each for _, each, _ in small_models())]  # fmt: skip
+    assert [hidden for learner in learners for hidden in hidden_modules(learner)] == []
+    assert dict(learners[0].named_modules())["model"] is model and dict(tokenizer.named_modules())["perceptual"] is network
+    holder = nn.Module()
+    holder.kept = [network]
+    assert hidden_modules(holder) == ["Module.kept"]  # negative control
+
+
+def test_the_model_of_a_dream_is_given_back_as_it_was(recorded, tmp_path):
+    model = Strict()
+    agent = ActorCritic(ActorCriticConfig(units=8), 4, model.actions)
+    before = model.weight.detach().clone()
+    data = ExperienceData(recorded[0], SequenceConfig(length=8, batch_size=2))
+    fit(DreamLearner(model, agent, DreamConfig(horizon=2)), data, tmp_path / "t", TrainConfig.preset("tiny", steps=2))
+    assert torch.equal(model.weight, before) and model.weight.requires_grad and not model.training
+    held = torch.load(tmp_path / "t/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert not any(name.startswith("model.") for name in held) and any(name.startswith("actor_critic.") for name in held)
+
+
+def test_a_copy_of_a_captured_model_steps_with_its_own_weights():
+    _, model, starts = next(small_models())
+    model.capture()
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.add_(0.1)
+    action, generator = F.one_hot(torch.ones(4, dtype=torch.long), 3).float(), torch.Generator()
+    mine, theirs = (m.advance(starts, action, generator.manual_seed(0))["deter"] for m in (model, other))
+    assert not torch.allclose(mine, theirs)
+    torch.testing.assert_close(theirs, type(other).advance(other, starts, action)["deter"])

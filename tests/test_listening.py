@@ -116,7 +116,7 @@ class Planted(nn.Module):
         """Above a half where the weights sum to more than 2."""
         return torch.sigmoid(4 * (features @ self.weight - 2))
 
-    def observe(self, context: Any, state: Any = None, every: bool = False) -> dict[str, Tensor]:
+    def observe(self, context: Any, state: Any = None, every: bool = False, generator: Any = None) -> dict[str, Tensor]:
         """The states of all rows."""
         now = self.encoder.fuse(self.encoder.embed(context))
         before = torch.cat([torch.zeros_like(now[:, :1]), now[:, :-1]], 1) * ~context.first[..., None]

@@ -397,12 +397,12 @@ class Walker(WorldModel):
         self.feature_size, self.actions = PLACES + 1, ActionSpec(categorical=(2,))
         self.scale = torch.nn.Parameter(torch.linspace(1, 2, 8))
 
-    def observe(self, context, state=None, every=False):
+    def observe(self, context, state=None, every=False, generator=None):
         assert not self.training
         place = context.image[:, -1].argmax(-1)
         return {"place": place, "rang": context.audio[:, -1, 0], "before": torch.zeros_like(place)}
 
-    def advance(self, state, action):
+    def advance(self, state, action, generator=None):
         now = action.argmax(-1)
         steps = state["before"] if self.late else now
         place = (state["place"] + steps) % PLACES
@@ -475,7 +475,7 @@ def test_what_comes_behind_the_horizon_is_no_hallucination():
     batch = replace(batch, image=image, audio=rang.long()[..., None], reward=rang.float())
 
     class Early(Walker):
-        def advance(self, state, action):
+        def advance(self, state, action, generator=None):
             state = super().advance(state, action)
             return state | {"rang": (state["place"] == PLACES - 1).long()}
 
@@ -499,7 +499,7 @@ def test_a_model_with_one_sense_or_none():
     deaf = replace(walks(), audio=None)
 
     class Deaf(Walker):
-        def observe(self, context, state=None, every=False):
+        def observe(self, context, state=None, every=False, generator=None):
             return super().observe(replace(context, audio=torch.zeros(16, 1, 1, dtype=torch.long)))
 
     table = reality_check(Deaf(), deaf, 3, 5)

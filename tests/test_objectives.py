@@ -154,10 +154,10 @@ class Coin(WorldModel):
 
     feature_size, actions = 1, ActionSpec(categorical=(2,))
 
-    def observe(self, context, state=None, every=False):
+    def observe(self, context, state=None, every=False, generator=None):
         return {"sum": context.flatten()}
 
-    def advance(self, state, action):
+    def advance(self, state, action, generator=None):
         return {"sum": state["sum"] + action[:, 1]}
 
     def features(self, state):

@@ -89,6 +89,8 @@ def check_learnable(
 class DreamLearner(Learner):
     "Teaches an actor-critic in dreams that start from recorded rows"
 
+    frozen = ("model",)
+
     def __init__(
         self,
         model: WorldModel,  # any; not changed
@@ -104,26 +106,15 @@ class DreamLearner(Learner):
             raise UsageError("recorded rewards are not of the kind that `change` gives: set replay=0")
         if self.config.reuse > 1 and objective is None:
             raise UsageError("REINFORCE takes a dream once: hand over an objective for dreams that are used again, such as PPO")
-        self._model = [model]  # in a list, so that it does not become a part of this module
-        self.actor_critic = actor_critic
+        self.model, self.actor_critic = model, actor_critic
+        self._home = next((p.device for p in model.parameters()), None)
         self.identity = {"game": model.game, "actions": str(model.actions.size)}
         self.scales = {"actor": 1.0, "critic": 1.0, **({"replay": self.config.replay} if self.config.replay else {})}
         self._begun = 0.0
         self._kept: list[Imagined] = []  # the same dreams, as many times as they will be used again
 
-    @property
-    def model(self) -> WorldModel:  # in evaluation mode
-        "What is dreamed of"
-        model = self._model[0]
-        return model.eval() if model.training else model
-
-    def on_fit_start(self) -> None:
-        "The model is taken to where the learning is"
-        self._home = next((p.device for p in self.model.parameters()), self.device)
-        self.model.to(self.device)
-
     def on_fit_end(self) -> None:
-        "And back"
+        "Lightning's hook: it took the model to where the learning was, and here it is taken back"
         self.model.to(self._home)
 
     @torch.no_grad()
@@ -132,6 +123,7 @@ class DreamLearner(Learner):
         batch: Any,  # recorded rows (B, T), as the model was trained on
     ) -> tuple[Imagined, State, Tensor | None]:  # futures; all rows, as `observe_rows` gives them; which of these they start from
         "Read a recording and dream on from its rows"
+        self.model.eval()
         states, after = self.model.observe_rows(batch, self.before(batch) if self.before else None)
         rows = len(next(iter(states.values())))
         chosen = torch.randperm(rows)[: self.config.starts].to(self.device) if 0 < self.config.starts < rows else None

@@ -48,6 +48,10 @@ class CapturedStep:
         graph.replay()
         return apply_to_collection(result, Tensor, torch.clone)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        "A copy records anew: a graph reads and writes the tensors with which it was recorded"
+        return type(self), (self.step, self.warmup)
+
     def _record(self, batch: Any) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Any]:
         "The graph, where it reads the batch, and where it writes its result; nothing is computed yet"
         kept = apply_to_collection(batch, Tensor, torch.clone)

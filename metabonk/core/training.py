@@ -219,7 +219,7 @@ class Learner(L.LightningModule):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "_current_fx_name":  # Lightning sets it forty times a step, and a module's own way is slow
-            self.__dict__[name] = value
+            object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
 
@@ -634,6 +634,21 @@ def _trained(state: dict[str, Any], learner: Learner) -> dict[str, Any]:
     return {name: value for name, value in state.items() if not name.startswith(frozen)}
 
 # %% ../../nbs/core/07_training.ipynb #07-training-029
+@contextlib.contextmanager
+def _frozen(learner: Learner) -> Iterator[None]:
+    "Training mode, but for the frozen parts, which are given back as they were"
+    learner.train()
+    parts = [learner.get_submodule(name).eval() for name in learner.frozen]
+    trained = [p for part in parts for p in part.parameters() if p.requires_grad]
+    try:
+        for p in trained:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in trained:
+            p.requires_grad_(True)
+
+
 Trained = TypeVar("Trained", bound=Learner)
 
 
@@ -646,7 +661,7 @@ def fit(
 ) -> Trained:  # the same learner
     "Train, or go on training: `TrainingStopped` if it can't go on"
     folder, config = Path(folder), config or TrainConfig()
-    with folder_lock(folder, "training folder"):
+    with folder_lock(folder, "training folder"), _frozen(learner):
         for name, mark in (("logs", "events.out.tfevents.*"), ("checkpoints", "last.ckpt")):
             if (folder / name).exists():
                 remove_leftovers(claim_folder(folder / name, f"training's {name}", (mark,)))
@@ -654,9 +669,6 @@ def fit(
         if not resume:
             _set_aside(folder)
         learner.train_config = config
-        learner.train()
-        for name in learner.frozen:
-            learner.get_submodule(name).requires_grad_(False).eval()
         learner.strict_loading = False  # `_check` is stricter
         state = None
         if path.exists():

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -318,9 +318,11 @@ class CausalTokenizer(nn.Module):
         perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,  # LPIPS: twice (n, 3, h, w) in [-1, 1] to n numbers
     ):
         super().__init__()
-        if isinstance(perceptual, nn.Module):
+        self.perceptual = perceptual
+        if isinstance(perceptual, nn.Module):  # it measures: a part that is neither trained nor saved
             perceptual.requires_grad_(False).eval()
-        self.__dict__["perceptual"] = perceptual  # a measure, not a part: a network is neither trained nor saved
+            self.register_state_dict_post_hook(_without_measure)
+            self.register_load_state_dict_pre_hook(_with_measure)
         self.config, width = config, config.width
         self.senses = tuple(config.grids)
         layouts = encoder_layout(config.grids, config.latents), decoder_layout(config.grids, config.latents)
@@ -351,6 +353,16 @@ class CausalTokenizer(nn.Module):
             nn.init.zeros_(restore[name].bias)
         self.rms = RunningRMS(self.terms, config.rms_decay, config.rms_floor)
         self.scales = {name: config.detail if name in ("perceptual", "structure") else 1.0 for name in self.terms}
+
+    def train(
+        self,
+        mode: bool = True,  # a network that measures stays in evaluation mode
+    ) -> Self:  # itself
+        "Training mode, but for the perceptual network"
+        super().train(mode)
+        if isinstance(self.perceptual, nn.Module):
+            self.perceptual.eval()
+        return self
 
     @property
     def terms(self) -> tuple[str, ...]:  # names
@@ -505,8 +517,6 @@ class CausalTokenizer(nn.Module):
         if "image" in self.senses:
             picture, target = (self.joined({"image": x["image"]})["image"].flatten(0, 1) for x in (restored, patches))
             if self.perceptual:
-                if isinstance(self.perceptual, nn.Module):
-                    self.perceptual.to(picture.device)
                 given = (2 * picture.movedim(-1, 1), 2 * target.movedim(-1, 1))
                 losses["perceptual"] = self.perceptual(*given).view(clip.shape)
             else:
@@ -586,6 +596,15 @@ class CausalTokenizerLearner(Learner):
             if isinstance(part, Transformer):
                 part.check_length(batch.shape[1])
         return self.tokenizer.losses(batch)
+
+
+def _without_measure(tokenizer: nn.Module, weights: dict[str, Tensor], prefix: str, _: Any) -> None:
+    for name in [name for name in weights if name.startswith(f"{prefix}perceptual.")]:
+        del weights[name]
+
+
+def _with_measure(tokenizer: Any, weights: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    weights |= {f"{prefix}perceptual.{name}": value for name, value in tokenizer.perceptual.state_dict().items()}
 
 # %% ../../nbs/dream/54_causal_tokenizer.ipynb #54-causal-tokenizer-023
 def bouncing_ball(

@@ -29,6 +29,7 @@ from .causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, Clip, Clip
 from ..nn.distributions import full_precision
 from .interface import State, WorldModel, pick_states
 from ..nn.layers import start_weights
+from ..nn.noise import Generators, gaussian
 from .layout import dynamics_layout, join_tokens, take_tokens
 from metabonk.dream.shortcut import (
     RunningRMS,
@@ -378,10 +379,10 @@ class ShortcutModel(WorldModel):
             state |= _prefixed(self.tokenizer.decoder.new_cache(batch), "decoder.")
         return state
 
-    def _noisy(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _noisy(self, z: Tensor, generator: Generators = None) -> tuple[Tensor, Tensor, Tensor]:
         "Finished frames, a little noisy again, with their levels and step sizes: what is remembered"
         tau = torch.full(z.shape[:2], self.shortcut.context_level, device=z.device)
-        return corrupt(z, tau), tau, torch.full_like(tau, 1 / self.shortcut.finest)
+        return corrupt(z, tau, gaussian(z.shape, z, generator)), tau, torch.full_like(tau, 1 / self.shortcut.finest)
 
     def _remember(
         self, state: State, z: Tensor, tokens: Tensor, first: Tensor | None, task: Tensor, every: bool
@@ -397,15 +398,19 @@ class ShortcutModel(WorldModel):
             rows |= _prefixed({n: pick(x) for n, x in patches.items()}, "seen.")
         return rows, pasts
 
-    def observe(self, context: Any, state: State | None = None, every: bool = False) -> State:
+    def observe(
+        self, context: Any, state: State | None = None, every: bool = False, generator: Generators = None
+    ) -> State:
         "As the interface says; the context has `first`, `latent` or what the tokenizer sees and hears, and `task` if it matters"
         if every:
-            return self.observe_rows(context, state)[1](slice(None))
-        return _whole(*self._observe(context, state, False))
+            return self.observe_rows(context, state, generator)[1](slice(None))
+        return _whole(*self._observe(context, state, False, generator))
 
-    def observe_rows(self, context: Any, state: State | None = None) -> tuple[State, Callable[[Any], State]]:
+    def observe_rows(
+        self, context: Any, state: State | None = None, generator: Generators = None
+    ) -> tuple[State, Callable[[Any], State]]:
         "As the interface says: the keys and values that rows are gone on from are looked up when they are asked for"
-        (rows, trails), (batch, time) = self._observe(context, state, True), context.first.shape
+        (rows, trails), (batch, time) = self._observe(context, state, True, generator), context.first.shape
         code = self.tokenizer
         parts: dict[str, Any] = {"": self.dynamics.transformer, "encoder.": code.encoder, "decoder.": code.decoder}
 
@@ -418,7 +423,9 @@ class ShortcutModel(WorldModel):
         return rows, after
 
     @torch.no_grad()
-    def _observe(self, context: Any, state: State | None, every: bool) -> tuple[State, dict[str, State]]:
+    def _observe(
+        self, context: Any, state: State | None, every: bool, generator: Generators
+    ) -> tuple[State, dict[str, State]]:
         "Rows and pasts as `_remember` gives them, that of the encoder among them: where codes are given it does not move"
         batch, time = context.first.shape
         state = self.start(batch) if state is None else state
@@ -431,12 +438,12 @@ class ShortcutModel(WorldModel):
             z = self.codes(context)
         if not bool(z.isfinite().all()):
             raise UsageError("the context holds numbers that are not finite: look at the recording, or at the tokenizer")
-        tokens = self.dynamics.tokens(*self._noisy(z), *self._done(context), task)
+        tokens = self.dynamics.tokens(*self._noisy(z, generator), *self._done(context), task)
         rows, pasts = self._remember(state, z, tokens, context.first, task, every)
         return rows, {**pasts, "encoder.": past}
 
     @torch.no_grad()
-    def advance(self, state: State, action: Tensor) -> State:
+    def advance(self, state: State, action: Tensor, generator: Generators = None) -> State:
         "As the interface says: K steps out of noise, then one to remember"
         f, K, B = self.dynamics, self.shortcut.steps, len(action)
         f.transformer.check(state)
@@ -444,7 +451,7 @@ class ShortcutModel(WorldModel):
             raise UsageError(f"action vectors of {action.shape[-1]} numbers, this model knows {self.actions.size}")
         if action.device.type == "cpu" and not bool(action.isfinite().all()):  # elsewhere a look costs more than all the rest
             raise UsageError("an action vector holds numbers that are not finite: look at the policy that chose it")
-        z, task = torch.randn_like(state["latent"])[:, None], state["task"][:, None]
+        z, task = gaussian(state["latent"].shape, state["latent"], generator)[:, None], state["task"][:, None]
         tau, d = self.passes[:, None].expand(-1, B, -1)
         passes, known = tau.shape[1], torch.ones_like(tau, dtype=torch.bool)
         done = action[:, None].float().expand(-1, passes, -1)
@@ -453,7 +460,7 @@ class ShortcutModel(WorldModel):
         for k in range(K):
             said = f.cleared(glance(frames[k][:, :, :world]))  # nothing of the world reads the agent
             z = advance_level(z, self._clean(said, z, tau[:, k : k + 1]), k / K, 1 / K)
-            seen = z if k < K - 1 else self._noisy(z)[0]
+            seen = z if k < K - 1 else self._noisy(z, generator)[0]
             take_tokens(f.transformer.layout, frames[k + 1], "spatial").copy_(f.spatial(seen))
         return {**state, **_whole(*self._remember(state, z, frames[-1], None, task, False))}
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..nn.distributions import categorical_kl, draw_class, mixed_probabilities, straight_through
+from ..nn.noise import Generators, gaussian, uniform
 
 # %% ../../nbs/dream/44_latents.ipynb #44-latents-005
 class Latents(nn.Module):
@@ -28,6 +29,7 @@ class Latents(nn.Module):
         self,
         shape: tuple[int, ...],  # of the batch
         like: Tensor,  # a tensor of the device and type wanted
+        generator: Generators = None,  # where chance comes from
     ) -> Tensor:  # (*shape, ...) what `sample` needs
         "Random numbers for that many samples"
         raise NotImplementedError
@@ -149,9 +151,9 @@ class CategoricalLatents(Latents):
         "The chances of every class"
         return mixed_probabilities(self._split(raw), self.unimix)
 
-    def noise(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    def noise(self, shape: tuple[int, ...], like: Tensor, generator: Generators = None) -> Tensor:
         "Uniform numbers, one for each choice: (*shape, latents)"
-        return torch.rand((*shape, self.latents), device=like.device, dtype=like.dtype)
+        return uniform((*shape, self.latents), like, generator)
 
     def sample(self, raw: Tensor, noise: Tensor) -> Tensor:
         "One-hot vectors that pass gradients on to the probabilities"
@@ -230,9 +232,9 @@ class GumbelLatents(CategoricalLatents):
         "Set the temperature of that step"
         self.temperature.fill_(self.end + (self.start - self.end) * 0.5 ** (step / self.half_life))
 
-    def noise(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    def noise(self, shape: tuple[int, ...], like: Tensor, generator: Generators = None) -> Tensor:
         "Gumbel numbers, one for each class: (*shape, latents, classes)"
-        u = torch.rand((*shape, self.latents, self.classes), device=like.device, dtype=like.dtype)
+        u = uniform((*shape, self.latents, self.classes), like, generator)
         return -(-u.clamp_min(torch.finfo(u.dtype).tiny).log()).clamp_min(1e-20).log()
 
     def sample(self, raw: Tensor, noise: Tensor) -> Tensor:
@@ -271,9 +273,9 @@ class GaussianLatents(Latents):
         mean, spread = raw.chunk(2, -1)
         return mean, 2 * (spread / 2).sigmoid() + self.low
 
-    def noise(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    def noise(self, shape: tuple[int, ...], like: Tensor, generator: Generators = None) -> Tensor:
         "Normal numbers: (*shape, size)"
-        return torch.randn((*shape, self.size), device=like.device, dtype=like.dtype)
+        return gaussian((*shape, self.size), like, generator)
 
     def sample(self, raw: Tensor, noise: Tensor) -> Tensor:
         "Mean and noise"

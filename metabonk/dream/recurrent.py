@@ -18,6 +18,7 @@ from ..nn.distributions import TwoHot
 from ..core.actions import ActionSpec
 from .interface import State, WorldModel, pick_states
 from ..nn.layers import MLP, ContinueHead
+from ..nn.noise import Generators
 from .rssm import RSSM, RSSMConfig
 from .scan import fast_observe
 
@@ -95,15 +96,21 @@ class RecurrentModel(WorldModel):
         return torch.stack([self.scales[name] * loss.mean() for name, loss in losses.items()]).sum()
 
     @torch.no_grad()
-    def observe(self, context: Any, state: State | None = None, every: bool = False) -> State:
+    def observe(
+        self, context: Any, state: State | None = None, every: bool = False, generator: Generators = None
+    ) -> State:
         "As the interface says"
-        states = self.read(context, state)
+        states = self.read(context, state, self._noise(context.first.shape, generator))
         kept = {name: states[name] for name in ("deter", "stoch")}
         return {name: value.flatten(0, 1) for name, value in kept.items()} if every else pick_states(kept, (slice(None), -1))
 
-    def advance(self, state: State, action: Tensor) -> State:
+    def advance(self, state: State, action: Tensor, generator: Generators = None) -> State:
         "As the interface says"
-        return self.rssm.advance(state, action)
+        return self.rssm.advance(state, action, self._noise(action.shape[:1], generator))
+
+    def _noise(self, shape: tuple[int, ...], generator: Generators) -> Tensor | None:
+        "For the latents of that many states; `None`: it is drawn where it is needed"
+        return None if generator is None else self.rssm.latents.noise(tuple(shape), self.rssm.cell.gates.bias, generator)
 
     def features(self, state: State) -> Tensor:
         "Memory and latent, end to end"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..core.config import Config
 from ..core.errors import UsageError
+from ..nn.noise import gaussian
 
 # %% ../../nbs/dream/53_shortcut.ipynb #53-shortcut-005
 def per_frame(
@@ -33,7 +34,7 @@ def corrupt(
     z0: Float[Tensor, "batch time *latent"] | None = None,  # noise; drawn if not given
 ) -> Float[Tensor, "batch time *latent"]:  # z~
     "Frames at their signal levels"
-    z0, t = torch.randn_like(z1) if z0 is None else z0, per_frame(tau, z1)
+    z0, t = gaussian(z1.shape, z1) if z0 is None else z0, per_frame(tau, z1)
     return (1 - t) * z0 + t * z1
 
 # %% ../../nbs/dream/53_shortcut.ipynb #53-shortcut-008

@@ -189,14 +189,12 @@ def _stack(rows: list[Any]) -> Any:
 
 
 @contextmanager
-def _still(model: Any, seed: int = 0) -> Iterator[torch.device]:
-    "The model as it is when nobody trains it, and where it is; with random numbers of its own"
+def _still(model: Any) -> Iterator[torch.device]:
+    "The model as it is when nobody trains it, and where it is"
     training, device = model.training, next(model.parameters()).device
     model.eval()
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            yield device
+        yield device
     finally:
         model.train(training)
 
@@ -249,10 +247,10 @@ def predict(
 ) -> np.ndarray:  # (N,) reward predicted at each moment, its `after` rows included
     "What a model takes the moments' reward to be"
     shape, last = moments.rows.reward.shape, moments.after + 1
-    with _still(model, seed) as device, torch.no_grad():
-        rows, told = moments.rows.to(device), []
+    with _still(model) as device, torch.no_grad():
+        rows, told, generator = moments.rows.to(device), [], torch.Generator(device).manual_seed(seed)
         for _ in range(draws):
-            features = model.features(model.observe(rows, every=True))  # (N * T, features)
+            features = model.features(model.observe(rows, every=True, generator=generator))  # (N * T, features)
             told.append(model.reward(features).view(shape)[:, -last:].sum(1))
         return torch.stack(told).mean(0).cpu().numpy()
 

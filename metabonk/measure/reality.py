@@ -70,12 +70,12 @@ def dreamed_rows(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     batch, training = batch.to(device), model.training
     model.eval()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        read = batch.map(lambda column: column[:, :context])
-        state = model.observe(replace(read, audio=batch.audio) if isinstance(batch, Batch) else read)  # sound is not cut by rows
-        action = model.actions.vectors(batch.action[:, context : context - 1 + rows])
-        dream = dream_along(model, state, action)
+    generator = torch.Generator(device).manual_seed(seed)
+    read = batch.map(lambda column: column[:, :context])
+    read = replace(read, audio=batch.audio) if isinstance(batch, Batch) else read  # sound is not cut by rows
+    state = model.observe(read, generator=generator)
+    action = model.actions.vectors(batch.action[:, context : context - 1 + rows])
+    dream = dream_along(model, state, action, generator=generator)
     model.train(training)
     tokens = model.token_logits(dream.features) if isinstance(model, TokenPredictor) else {}  # (B, R, tokens, codes) each
     picked = {name: value.argmax(-1).cpu().numpy() for name, value in tokens.items()}

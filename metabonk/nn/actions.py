@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..core.actions import ActionSpec
 from .distributions import Categorical, Normal
+from .noise import Generators
 from ..record.vpt import camera_bins
 
 # %% ../../nbs/nn/41_actions.ipynb #41-actions-010
@@ -68,9 +69,12 @@ class ActionChoice:
             values[0] = values[0].sum(-1)
         return torch.stack(values).sum(0)
 
-    def sample(self) -> Float[Tensor, "*batch actions"]:  # without gradient
+    def sample(
+        self,
+        generator: Generators = None,  # where chance comes from
+    ) -> Float[Tensor, "*batch actions"]:  # without gradient
         "Draw an action vector"
-        return self._joined([part.sample() for part in self.parts])
+        return self._joined([part.sample(generator) for part in self.parts])
 
     @property
     def mode(self) -> Float[Tensor, "*batch actions"]:  # without gradient

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.errors import UsageError
+from .noise import Generators, gaussian, uniform
 
 # %% ../../nbs/nn/40_distributions.ipynb #40-distributions-005
 def symlog(
@@ -116,7 +117,7 @@ def draw_class(
 ) -> Int[Tensor, "*batch"]:  # the class of each
     "One class of each distribution, by inverting the running sum"
     running = probabilities.cumsum(-1)
-    u = torch.rand(running.shape[:-1], device=running.device, dtype=running.dtype) if u is None else u
+    u = uniform(running.shape[:-1], running) if u is None else u
     return (running[..., :-1] <= u[..., None]).sum(-1)  # rounding can't lead past the last class
 
 # %% ../../nbs/nn/40_distributions.ipynb #40-distributions-028
@@ -140,10 +141,13 @@ class Categorical:
         self.probabilities = mixed_probabilities(logits, unimix)
         self.log_probabilities = self.probabilities.log() if unimix else logits.log_softmax(-1)
 
-    def sample(self) -> Float[Tensor, "*batch actions"]:  # one-hot, without gradient
+    def sample(
+        self,
+        generator: Generators = None,  # where chance comes from
+    ) -> Float[Tensor, "*batch actions"]:  # one-hot, without gradient
         "Draw an action"
         p = self.probabilities.detach()
-        return F.one_hot(draw_class(p), p.shape[-1]).to(p.dtype)
+        return F.one_hot(draw_class(p, uniform(p.shape[:-1], p, generator)), p.shape[-1]).to(p.dtype)
 
     @property
     def mode(self) -> Float[Tensor, "*batch actions"]:  # one-hot
@@ -183,9 +187,12 @@ class Normal:
         self.mean = mean.tanh()
         self.std = (high - low) * (spread + 2).sigmoid() + low
 
-    def sample(self) -> Float[Tensor, "*batch actions"]:  # without gradient
+    def sample(
+        self,
+        generator: Generators = None,  # where chance comes from
+    ) -> Float[Tensor, "*batch actions"]:  # without gradient
         "Draw an action; it may lie a little beyond -1 and 1"
-        return torch.normal(self.mean.detach(), self.std.detach())
+        return self.mean.detach() + self.std.detach() * gaussian(self.mean.shape, self.mean, generator)
 
     @property
     def mode(self) -> Float[Tensor, "*batch actions"]:  # between -1 and 1

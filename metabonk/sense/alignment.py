@@ -252,10 +252,9 @@ def untrained(
     seed: int = 0,  # of the weights
 ) -> Alignment:  # another one
     "The same networks before any training: a control"
-    state = torch.get_rng_state()
-    torch.manual_seed(seed)
-    fresh = Alignment(alignment.config)
-    torch.set_rng_state(state)
+    with torch.random.fork_rng([]):  # layers draw their first weights from PyTorch's own generator, and take no other
+        torch.manual_seed(seed)
+        fresh = Alignment(alignment.config)
     return fresh.to(next(alignment.parameters()).device)
 
 # %% ../../nbs/sense/35_alignment.ipynb #35-alignment-015
