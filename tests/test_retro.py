@@ -5,6 +5,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from metabonk.core.errors import RomError, UsageError
+from metabonk.measure.evaluation import evaluate
 from metabonk.play import synchrony, vector
 from metabonk.play.game import OutOfSync, check_sync, make_game
 from metabonk.record.recorder import record
@@ -102,3 +103,12 @@ def test_it_is_recorded(tmp_path):
     steps = store.read(0)
     assert len(steps) == 15 and steps.audio.shape[0] == 2 and np.ptp(steps.audio)
     assert store.schema.sample_rate == 44_100 and store.schema.clock_rate == 3_579_545
+
+
+def test_several_are_recorded_and_judged_in_processes(tmp_path):
+    settings = {"max_steps": 10}
+    record(NAME, tmp_path / "s", steps=40, games=2, settings=settings)
+    store = Store.open(tmp_path / "s")
+    assert {episode.stream for episode in store.episodes} == {0, 1} and np.ptp(store.read(0).audio)
+    table = evaluate(NAME, episodes=2, games=2, settings=settings)
+    assert table["length"].tolist() == [10, 10]

@@ -30,7 +30,7 @@ from ..dream.interface import Saveable, State, WorldModel
 from ..core.actions import ActionSpec
 from ..core.text import loads, parse_json
 from ..nn.noise import Generators, make_generators
-from ..play.game import make_game
+from ..play.game import make_game, plays_alone
 from ..record.experience import Batch
 from ..record.recorder import Recorder, Recording, recording_schema
 
@@ -279,7 +279,7 @@ def play_episodes(
     "Let an agent play several games at once"
     if episodes < 1 or games < 1:
         raise UsageError(f"there is at least one episode and one game, not {episodes} and {games}")
-    count = min(games, episodes)
+    count = 1 if plays_alone(game) else min(games, episodes)
     seeds = [number >> 1 for number in spawn_seeds(seed, episodes)]
     with contextlib.ExitStack() as stack:
         players: list[Any] = []

@@ -24,7 +24,7 @@ import plotly.graph_objects as go
 from ..core.errors import MetaBonkError, UsageError, unknown
 from ..core.progress import progress
 from .statistics import Method, interval_figure, score_table
-from ..play.game import make_game
+from ..play.game import make_game, plays_alone
 from ..play.policies import make_policy
 
 # %% ../../nbs/measure/81_evaluation.ipynb #81-evaluation-005
@@ -116,7 +116,8 @@ def evaluate(
         if isinstance(game, str):
             first.close()
     if games > 1:
-        rows = _together(str(game), dict(settings or {}), policy, max_steps, seeds, min(games, episodes), parallel, called)
+        where = "processes" if plays_alone(str(game)) else parallel
+        rows = _together(str(game), dict(settings or {}), policy, max_steps, seeds, min(games, episodes), where, called)
     keys = [{"policy": called, "episode": k, "seed": a, "policy_seed": b} for k, (a, b) in enumerate(seeds)]
     return pd.DataFrame([{**key, **row} for key, row in zip(keys, rows, strict=True)])
 

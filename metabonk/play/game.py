@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['machines', 'Sound', 'Tick', 'Machine', 'area_weights', 'Shrink', 'GameConfig', 'OutOfSync', 'check_sync', 'Snapshot',
-           'Game', 'choose_actions', 'Entry', 'make_game', 'games']
+           'Game', 'choose_actions', 'Entry', 'plays_alone', 'make_game', 'games']
 
 # %% ../../nbs/play/10_game.ipynb #10-game-002
 import abc
@@ -541,12 +541,14 @@ class Entry:
     example: str  # a name for `make_game`
     about: str  # in a few words
     takes: str = ""  # what stands after the colon; "" if nothing does
+    alone: bool = False  # whether a process can have one such game
     worlds: bool = False  # whether that is a preset of the machine's settings, and may be left out
 
 
 machines: dict[str, Entry] = {
     "bonk": Entry(
-        "metabonk.play.gameboy", "Bonk", "pyboy", "pip install pyboy", "bonk", "our own game, made for hearing", "WORLD", True
+        "metabonk.play.gameboy", "Bonk", "pyboy", "pip install pyboy", "bonk", "our own game, made for hearing", "WORLD",
+        worlds=True
     ),
     "gameboy": Entry(
         "metabonk.play.gameboy", "GameBoy", "pyboy", "pip install pyboy", "gameboy:game.gb", "any Game Boy cartridge", "PATH"
@@ -564,13 +566,21 @@ machines: dict[str, Entry] = {
     ),
     "retro": Entry(
         "metabonk.play.retro", "Retro", "stable_retro", "pip install metabonk[retro]",
-        "retro:Airstriker-Genesis-v0", "consoles, from NES to Genesis", "GAME"
+        "retro:Airstriker-Genesis-v0", "consoles, from NES to Genesis", "GAME", alone=True
     ),
     "gym": Entry(
         "metabonk.play.anygym", "AnyGym", "gymnasium", "pip install gymnasium", "gym:CartPole-v1",
         "any environment that renders", "ENV_ID"
     ),
 }  # name before the colon -> where it is
+
+
+def plays_alone(
+    name: str,  # as `make_game` takes it
+) -> bool:  # then several are played in processes
+    "Whether a process can have only one game of this machine"
+    kind = name.partition(":")[0]
+    return kind in machines and machines[kind].alone
 
 
 def _machine_class(kind: str) -> type[Machine]:

@@ -29,7 +29,7 @@ import numpy as np
 
 from ..core.errors import MetaBonkError, StoreError, UsageError
 from ..core.progress import progress
-from ..play.game import make_game
+from ..play.game import make_game, plays_alone
 from ..play.policies import make_policy
 from .experience import Schema, Step, to_step
 from .store import Chunk, ChunkBuilder, Store, Writer
@@ -570,7 +570,7 @@ def record(
         bar = stack.enter_context(progress(range(steps or 0), total=steps, description="record", unit="step"))
         asked = stack.enter_context(interruptible())
         with recording:
-            if games > 1 and parallel == "processes":
+            if games > 1 and (parallel == "processes" or plays_alone(name)):
                 told, session = dict(about or {}), recording.writer.session
                 shares = [
                     Share(name, settings, policy, schema, recording.new_stream(), session, seed, *limit, chunk_steps, told)
