@@ -21,6 +21,7 @@ from metabonk.dream.shortcut import ShortcutConfig
 from metabonk.dream.token_model import TokenModel, TokenModelConfig, WorldModelLearner
 from metabonk.play.game import make_game
 from metabonk.play.policies import make_policy
+from metabonk.play.vector import make_vector
 from metabonk.record.recorder import record
 from metabonk.record.sampling import SequenceConfig
 from metabonk.record.store import Store
@@ -183,6 +184,16 @@ def test_everybody_plays_it(name):
             seen, _, _, _, info = game.step(policy(seen, info))
             assert game.action_space.contains(np.asarray(info["executed"]))
     game.close()
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_many_are_played_side_by_side(name):
+    games = make_vector("gym:Test/Picky-v0", 2, how="serial", kwargs={"name": name})
+    games.reset(seed=0)
+    games.action_space.seed(0)
+    for _ in range(3):
+        assert np.isfinite(games.step(games.action_space.sample())[1]).all()
+    games.close()
 
 
 def test_what_sticky_actions_did_is_recorded(tmp_path):
