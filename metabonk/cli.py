@@ -91,7 +91,7 @@ def record_command(options: argparse.Namespace) -> int:
     print(
         record(
             options.game, options.store, options.steps, options.episodes, options.policy, options.seed, options.games,
-            options.workers, settings,
+            options.workers, settings, options.resume,
         )
     )  # fmt: skip
     return 0
@@ -240,6 +240,7 @@ def parser() -> argparse.ArgumentParser:  # of the whole command line
     record.add_argument("--games", type=_whole(1), default=1, help="how many games at once on this computer (default: 1)")
     record.add_argument("--workers", type=_whole(0), default=0, help="how many workers of a Ray cluster (default: none)")
     record.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the game")
+    record.add_argument("--resume", action="store_true", help="go on with the store's last recording: only what is missing")
 
     site = _command(commands, "site", site_command, "metabonk site --serve")
     site.add_argument("--output", type=_path, default=Path("_site"), help="where to (default: _site)")
@@ -311,9 +312,10 @@ def main(
         with printable():
             options = parser().parse_args(arguments)
             return options.function(options)
-    except KeyboardInterrupt:
-        print("metabonk: stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        by = f" by {stop}" if str(stop) else ""
+        print("; ".join([f"metabonk: stopped{by}", *getattr(stop, "__notes__", [])]), file=sys.stderr)
+        return getattr(stop, "exit_status", 130)
     except BrokenPipeError:
         return 0
     except Exception as error:

@@ -1,5 +1,6 @@
 """Many workers, one store: the same rows as without Ray, and a worker that dies takes only its own chunk with it."""
 
+import importlib.util
 import sys
 import threading
 from collections.abc import Iterator
@@ -71,7 +72,8 @@ def test_bad_numbers(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
     """One cluster of two workers for the tests below, on this computer alone."""
-    pytest.importorskip("ray")
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("Ray is not installed")
     try:
         with cluster(2) as library:
             yield library
@@ -93,6 +95,18 @@ def test_two_workers_record_what_two_games_would(tmp_path: Path, ray: Any) -> No
         assert left.about == right.about and (a.image == b.image).all() and (a.action == b.action).all()
     record_fleet("minatar:breakout", tmp_path / "fleet", steps=50, workers=1, seed=3)
     assert {episode.stream for episode in Store.open(tmp_path / "fleet").episodes} == {0, 1, 2}
+
+
+def test_nothing_of_ours_listens_beyond_this_computer(ray: Any) -> None:
+    """All listening sockets of this process and of those that Ray has started here, with a worker at work."""
+    psutil = pytest.importorskip("psutil")
+    assert ray.get(ray.remote(lambda: 1).remote()) == 1
+    listening = {}
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        for socket in process.net_connections("inet"):
+            if socket.status == psutil.CONN_LISTEN:
+                listening[socket.laddr.port] = socket.laddr.ip
+    assert len(listening) >= 5 and {ip.removeprefix("::ffff:") for ip in listening.values()} <= {"127.0.0.1", "::1"}, listening
 
 
 def test_a_worker_that_dies(tmp_path: Path, ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:

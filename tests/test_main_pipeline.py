@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -155,3 +157,26 @@ def test_what_is_learned_does_not_depend_on_whose_chunks_came_first(tmp_path):
     assert chunks[0] != chunks[1] and sorted(map(str, chunks[0])) == sorted(map(str, chunks[1]))
     one, other = (learned(tmp_path / name) for name in ("one", "other"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_record_stage_that_was_stopped_records_what_is_missing(tmp_path):
+    head = f"title: Record\nnotebooks: {ROOT / 'nbs/stages'}\nstages:\n  - notebook: record\n    resume: true\n"
+    (tmp_path / "record.yaml").write_text(head)
+    command = [sys.executable, "-m", "metabonk.cli", "run", str(tmp_path / "record.yaml"), "--run", str(tmp_path / "run"),
+               "--game", "minatar:breakout", "--set", "steps=9000", "--set", "image_size=0"]  # fmt: skip
+    store = tmp_path / "run/stages/record/store"
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while not list(store.glob("data/*.arrow")) and time.monotonic() < until:
+        time.sleep(0.02)
+    first.send_signal(signal.SIGTERM)
+    told = first.communicate(timeout=120)[1]
+    assert first.returncode == 143 and "(SIGTERM): run the same command again" in told, told
+    before = {chunk.file: chunk.sha256 for chunk in Store.open(store).chunks}
+    stopped = len(Store.open(store)) - len(Store.open(store).episodes)
+    assert 0 < stopped < 9000 and all(episode.end for episode in Store.open(store).episodes)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert again.returncode == 0, again.stderr[-2000:]
+    after = Store.open(store)
+    assert before.items() <= {chunk.file: chunk.sha256 for chunk in after.chunks}.items() and not after.verify()
+    assert len(after) - len(after.episodes) == 9000 and {episode.stream for episode in after.episodes} == {0, 1}

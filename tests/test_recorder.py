@@ -1,6 +1,7 @@
 """Recording: one queue that drops nothing, whatever the disk, the game or the operating system does."""
 
 import asyncio
+import hashlib
 import itertools
 import os
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,21 @@ import torch
 from mutants import mutant
 
 from metabonk.core.actions import ActionBox, ActionSpec
-from metabonk.core.errors import DiskFull, FolderLocked, MetaBonkError, StoreError, UsageError
+from metabonk.core.errors import (
+    DiskFull,
+    FolderLocked,
+    GameDied,
+    GameError,
+    Interrupted,
+    MetaBonkError,
+    StoreError,
+    UsageError,
+)
+from metabonk.measure.evaluation import evaluate
 from metabonk.play.game import make_game
 from metabonk.play.keyboard import Keyboard, play
 from metabonk.record import recorder as module
+from metabonk.record.cache import Cache
 from metabonk.record.experience import Schema, Step, to_step
 from metabonk.record.recorder import (
     Recorder,
@@ -33,6 +46,7 @@ from metabonk.record.recorder import (
     recording_schema,
     share_out,
 )
+from metabonk.record.sampling import Sequences
 from metabonk.record.store import Chunk, ChunkBuilder, Store
 
 SCHEMA = Schema(game="toy", image_shape=(4, 4, 3), channels=1, sample_rate=60, clock_rate=60.0,
@@ -272,9 +286,9 @@ def test_reset_in_the_middle_is_a_truncation(tmp_path: Path) -> None:
 
 
 def test_a_game_that_breaks_leaves_a_whole_store(tmp_path: Path) -> None:
-    """The exception comes out as it is; every row before it is stored."""
+    """The error says in which game and row; every row before it is stored."""
     game = Toy(length=1000, fail_at=300)
-    with pytest.raises(RuntimeError, match="the game broke"):
+    with pytest.raises(GameError, match="RuntimeError: the game broke .toy, stream 0, episode 0, row 300;"):
         record(game, tmp_path / "s", Turns(), steps=1000, chunk_steps=64)
     store = Store.open(tmp_path / "s")
     assert check_toy(store) == 300 and store.episodes[0].end == "truncated" and store.verify() == []
@@ -286,7 +300,7 @@ def test_one_of_several_games_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """The others stop at their next step, and what all of them recorded is there."""
     made = iter([Toy(10), Toy(10, fail_at=77), Toy(10)])
     monkeypatch.setattr(module, "make_game", lambda name, **settings: next(made))
-    with pytest.raises(RuntimeError, match="the game broke"):
+    with pytest.raises(GameError, match="the game broke .toy, stream 1, episode 7, row 7;"):
         record("toy", tmp_path / "s", Turns(), steps=10**9, games=3)
     store = Store.open(tmp_path / "s")
     check_toy(store)
@@ -373,6 +387,192 @@ def test_seeds_follow_from_one() -> None:
 def test_shares_add_up() -> None:
     """Nothing is lost in the division."""
     assert share_out(10, 3) == [4, 3, 3] and share_out(None, 2) == [None, None] and share_out(1, 2) == [1, 0]
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+def test_a_reward_that_is_no_number_is_refused_at_its_step(tmp_path: Path, wrong: float) -> None:
+    """With game and row; the rows before it are kept, and none of those behind."""
+
+    class Wrong(Toy):
+        def step(self, action: int) -> Any:
+            observation, reward, *rest = super().step(action)
+            return observation, wrong if self.total == 25 else reward, *rest
+
+    game = Wrong()
+    with pytest.raises(StoreError, match="reward is -?(nan|inf).*toy, stream 0, episode 2, row 5; the rows before it are kept"):
+        record(game, tmp_path / "s", Turns(), steps=100)
+    assert game.total == 25 and check_toy(Store.open(tmp_path / "s")) == 27
+
+
+def test_a_reward_that_is_no_number_comes_out_of_no_game(tmp_path: Path) -> None:
+    """However it is played: a game refuses it in its step, and what packs rows refuses it from elsewhere."""
+
+    def broken(name: str, **settings: Any) -> Any:
+        game = make_game(name, **settings)
+        run, steps = game.machine.run, itertools.count()
+
+        def wrong(*given: Any) -> Any:
+            pieces, reward, *rest = run(*given)
+            return pieces, float("nan") if next(steps) == 7 else reward, *rest
+
+        game.machine.run = wrong
+        return game
+
+    for play_it in (
+        lambda: evaluate(broken("minatar:breakout", sample_rate=0), "random", episodes=20),
+        lambda: record(broken("minatar:breakout"), tmp_path / "s", "random", steps=100),
+    ):
+        with pytest.raises(GameError, match="minatar:breakout: step [0-9]+ of the episode with seed [0-9]+ earned .*nan"):
+            play_it()
+    row = toy_row(0)
+    row.reward = float("inf")
+    with pytest.raises(StoreError, match="toy: the reward of row 0 of episode 3000000 is inf"):
+        ChunkBuilder(SCHEMA, 3).add(row)
+
+
+class Mortal(Toy):
+    """A toy whose machine dies after so many steps, and is started again by `reset`."""
+
+    def __init__(self, deaths: tuple[int, ...], length: int = 10) -> None:
+        super().__init__(length)
+        self.deaths = deaths
+
+    def step(self, action: int) -> Any:
+        out = super().step(action)
+        if self.total in self.deaths:
+            raise GameDied("toy: the machine has ended")
+        return out
+
+
+def test_a_machine_that_died_is_started_again(tmp_path: Path) -> None:
+    """Its rows are kept, its episode is cut off there, and the next one goes on."""
+    with pytest.warns(UserWarning, match="the machine has ended .toy, stream 0, episode 2, row 5; .* started again"):
+        summary = record(Mortal((25,)), tmp_path / "s", Turns(), episodes=4)
+    store = Store.open(tmp_path / "s")
+    assert [episode.rows for episode in store.episodes] == [11, 11, 5, 11, 11] and check_toy(store) == 49
+    assert store.episodes.columns()["cut"].tolist() == [False, False, True, False, False] and summary.episodes == 5
+    with pytest.warns(UserWarning), pytest.raises(GameDied, match="episode 2, row 1"):
+        record(Mortal((1, 2, 3)), tmp_path / "s", Turns(), episodes=4)
+
+
+def test_an_engine_that_was_killed_is_started_again(tmp_path: Path) -> None:
+    """Doom, with a real kill."""
+    pytest.importorskip("vizdoom")
+    psutil = pytest.importorskip("psutil")
+    engines = lambda: [p for p in psutil.Process().children(recursive=True) if "vizdoom" in p.name()]  # noqa: E731
+
+    class Killer:
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def reset(self, seed: int) -> None:
+            pass
+
+        def __call__(self, observation: Any, info: Any) -> int:
+            self.calls += 1
+            if self.calls == 20:
+                for engine in engines():
+                    engine.kill()
+            return 0
+
+    with pytest.warns(UserWarning, match="doom:basic: Doom's engine has ended .*row 20; .* started again"):
+        record("doom:basic", tmp_path / "s", Killer(), steps=60, settings={"sample_rate": 0})
+    store = Store.open(tmp_path / "s")
+    assert [episode.rows for episode in store.episodes] == [20, 42] and store.verify() == []
+    assert not engines()
+
+
+def test_an_episode_without_an_end_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it gets long, and when it is twice as long; a limit on steps needs no warning."""
+    monkeypatch.setattr(module.Endless, "rows", 100)
+    with pytest.warns(UserWarning, match="rows, .* a second, and the episode has not ended: max_steps") as told:
+        record(Toy(1000), tmp_path / "s", Turns(), episodes=1)
+    rows = [int(str(one.message).split(": ")[1].split()[0]) for one in told if "not ended" in str(one.message)]
+    assert rows == [129, 321, 705]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        record(Toy(1000), tmp_path / "s", Turns(), steps=900)
+
+
+# Going on with a recording
+
+
+def same_episodes(one: Store, other: Store) -> int:
+    """Episodes that are whole in both are equal; how many there are."""
+    count = 0
+    others = {episode.number: episode for episode in other.episodes}
+    for episode in one.episodes:
+        twin = others.get(episode.number)
+        if twin is None or not episode.end or "cut" in {*episode.about, *twin.about}:
+            continue
+        assert episode.about == twin.about and episode.end == twin.end
+        a, b = one.read(episode), other.read(twin)
+        for name in ("image", "audio", "audio_length", "action", "reward", "terminated", "truncated", "first", "tick"):
+            assert np.array_equal(getattr(a, name), getattr(b, name)), name
+        count += 1
+    return count
+
+
+@pytest.mark.parametrize(("parallel", "limit"), [("threads", "steps"), ("threads", "episodes"), ("processes", "steps")])
+def test_what_is_resumed_is_what_would_have_been(tmp_path: Path, parallel: str, limit: str) -> None:
+    """Two games, stopped at different places: only what is missing comes, in the same streams, equal per seed."""
+    here: dict[str, Any] = {"seed": 5, "games": 2, "settings": {"max_steps": 40}, "chunk_steps": 16}
+    how = {**here, "parallel": parallel}
+    record("minatar:breakout", tmp_path / "whole", "random", **{limit: 300 if limit == "steps" else 12}, **here)
+    for amount in (71, 150) if limit == "steps" else (3, 7):
+        record("minatar:breakout", tmp_path / "s", "random", **{limit: amount}, **here, resume=True)
+    record("minatar:breakout", tmp_path / "s", "random", **{limit: 300 if limit == "steps" else 12}, **how, resume=True)
+    store, whole = Store.open(tmp_path / "s"), Store.open(tmp_path / "whole")
+    assert {episode.stream for episode in store.episodes} == {0, 1} and {chunk.session for chunk in store.chunks} == {0}
+    assert same_episodes(store, whole) >= 8 and store.verify() == []
+    if limit == "steps":
+        assert len(store) - len(store.episodes) == 300
+        cut = store.episodes.columns()["cut"]
+        assert cut.sum() >= 2
+    else:
+        assert len(store) == len(whole) and not store.episodes.columns()["cut"].any()
+    more = record("minatar:breakout", tmp_path / "s", "random", **{limit: 10}, **how, resume=True)
+    assert more.steps == more.episodes == 0
+    sequences = Sequences(Cache.build(store), 2, cross_episodes=True)
+    assert len(sequences) == len(store) - 2  # each game is one stretch without a gap
+
+
+def test_a_killed_recording_goes_on(tmp_path: Path) -> None:
+    """What was in the chunk in progress is recorded again, from the seeds that it had."""
+    with pytest.raises(GameError):
+        record(Toy(10, fail_at=300), tmp_path / "s", Turns(), steps=500, chunk_steps=32)
+    store = Store.open(tmp_path / "s")
+    (store.path / store.chunks[-1].file).unlink()
+    lines = (store.path / "manifest.jsonl").read_text().splitlines(keepends=True)
+    (store.path / "manifest.jsonl").write_text("".join(lines[:-1]))
+    before = check_toy(store.refresh())
+    assert before % 32 == 0 and before < 330
+    record(Toy(10), tmp_path / "s", Turns(), steps=500, chunk_steps=32, resume=True)
+    record(Toy(10), tmp_path / "whole", Turns(), steps=500)
+    store.refresh()
+    assert check_toy(store) == len(store) == 500 + len(store.episodes)
+    assert same_episodes(store, Store.open(tmp_path / "whole")) >= 40
+
+
+def test_what_can_not_be_resumed(tmp_path: Path) -> None:
+    """Another seed, player or number of games, and stores that do not tell their recordings apart."""
+    how: dict[str, Any] = {"steps": 20, "seed": 1, "games": 2, "policy": "random", "resume": True}
+    record("minatar:breakout", tmp_path / "s", **how)
+    for change, told in (({"seed": 2}, "another seed"), ({"policy": "sticky_random"}, "policy 'random'"),
+                         ({"games": 1}, "at least 2 games"), ({"about": {"day": 1}}, "day None")):  # fmt: skip
+        with pytest.raises(UsageError, match=f"the last recording of .*{told}"):
+            record("minatar:breakout", tmp_path / "s", **{**how, **change})
+    there = Store.open(tmp_path / "s")
+    assert len(there) - len(there.episodes) == 20
+    store = Store.create(tmp_path / "old", SCHEMA)
+    with store.writer() as writer:
+        builder = ChunkBuilder(SCHEMA, writer.new_stream())
+        builder.add(toy_row(0))
+        writer.add_chunk(builder.finish()[1])
+    toy = Toy()
+    toy.action_space = gym.spaces.Discrete(3)
+    with pytest.raises(MetaBonkError, match="tell its recordings apart|other rows"):
+        record(toy, tmp_path / "old", Turns(), steps=5, resume=True)
 
 
 # Real games
@@ -509,6 +709,108 @@ def test_ctrl_c_keeps_every_row(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "s")
     assert check_toy(store) == len(store) and store.verify() == []
     assert store.episodes[len(store.episodes) - 1].end in ("truncated", "terminated")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
+def test_the_command_stops_and_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+    """A real signal: no row is lost, the exit status says which it was, and --resume adds what is missing."""
+    command = [sys.executable, "-m", "metabonk.cli", "record", "minatar:breakout", str(tmp_path / "s"), "--games", "2"]
+    command += ["--policy", "random", "--set", "max_steps=50"]
+    process = subprocess.Popen([*command, "--steps", "9999"], stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not (tmp_path / "s/data").exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.2)  # the games play
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    store = Store.open(tmp_path / "s")
+    stopped = len(store) - len(store.episodes)
+    assert 0 < stopped < 9999 and process.returncode == 128 + number, told
+    assert f"{len(store)} rows more are in" in told and "--resume" in told
+    assert (f"stopped by {number.name}" in told) == (number != signal.SIGINT)
+    assert all(episode.end for episode in store.episodes) and store.verify() == []
+    subprocess.run([*command, "--steps", "9999", "--resume"], check=True, capture_output=True, timeout=120)
+    store.refresh()
+    assert len(store) - len(store.episodes) == 9999 and {episode.stream for episode in store.episodes} == {0, 1}
+
+
+def test_signals_that_are_ignored_stay_ignored() -> None:
+    """`nohup` is not undone, and afterwards everything is as it was."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with module.interruptible() as asked:
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not asked()
+        with pytest.raises(Interrupted, match="SIGTERM") as error, module.interruptible() as asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert asked() and asked.wait()
+    finally:
+        signal.signal(signal.SIGHUP, old)
+    assert error.value.exit_status == 143
+    assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+class Stuck:
+    """A player that does not return from C code, with or without Python's lock."""
+
+    name = "stuck"
+
+    def __init__(self, lock: str) -> None:
+        self.lock = lock
+
+    def reset(self, seed: int) -> None:
+        self.calls = 0
+
+    def __call__(self, observation: Any, info: Any) -> int:
+        self.calls += 1
+        if self.calls == 100:
+            print("stuck", flush=True)
+            if self.lock == "held":
+                sum(range(10**15))
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+        return 0
+
+
+STUCK = """
+import sys
+sys.path.insert(0, "tests")
+from test_recorder import Stuck
+from metabonk.record import recorder
+
+if __name__ == "__main__":
+    path, where, lock = sys.argv[1:]
+    recorder.PATIENCE = 0.3
+    games = 1 if where == "alone" else 2
+    recorder.record("minatar:freeway", path, Stuck(lock), steps=10**6, games=games, chunk_steps=16,
+                    parallel="processes" if where == "processes" else "threads")
+"""
+
+
+@pytest.mark.parametrize(("where", "lock"), [("alone", "free"), ("alone", "held"), ("threads", "free"), ("processes", "free")])
+def test_a_game_that_does_not_return_is_left_by_asking_twice(tmp_path: Path, where: str, lock: str) -> None:
+    """And what it had recorded is kept: all of it where the lock is free, finished chunks where it is held."""
+    (tmp_path / "stuck.py").write_text(STUCK)
+    command = [sys.executable, str(tmp_path / "stuck.py"), str(tmp_path / "s"), where, lock]
+    environment = {**os.environ, "PYTHONPATH": "tests"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    for _ in range(1 if where == "alone" else 2):
+        assert process.stdout.readline() == "stuck\n"
+    process.send_signal(signal.SIGTERM)
+    if lock == "free":  # the rows are saved although nobody returns
+        until = time.monotonic() + 60
+        while where != "processes" and len(Store.open(tmp_path / "s")) < 100 and time.monotonic() < until:
+            time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    store = Store.open(tmp_path / "s")
+    assert process.returncode != 0 and store.verify() == []
+    if lock == "held":  # nobody could pack what was in the queue
+        assert len(store) % 16 == 0 and 0 < len(store) <= 96
+    else:
+        assert len(store) == (100 if where == "alone" else 200)
 
 
 def test_a_process_that_dies_takes_nothing_of_the_others_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

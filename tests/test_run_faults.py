@@ -123,13 +123,14 @@ def begun(toy: Toy) -> "tuple[subprocess.Popen[str], psutil.Process]":
     return runner, psutil.Process(toy.manifest()["stages"]["slow"]["kernel"]["pid"])
 
 
-def test_a_stopped_run_goes_on_at_its_stage(toy):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_stopped_run_goes_on_at_its_stage(toy, number):
     slow(toy)
     runner, kernel = begun(toy)
-    runner.send_signal(signal.SIGINT)
+    runner.send_signal(number)
     lines = runner.communicate(timeout=60)[1].splitlines()
-    assert runner.returncode == 130
-    assert lines[-1].startswith("metabonk: stage slow was interrupted in cell 4 (SIGINT): run the same command again")
+    assert runner.returncode == 128 + number
+    assert lines[-1].startswith(f"metabonk: stage slow was interrupted in cell 4 ({number.name}): run the same command again")
     assert not kernel.is_running()
     executed = json.loads((toy.run_folder / "notebooks/slow.ipynb").read_text())
     assert executed["cells"][3]["outputs"][0]["text"] == ["hello\n"], "what was executed is kept"

@@ -32,7 +32,7 @@ from ..core.text import loads, parse_json
 from ..nn.noise import Generators, make_generators
 from ..play.game import make_game, plays_alone
 from ..record.experience import Batch
-from ..record.recorder import Recorder, Recording, recording_schema
+from ..record.recorder import Recorder, Recording, interruptible, recording_schema
 
 # %% ../../nbs/act/64_agent.ipynb #64-agent-005
 class RawSenses:
@@ -293,6 +293,7 @@ def play_episodes(
             players = [Recorder(player, recording, type(agent).__name__, seed, about) for player in players]
             for player in players:
                 stack.callback(player.finish_episode)
+        asked = stack.enter_context(interruptible())  # Ctrl-C, SIGTERM and SIGHUP lose no row
         bar = stack.enter_context(progress(range(episodes), total=episodes, description="play", unit="episode"))
         senses, generators = agent.make_senses(count), make_generators(seeds[:count], agent.device)
         senses.reset()
@@ -302,7 +303,7 @@ def play_episodes(
         rows, terms = [_empty(i, seeds[i]) for i in range(episodes)], [dict[str, float]() for _ in range(episodes)]
         actions: list[Any] = [None] * count
         first, state = [True] * count, None
-        while any(number is not None for number in playing):
+        while any(number is not None for number in playing) and not asked():
             state, vectors = agent.decide(senses, sights, actions, first, state, generators)
             actions, first = agent.to_actions(vectors), [False] * count
             for slot, (number, player) in enumerate(zip(playing, players, strict=True)):

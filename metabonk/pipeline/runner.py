@@ -9,6 +9,7 @@ __all__ = ['Display', 'stage_error', 'end_orphan', 'Outcome', 'Execution', 'run_
 import contextlib
 import os
 import re
+import signal
 import sys
 import time
 import uuid
@@ -106,7 +107,9 @@ def stage_error(
     again = "run the same command again, it goes on at this stage"
     message = (re.sub(r"\x1b\[[0-9;]*m", "", message).strip().splitlines() or [""])[0][:500]
     if kind == "interrupted":
-        return StageInterrupted(f"stage {stage} was interrupted {where} ({message}): {again}")
+        stopped = StageInterrupted(f"stage {stage} was interrupted {where} ({message}): {again}")
+        stopped.exit_status = 128 + signal.Signals.__members__.get(message, signal.SIGINT)
+        return stopped
     if name == "DiskFull" or "No space left on device" in message:
         return DiskFull(f"no space left on the disk {where} of stage {stage}: free some, then {again}")
     see = f"See {_near(notebook)}"

@@ -10,6 +10,7 @@ import contextlib
 import ctypes.util
 import functools
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +21,7 @@ from gymnasium.spaces import Discrete
 from jaxtyping import Int16, UInt8
 
 from ..core.config import Config
-from ..core.errors import MissingLibrary, SilentSound, UsageError, unknown
+from ..core.errors import GameDied, MissingLibrary, SilentSound, UsageError, unknown
 from .game import GameConfig, Machine, Tick, choose_actions
 
 # %% ../../nbs/play/13_doom.ipynb #13-doom-005
@@ -158,17 +159,31 @@ class Doom(Machine):
         self.null_action = self.action_names.index("noop") if "noop" in actions else 0
 
     def start(self, seed: int) -> None:
-        if not self._running:
-            power_on(self._game)
-            self._running = True
-        self._game.set_seed(seed % 2**32)
-        self._game.new_episode()
-        self._tics, self._state = 0, self._game.get_state()
+        with self._alive():
+            if not self._running:
+                power_on(self._game)
+                self._running = True
+            self._game.set_seed(seed % 2**32)
+            self._game.new_episode()
+            self._tics, self._state = 0, self._game.get_state()
+
+    @contextlib.contextmanager
+    def _alive(self) -> Iterator[None]:
+        "An engine that has ended is closed, so that the next episode starts it again"
+        try:
+            yield
+        except (vizdoom.ViZDoomUnexpectedExitException, vizdoom.ViZDoomErrorException, vizdoom.ViZDoomIsNotRunningException,
+                vizdoom.MessageQueueException, vizdoom.SharedMemoryException) as error:  # fmt: skip
+            with contextlib.suppress(Exception):  # there is nothing left to end
+                self._game.close()
+            self._running = False
+            raise GameDied(f"{self.name}: Doom's engine has ended ({' '.join(str(error).split())[:200]})") from None
 
     def tick(self, action: Any, render: bool) -> Tick:
         game = self._game
-        reward = game.make_action(self._actions[action], 1)
-        state = game.get_state()
+        with self._alive():
+            reward = game.make_action(self._actions[action], 1)
+            state = game.get_state()
         if state is None:
             return Tick(None, reward, True, False)
         self._state, self._tics = state, self._tics + 1

@@ -26,7 +26,7 @@ from jaxtyping import Float32, Int16, UInt8
 
 from ..core.actions import as_recorded
 from ..core.config import Config
-from ..core.errors import MetaBonkError, MissingLibrary, UsageError, unknown
+from ..core.errors import GameError, MetaBonkError, MissingLibrary, UsageError, unknown
 from ..core.files import disk_errors, pinned, unpinned, write_atomic
 
 try:
@@ -415,6 +415,9 @@ class Game(gym.Env[dict[str, np.ndarray], Any]):
         audio = self._hear(pieces)
         self._steps += 1
         probes, terms, ended = self._judge(reward)
+        if not all(map(math.isfinite, terms.values())):
+            raise GameError(f"{self.name}: step {self._steps} of the episode with seed {self._seed} earned {terms}: "
+                            "nothing can be learned from NaN or infinity, so the game stops; mend it, or its profile")
         terminated = terminated or ended
         if self.config.max_steps is not None and self._steps >= self.config.max_steps and not terminated:
             truncated = True

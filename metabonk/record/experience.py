@@ -172,6 +172,9 @@ def to_step(
         for name in () if given.keys() == known.keys() else given.keys() ^ known.keys():
             told = "new" if name in given else "missing"
             raise StoreError(f"{kind} {name!r} is {told}: all rows of a store have the same ones ({', '.join(known) or 'none'})")
+    for what, value in {"reward": reward, **{f"reward term {name!r}": value for name, value in terms.items()}}.items():
+        if not math.isfinite(value):
+            raise StoreError(f"{what} is {value}: nothing can be learned from NaN or infinity, so it is not recorded")
     return Step(
         image, audio, done, float(reward), bool(terminated), bool(truncated), action is None,
         int(clock["ticks"]), int(clock["samples"]), probes, {name: float(value) for name, value in terms.items()},

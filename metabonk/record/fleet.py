@@ -28,7 +28,7 @@ from metabonk.record.recorder import (
     interruptible,
     play_share,
     recording_schema,
-    share_out,
+    shares_of,
 )
 from .store import Store
 
@@ -78,6 +78,7 @@ _environment = {  # of a Ray of our own: it tells nobody that it is used, and wa
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_agent_register_timeout_ms": "120000",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # one computer: everything listens at 127.0.0.1, on Linux, too
 }
 
 
@@ -87,15 +88,15 @@ def cluster(
     address: str | None = None,  # of a running cluster; `None` starts one on this computer
 ) -> Iterator[Any]:  # the library, connected
     "Ray, for as long as the block lasts; a cluster that was there already is left running"
+    if not address:
+        for name, value in _environment.items():  # read when Ray is imported
+            os.environ.setdefault(name, value)
     ray = _ray()
     if ray.is_initialized():
         yield ray
         return
-    for name, value in _environment.items():
-        os.environ.setdefault(name, value)
     own: dict[str, Any] = {} if address else {
-        "num_cpus": max(workers, 1), "include_dashboard": False, "_node_ip_address": "127.0.0.1",
-        "object_store_memory": 256 * 1024**2,
+        "num_cpus": max(workers, 1), "include_dashboard": False, "object_store_memory": 256 * 1024**2,
     }  # fmt: skip
     try:
         ray.init(address, log_to_driver=False, configure_logging=False, **own)
@@ -105,6 +106,9 @@ def cluster(
         told = " ".join(str(error).split())[:200]
         raise MetaBonkError(f"{where} ({told}): try again, or use --games, which needs no Ray") from error
     try:
+        if not address and (place := ray.util.get_node_ip_address()) != "127.0.0.1":
+            raise MetaBonkError(f"Ray was imported before and would listen at {place}, where others can reach it: "
+                                "begin a new process, or start a cluster that asks for a token and name its address")  # fmt: skip
         yield ray
     finally:
         ray.shutdown()
@@ -122,6 +126,7 @@ def record_fleet(
     address: str | None = None,  # of a running Ray cluster; `None` starts one on this computer
     about: Mapping[str, Any] | None = None,  # more to store with each episode; JSON values
     chunk_steps: int = 1024,  # rows in a chunk: what a worker that dies can cost
+    resume: bool = False,  # whether to go on with the store's last recording; if there is none, one is begun
 ) -> Summary:  # what was added
     "Record with workers of a Ray cluster into one store; what is recorded is what `record` would have recorded"
     started = time.perf_counter()
@@ -141,12 +146,8 @@ def record_fleet(
     recording = Recording(store, schema, chunk_steps=chunk_steps)
     before = counts(recording.store)
     with recording, cluster(workers, address) as ray, interruptible() as asked:
-        limits = zip(share_out(steps, workers), share_out(episodes, workers), strict=True)
-        told, session = dict(about or {}), recording.writer.session
-        shares = [
-            Share(game, settings, policy, schema, recording.new_stream(), session, seed, *limit, chunk_steps, told)
-            for limit in limits
-        ]
+        whole = Share(game, settings, policy, schema, -1, None, seed, steps, episodes, chunk_steps, dict(about or {}))
+        shares = shares_of(recording, whole, workers, resume)
         bar = progress(range(steps or 0), total=steps, description="record", unit="step")
         with bar:
             _collect(ray, shares, recording, asked, bar.update)
