@@ -13,6 +13,7 @@ from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import UsageError
 from metabonk.dream.interface import (
     DreamEnv,
+    DreamVector,
     Imagined,
     WorldModel,
     dream_along,
@@ -127,11 +128,11 @@ def dreamed_rewards() -> list[float]:
     return [env.step(action)[1] for action in (2, 0, 1)]
 
 
-@pytest.mark.parametrize("wrong", ["0.0", "float(self.model.reward(features - 1)[0])"], ids=["none", "of another state"])
+@pytest.mark.parametrize("wrong", ["torch.zeros(len(features))", "self.model.reward(features - 1)"], ids=["none", "other"])
 def test_a_dream_pays_what_the_model_says_of_the_state_it_leads_to(monkeypatch, wrong):
     "Negative controls in the same test."
     assert dreamed_rewards() == [3, 3, 4]
-    monkeypatch.setattr(DreamEnv, "step", mutant(DreamEnv.step, "float(self.model.reward(features)[0])", wrong))
+    monkeypatch.setattr(DreamVector, "step", mutant(DreamVector.step, "self.model.reward(features)", wrong))
     assert dreamed_rewards() != [3, 3, 4]
 
 

@@ -4,11 +4,14 @@ import ast
 import copy
 from pathlib import Path
 
+import gymnasium as gym
 import lightning as L
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from gymnasium.utils.env_checker import check_env
+from mutants import mutant
 from torch import nn
 
 from metabonk.act import curiosity
@@ -24,6 +27,7 @@ from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConf
 from metabonk.dream.dynamics import DynamicsConfig, ShortcutModel
 from metabonk.dream.interface import (
     DreamEnv,
+    DreamVector,
     LogMelPredictor,
     Saveable,
     TokenPredictor,
@@ -40,7 +44,7 @@ from metabonk.measure.listening import Moments, predict
 from metabonk.measure.reality import LiveReality, play_and_compare, reality_check
 from metabonk.nn.actions import ActionChoice
 from metabonk.nn.distributions import Categorical
-from metabonk.nn.noise import make_generators
+from metabonk.nn.noise import make_generators, uniform
 from metabonk.record.recorder import record
 from metabonk.record.sampling import ExperienceData, SequenceConfig
 
@@ -143,9 +147,10 @@ def test_a_model_with_nothing_but_what_is_declared_serves_everyone(recorded, tmp
     states = model.observe(batch, every=True)
     imagine(model, agent.policy, states, 2)
     dream_along(model, pick_states(states, slice(0, 4)), model.actions.vectors(batch.action[:, :2]))
-    env = DreamEnv(model, states)
+    env = DreamVector(model, states, 2)
     env.reset(seed=0)
     env.step(env.action_space.sample())
+    DreamEnv(model, states).reset(seed=0)
     free_dream_video(model, agent.policy, pick_states(states, slice(0, 1)), 2, sample_rate=24000)
     dream_video(model, batch, batch, 3, 2, sample_rate=24000)
     reality_check(model, batch, 3, 2)
@@ -291,3 +296,100 @@ def test_a_copy_of_a_captured_model_steps_with_its_own_weights():
     mine, theirs = (m.advance(starts, action, generator.manual_seed(0))["deter"] for m in (model, other))
     assert not torch.allclose(mine, theirs)
     torch.testing.assert_close(theirs, type(other).advance(other, starts, action)["deter"])
+
+
+# Dreams as games
+
+
+class Counter(WorldModel):
+    """A state is a number, an action adds to it."""
+
+    feature_size, actions = 1, ActionSpec(categorical=(3,))
+
+    def features(self, state):
+        return state["sum"].float()[:, None]
+
+    def reward(self, features):
+        return features[..., 0]
+
+    def continuation(self, features):
+        return (features[..., 0] < 5).float()
+
+    def decode(self, state):
+        count = len(state["sum"])
+        return {"image": torch.zeros(count, 4, 4, 3, dtype=torch.uint8), "audio": torch.zeros(count, 1, 8, dtype=torch.int16)}
+
+
+class Drunk(Counter):
+    """Walks on by chance, too."""
+
+    def advance(self, state, action, generator=None):
+        return {"sum": state["sum"] + action.argmax(-1) + uniform((len(action),), state["sum"], generator)}
+
+
+@pytest.mark.parametrize("which", range(5), ids=["counter", "categorical", "gumbel", "gaussian", "shortcut"])
+def test_dreams_at_once_are_the_dreams_one_by_one(which):
+    model, starts = (Drunk(), {"sum": torch.tensor([0.0, 1, 2])}) if not which else list(small_models())[which - 1][1:]
+    seeds, actions = [5, 6, 7], np.random.default_rng(0).integers(0, 3, (9, 3))
+    together = DreamVector(model, starts, 3, max_steps=3, ends_below=0.4)
+    assert together.metadata["autoreset_mode"] == gym.vector.AutoresetMode.NEXT_STEP
+    seen = [together.reset(seed=seeds)[1]["features"]]
+    told = []
+    for row in actions:
+        observation, reward, ended, cut, info = together.step(row)
+        assert together.observation_space.contains(observation) and reward.shape == ended.shape == cut.shape == (3,)
+        seen.append(info["features"])
+        told.append((reward, ended, cut))
+    for place, seed in enumerate(seeds):
+        alone, begins = DreamEnv(model, starts, max_steps=3, ends_below=0.4), False
+        np.testing.assert_allclose(alone.reset(seed=seed)[1]["features"], seen[0][place], atol=1e-4)
+        for t, row in enumerate(actions):
+            if begins:  # whoever plays one game begins anew by hand
+                info, reward, ended, cut = alone.reset()[1], 0.0, False, False
+            else:
+                _, reward, ended, cut, info = alone.step(int(row[place]))
+            np.testing.assert_allclose(info["features"], seen[t + 1][place], atol=1e-4)
+            assert (ended, cut) == (told[t][1][place], told[t][2][place])
+            assert reward == pytest.approx(told[t][0][place], abs=1e-4)
+            begins = ended or cut
+    assert sum(cut.sum() for _, _, cut in told) > 0
+    other = DreamVector(model, starts, 3)
+    assert not np.allclose(other.reset(seed=[8, 9, 10])[1]["features"], seen[0]) or \
+        not np.allclose(other.step(actions[0])[4]["features"], seen[1])  # negative control: seeds matter
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ("self.generators[i].set_state(chance)", "pass"), ("action, self.generators)", "action, self.generators[0])"),
+    ("goes_on[before], reward[before] = 1.0, 0.0", "pass"), ("self._begin(before)", "pass"),
+], ids=["draws before it begins", "one chance for all", "paid for beginning", "never begins"])  # fmt: skip
+def test_dreams_that_disturb_each_other_are_caught(old, new, monkeypatch):
+    "Negative controls."
+    monkeypatch.setattr(DreamVector, "step", mutant(DreamVector.step, old, new))
+    with pytest.raises(AssertionError):
+        test_dreams_at_once_are_the_dreams_one_by_one(0)
+
+
+def test_dreams_are_a_gymnasium_vector():
+    starts = {"sum": torch.tensor([0.0, 1.0])}
+    check_env(DreamEnv(Drunk(), starts), skip_render_check=True)
+    dreams = gym.wrappers.vector.RecordEpisodeStatistics(DreamVector(Drunk(), starts, 4, max_steps=3))
+    runs = []
+    for _ in range(2):
+        dreams.action_space.seed(0)
+        observation, _ = dreams.reset(seed=3)
+        assert dreams.observation_space.contains(observation) and observation["image"].shape == (4, 4, 4, 3)
+        runs.append([dreams.step(dreams.action_space.sample())[1:] for _ in range(8)])
+    assert all(np.array_equal(a[0], b[0]) for a, b in zip(*runs, strict=True))
+    assert any("episode" in step[3] for step in runs[0]) and len({float(x) for step in runs[0] for x in step[0]}) > 8
+    unseeded = DreamVector(Drunk(), starts, 2)
+    unseeded.reset(options={"start": 0})
+    assert len(set(unseeded.step([0, 0])[1].tolist())) == 2  # places differ without a seed, too
+
+
+def test_what_no_dream_can_do_is_said():
+    starts = {"sum": torch.tensor([0.0, 1.0])}
+    dreams = DreamVector(Drunk(), starts, 2)
+    for wrong in (lambda: DreamVector(Drunk(), starts, 0), lambda: dreams.reset(seed=[1]), lambda: dreams.step([1]),
+                  lambda: dreams.step([1, 3]), lambda: dreams.reset(options={"start": 2})):  # fmt: skip
+        with pytest.raises(UsageError):
+            wrong()

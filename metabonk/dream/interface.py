@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['State', 'Policy', 'pick_states', 'repeat_states', 'join_states', 'CapturedAdvance', 'WorldModel', 'TokenPredictor',
-           'LogMelPredictor', 'Saveable', 'Distribution', 'Imagined', 'imagine', 'dream_along', 'DreamEnv']
+           'LogMelPredictor', 'Saveable', 'Distribution', 'Imagined', 'imagine', 'dream_along', 'DreamVector',
+           'DreamEnv']
 
 # %% ../../nbs/dream/43_interface.ipynb #43-interface-002
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,13 +18,16 @@ from typing import Any, Protocol, Self, runtime_checkable
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..core.capture import CapturedStep
 from ..core.errors import UsageError
+from ..core.seed import spawn_seeds
 from ..core.actions import ActionSpec, as_recorded
-from ..nn.noise import Generators
+from ..nn.noise import Generators, make_generators
 from ..sense.logmel import LogMelConfig
 
 # %% ../../nbs/dream/43_interface.ipynb #43-interface-006
@@ -290,6 +294,102 @@ def dream_along(
     return _unroll(model, state, lambda t, features: (action[:, t], none), action.shape[1], keep_states, generator)
 
 # %% ../../nbs/dream/43_interface.ipynb #43-interface-023
+class DreamVector(VectorEnv[dict[str, np.ndarray], Any, np.ndarray]):
+    "A world model as several games, dreamed together"
+
+    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+
+    def __init__(
+        self,
+        model: WorldModel,  # any
+        starts: State,  # (N, ...) states to start from: what `model.observe` gave
+        count: int = 1,  # how many are dreamed at once
+        max_steps: int = 200,  # an episode is cut off after so many
+        ends_below: float = 0.5,  # it ends where it goes on with a smaller probability
+    ):
+        if count < 1:
+            raise UsageError(f"at least one dream is needed, not {count}")
+        self.model, self.starts, self.num_envs, self.max_steps, self.ends_below = model, starts, count, max_steps, ends_below
+        self.state = pick_states(starts, [0] * count)
+        self.over, self.steps = np.zeros(count, bool), np.zeros(count, np.int64)
+        self.chances = [np.random.default_rng() for _ in range(count)]  # of starts
+        seeds = np.random.SeedSequence().generate_state(count).tolist()  # until `reset` gives others
+        self.generators = make_generators(seeds, self.device)  # of everything that is dreamed
+        self.single_observation_space = gym.spaces.Dict({
+            name: gym.spaces.Box(np.iinfo(x.dtype).min, np.iinfo(x.dtype).max, x.shape[1:], x.dtype)
+            for name, x in self._decode().items()
+        })
+        self.single_action_space = model.actions.space()
+        self.observation_space = batch_space(self.single_observation_space, count)
+        self.action_space = batch_space(self.single_action_space, count)
+
+    @property
+    def device(self) -> torch.device:  # of the states
+        "Where it is dreamed"
+        return next(iter(self.starts.values())).device
+
+    @torch.no_grad()
+    def _decode(self) -> dict[str, np.ndarray]:
+        return {name: value.cpu().numpy().copy() for name, value in self.model.decode(self.state).items()}
+
+    def _begin(self, places: Sequence[int], start: int | None = None) -> None:
+        "Begin episodes at some places"
+        count = len(next(iter(self.starts.values())))
+        if start is not None and not 0 <= start < count:
+            raise UsageError(f"start {start} is not there: this dream has start states 0 to {count - 1}")
+        chosen = [int(self.chances[i].integers(count)) if start is None else start for i in places]
+        at, fresh = torch.tensor(list(places), device=self.device), pick_states(self.starts, chosen)
+        self.state = {name: column.index_copy(0, at, fresh[name]) for name, column in self.state.items()}
+        self.steps[list(places)], self.over[list(places)] = 0, False
+
+    @torch.no_grad()
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,  # one for all, from which each place's follows; or one a place
+        options: dict[str, Any] | None = None,  # {"start": 3} for a certain one
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:  # observations; infos with the states' "features"
+        "Begin everywhere in one of the start states"
+        seeds: Sequence[int | None] = [None] * self.num_envs if seed is None else \
+            spawn_seeds(seed, self.num_envs) if isinstance(seed, int | np.integer) else list(seed)
+        if len(seeds) != self.num_envs:
+            raise UsageError(f"{len(seeds)} seeds for {self.num_envs} dreams: give one number, or one a dream")
+        for i, number in enumerate(seeds):
+            if number is not None:
+                self.chances[i] = np.random.default_rng(number)
+                self.generators[i].manual_seed(number)
+        self._begin(range(self.num_envs), None if (start := (options or {}).get("start")) is None else int(start))
+        return self._decode(), {"features": self.model.features(self.state).cpu().numpy().copy()}
+
+    @torch.no_grad()
+    def step(
+        self,
+        actions: Any,  # of the action space; not looked at where an episode has just ended
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:  # as Gymnasium's vectors give them
+        "Dream one step everywhere"
+        before = np.flatnonzero(self.over).tolist()
+        if len(actions) != self.num_envs:
+            raise UsageError(f"{len(actions)} actions for {self.num_envs} dreams")
+        space: Any = self.single_action_space
+        nothing = np.zeros(space.shape, space.dtype)
+        done = np.stack([nothing if over else as_recorded(space, a) for over, a in zip(self.over, actions, strict=True)])
+        action = self.model.actions.vectors(torch.as_tensor(done, device=self.device)[:, None])[:, 0]
+        chances = [self.generators[i].get_state() for i in before]
+        self.state = self.model.advance(self.state, action, self.generators)
+        self.steps += 1
+        if before:
+            self._begin(before)
+        for i, chance in zip(before, chances, strict=True):  # an episode that begins has drawn nothing yet
+            self.generators[i].set_state(chance)
+        features = self.model.features(self.state)
+        goes_on, reward = (x.double().cpu().numpy() for x in (self.model.continuation(features), self.model.reward(features)))
+        goes_on[before], reward[before] = 1.0, 0.0
+        ended, cut = goes_on < self.ends_below, self.steps >= self.max_steps
+        self.over = ended | cut
+        infos = {"features": features.cpu().numpy().copy(), "continuation": goes_on}
+        return self._decode(), reward, ended, cut, infos
+
+
 class DreamEnv(gym.Env):
     "A world model as a game"
 
@@ -300,50 +400,30 @@ class DreamEnv(gym.Env):
         max_steps: int = 200,  # an episode is cut off after so many
         ends_below: float = 0.5,  # it ends where it goes on with a smaller probability
     ):
-        self.model, self.starts, self.max_steps, self.ends_below = model, starts, max_steps, ends_below
-        self.steps, self.state = 0, pick_states(starts, slice(0, 1))
-        examples = {name: value[0].cpu().numpy() for name, value in self._decode().items()}
-        self.observation_space = gym.spaces.Dict({
-            name: gym.spaces.Box(np.iinfo(x.dtype).min, np.iinfo(x.dtype).max, x.shape, x.dtype) for name, x in examples.items()
-        })
-        self.action_space = model.actions.space()
+        self.dream = DreamVector(model, starts, 1, max_steps, ends_below)
+        self.observation_space, self.action_space = self.dream.single_observation_space, self.dream.single_action_space
 
-    @torch.no_grad()
-    def _decode(self) -> dict[str, Tensor]:
-        return self.model.decode(self.state)
-
-    def _look(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        observation = {name: value[0].cpu().numpy().copy() for name, value in self._decode().items()}
-        return observation, {"features": self.model.features(self.state)[0].cpu().numpy().copy()}
-
-    @torch.no_grad()
     def reset(
         self,
         *,
-        seed: int | None = None,  # for the choice of a start
+        seed: int | None = None,  # for the choice of a start, and of all that is dreamed
         options: dict[str, Any] | None = None,  # {"start": 3} for a certain one
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:  # observation; info with the state's "features"
         "Begin in one of the start states"
         super().reset(seed=seed)
-        count = len(next(iter(self.starts.values())))
-        start = int((options or {}).get("start", self.np_random.integers(count)))
-        if not 0 <= start < count:
-            raise UsageError(f"start {start} is not there: this dream has start states 0 to {count - 1}")
-        self.steps, self.state = 0, pick_states(self.starts, slice(start, start + 1))
-        return self._look()
+        observation, info = self.dream.reset(seed=None if seed is None else [seed], options=options)
+        return _only(observation), _only(info)
 
-    @torch.no_grad()
     def step(
         self,
         action: Any,  # of the action space
     ) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:  # as every Gymnasium environment
         "Dream one step"
-        done = as_recorded(self.action_space, action)
-        tensor = torch.as_tensor(done, device=next(iter(self.state.values())).device)[None]
-        self.state = self.model.advance(self.state, self.model.actions.vectors(tensor[:, None])[:, 0])
-        self.steps += 1
-        features = self.model.features(self.state)
-        goes_on = float(self.model.continuation(features)[0])
-        observation, info = self._look()
-        ended, cut = goes_on < self.ends_below, self.steps >= self.max_steps
-        return observation, float(self.model.reward(features)[0]), ended, cut, {**info, "continuation": goes_on}
+        self.dream.over[:] = False  # whoever plays one game says when another begins
+        observation, reward, ended, cut, info = self.dream.step([action])
+        told = {**_only(info), "continuation": float(info["continuation"][0])}
+        return _only(observation), float(reward[0]), bool(ended[0]), bool(cut[0]), told
+
+
+def _only(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: column[0] for name, column in columns.items()}
