@@ -121,7 +121,7 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
         if kernel := record.get("kernel"):
             fine += [type(kernel["pid"]) is int and kernel["pid"] > 0, isinstance(kernel["began"], int | float)]
         if error := record.get("error"):
-            fine += [isinstance(error["cell"], int), *(isinstance(error[key], str) for key in ("kind", "name", "message"))]
+            fine += [isinstance(error["cell"], int), isinstance(error["name"], str), isinstance(error["message"], str)]
     if not all(fine):
         raise ValueError("a manifest of another shape")
 
