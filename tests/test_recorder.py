@@ -803,6 +803,7 @@ def test_a_game_that_does_not_return_is_left_by_asking_twice(tmp_path: Path, whe
         until = time.monotonic() + 60
         while where != "processes" and len(Store.open(tmp_path / "s")) < 100 and time.monotonic() < until:
             time.sleep(0.05)
+    time.sleep(2)  # two that wait side by side would be one
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     store = Store.open(tmp_path / "s")
