@@ -44,7 +44,7 @@ class Schema(Config):
     sample_rate: int = 0  # sound samples a second
     clock_rate: float = 0.0  # machine ticks a second
     vector: int = 0  # numbers observed beside picture and sound; float32
-    actions: ActionSpec = ActionSpec()  # what can be done
+    actions: ActionSpec = ActionSpec(categorical=(1,))  # what can be done; if not given, the one thing that always can: nothing
     action_dtype: str = ""  # NumPy's name of the action's type; that of `actions.space()` if not given
     action_shape: tuple[int, ...] = (-1,)  # `actions.shape` if not given; some old recordings have another
     action_names: tuple[str, ...] = ()  # what they are called
