@@ -62,8 +62,19 @@ def chunks_of(
         left.set()
 
 # %% ../../nbs/record/27_fleet.ipynb #27-fleet-007
-def _ray() -> Any:
-    "The library, or a word on how to get it"
+_environment = {  # of a Ray of our own: it tells nobody that it is used, and waits longer for its parts on a busy computer
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_agent_register_timeout_ms": "120000",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # one computer: everything listens at 127.0.0.1, on Linux, too
+}
+
+
+def _ray(address: str | None) -> Any:
+    "The library, or a word on how to get it; an address is that of a cluster that runs already"
+    if not address:
+        for name, value in _environment.items():  # read when Ray is imported
+            os.environ.setdefault(name, value)
     try:
         import ray
     except ImportError:
@@ -74,24 +85,13 @@ def _ray() -> Any:
     return ray
 
 
-_environment = {  # of a Ray of our own: it tells nobody that it is used, and waits longer for its parts on a busy computer
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_agent_register_timeout_ms": "120000",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # one computer: everything listens at 127.0.0.1, on Linux, too
-}
-
-
 @contextlib.contextmanager
 def cluster(
     workers: int,  # how many players there will be
     address: str | None = None,  # of a running cluster; `None` starts one on this computer
 ) -> Iterator[Any]:  # the library, connected
     "Ray, for as long as the block lasts; a cluster that was there already is left running"
-    if not address:
-        for name, value in _environment.items():  # read when Ray is imported
-            os.environ.setdefault(name, value)
-    ray = _ray()
+    ray = _ray(address)
     if ray.is_initialized():
         yield ray
         return
@@ -134,7 +134,7 @@ def record_fleet(
     if not wanted or min([*wanted, workers]) < 1:
         given = f"steps={steps}, episodes={episodes}, workers={workers}"
         raise UsageError(f"record needs steps or episodes, and at least one worker, not {given}")
-    _ray()
+    _ray(address)
     settings = dict(settings or {})
     first = make_game(game, **settings)
     try:
