@@ -56,7 +56,7 @@ def test_the_pipeline_of_dreamer_4_from_nothing_to_its_scores(tmp_path, game):
     for part, muon in (("world", 0.02), ("agent", 0.01)):  # by default there is one group of weights, without a momentum
         groups = torch.load(stages / f"dynamics/{part}/checkpoints/last.ckpt")["optimizer_states"][0]["param_groups"]
         assert [(group["lr"], group["momentum"]) for group in groups if "momentum" in group] == [(muon, 0.95)] * code.plain
-    left = torch.load(stages / "imagine/training/checkpoints/last.ckpt")["dreams"]["times"]
+    left = torch.load(stages / "imagine/training/checkpoints/last.ckpt")["futures"]["times"]
     assert left == (2 if game.startswith("gym") else 0), "PPO learns four times from the same dreams"
     coded = np.load(stages / "encode/codes/codes.npy")
     assert 0.5 < coded.std() < 2, "codes are counted in their spread"
