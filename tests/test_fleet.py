@@ -1,8 +1,10 @@
 """Many workers, one store: the same rows as without Ray, and a worker that dies takes only its own chunk with it."""
 
+import contextlib
 import importlib.util
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -109,10 +111,25 @@ def test_nothing_of_ours_listens_beyond_this_computer(ray: Any) -> None:
     assert len(listening) >= 5 and {ip.removeprefix("::ffff:") for ip in listening.values()} <= {"127.0.0.1", "::1"}, listening
 
 
+def test_a_recording_that_is_stopped_keeps_every_workers_rows(tmp_path: Path, ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No chunk was whole by then: what is in the store was in progress."""
+    begun = time.monotonic()
+
+    @contextlib.contextmanager
+    def interrupted() -> Iterator[Any]:
+        yield lambda: time.monotonic() > begun + 12
+
+    monkeypatch.setattr(module, "interruptible", interrupted)
+    summary = record_fleet("minatar:breakout", tmp_path / "s", steps=10**8, workers=2, chunk_steps=10**7)
+    store = Store.open(tmp_path / "s")
+    assert {episode.stream for episode in store.episodes} == {0, 1} and store.verify() == []
+    assert summary.steps == len(store) - len(store.episodes) > 100
+
+
 def test_a_worker_that_dies(tmp_path: Path, ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its finished chunks are in the store, the other's are all there, and the error says so."""
 
-    def deadly(share: Share) -> Iterator[bytes]:
+    def deadly(share: Share, stop: Any) -> Iterator[bytes]:
         import os
         import signal
         import time
@@ -123,7 +140,7 @@ def test_a_worker_that_dies(tmp_path: Path, ray: Any, monkeypatch: pytest.Monkey
                 time.sleep(2)  # what was finished has been sent by then, on a busy computer, too
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(module, "chunks_of", deadly)
+    monkeypatch.setattr(module, "_chunks_until", deadly)
     with pytest.raises(MetaBonkError, match="the worker of stream 0 died"):
         record_fleet("minatar:breakout", tmp_path / "s", steps=400, workers=2, chunk_steps=16)
     store = Store.open(tmp_path / "s")
@@ -135,12 +152,12 @@ def test_a_worker_that_dies(tmp_path: Path, ray: Any, monkeypatch: pytest.Monkey
 def test_a_worker_that_fails(tmp_path: Path, ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its error is named, and everything else is kept."""
 
-    def failing(share: Share) -> Iterator[bytes]:
+    def failing(share: Share, stop: Any) -> Iterator[bytes]:
         yield from chunks_of(share)
         if share.stream == 1:
             raise ValueError("out of luck")
 
-    monkeypatch.setattr(module, "chunks_of", failing)
+    monkeypatch.setattr(module, "_chunks_until", failing)
     with pytest.raises(MetaBonkError, match="ValueError: out of luck"):
         record_fleet("minatar:breakout", tmp_path / "s", steps=100, workers=2)
     assert sum(episode.rows - 1 for episode in Store.open(tmp_path / "s").episodes) == 100

@@ -11,7 +11,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from .store import Store
 # %% ../../nbs/record/27_fleet.ipynb #27-fleet-004
 def chunks_of(
     share: Share,  # what to record
+    asked: Callable[[], bool] = lambda: False,  # whether to stop; then the chunk in progress is the last one
 ) -> Iterator[bytes]:  # finished chunks, in order
     "Play a share in a thread of its own and yield its chunks"
     box: queue.Queue[bytes | BaseException | None] = queue.Queue(2)
@@ -47,7 +48,7 @@ def chunks_of(
 
     def play() -> None:
         try:
-            play_share(share, send, left.is_set)
+            play_share(share, send, lambda: left.is_set() or asked())
             box.put(None)
         except BaseException as error:
             box.put(error)
@@ -157,12 +158,44 @@ def record_fleet(
     return Summary(game, str(recording.store.path), after[0] - before[0], after[1] - before[1], *after, size, took)
 
 
+class _Stop:
+    "Whether to stop, for workers on all computers to ask"
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def ask(self) -> None:
+        self.asked = True
+
+    def get(self) -> bool:
+        return self.asked
+
+
+def _chunks_until(share: Share, stop: Any) -> Iterator[bytes]:
+    "What a worker does: play a share, and look twice a second whether to stop"
+    import ray
+
+    seen = {"when": time.monotonic(), "asked": False}
+
+    def asked() -> bool:
+        if time.monotonic() > seen["when"] + 0.5:
+            seen.update(asked=ray.get(stop.get.remote()), when=time.monotonic())
+        return bool(seen["asked"])
+
+    yield from chunks_of(share, asked)
+
+
 def _collect(ray: Any, shares: list[Share], recording: Recording, asked: Any, told: Any) -> None:
-    "Take chunks from whichever worker has one, until all are done, gone, or asked to stop"
-    player = ray.remote(num_cpus=1, max_retries=0, _generator_backpressure_num_objects=4)(chunks_of)
-    waiting = {player.remote(share): share for share in shares}  # generators of references to chunks
+    "Take chunks from whichever worker has one, until all are done, gone, or were asked to stop and had ten seconds for it"
+    stop = ray.remote(num_cpus=0)(_Stop).remote()
+    player = ray.remote(num_cpus=1, max_retries=0, _generator_backpressure_num_objects=4)(_chunks_until)
+    waiting = {player.remote(share, stop): share for share in shares}  # generators of references to chunks
     errors: list[MetaBonkError] = []
-    while waiting and not asked():
+    until = float("inf")
+    while waiting and time.monotonic() < until:
+        if asked() and until == float("inf"):
+            until = time.monotonic() + 10
+            stop.ask.remote()
         ready, _ = ray.wait(list(waiting), num_returns=1, timeout=0.5, fetch_local=False)
         for generator in ready:
             try:
