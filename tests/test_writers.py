@@ -85,7 +85,7 @@ WRITERS: dict[str, tuple[Callable[[SimpleNamespace, Path], Any], str]] = {
     "causal tokenizer": (lambda made, folder: tokenizer().save(folder), "tokenizer.json"),
     "shortcut model": (lambda made, folder: ShortcutModel.save(None, folder), "model.safetensors"),  # type: ignore[arg-type]
     "token model": (lambda made, folder: TokenModel.save(None, folder), "model.json"),  # type: ignore[arg-type]
-    "agent": (lambda made, folder: Agent.save(None, folder), "agent.json"),  # type: ignore[arg-type]
+    "agent": (lambda made, folder: Agent.save(SimpleNamespace(model=eyes()), folder), "agent.json"),  # type: ignore[arg-type]
     "fine-tuning": (_finetune, "finetune.json"),
     "training logs": (_training, "logs/log.csv"),
     "checkpoints": (_training, "checkpoints/last.pt"),
