@@ -913,7 +913,7 @@ class Writer:
                 with replacing(path) as part:
                     part.write_bytes(content)
             self.files[chunk.file] = chunk.sha256
-            if 256 * len(self.files) >= 257 * self._carded:  # so that a long recording does not write it too often
+            if 8 * len(self.files) >= 9 * self._carded:  # seldom: it costs as much as several chunks
                 self._renew_card()
             self._append(_entry(chunk))
             self.rows += chunk.rows
