@@ -1,6 +1,7 @@
 """Recording: one queue that drops nothing, whatever the disk, the game or the operating system does."""
 
 import asyncio
+import functools
 import hashlib
 import itertools
 import os
@@ -716,7 +717,10 @@ def test_the_command_stops_and_goes_on(tmp_path: Path, number: signal.Signals) -
     """A real signal: no row is lost, the exit status says which it was, and --resume adds what is missing."""
     command = [sys.executable, "-m", "metabonk.cli", "record", "minatar:breakout", str(tmp_path / "s"), "--games", "2"]
     command += ["--policy", "random", "--set", "max_steps=50"]
-    process = subprocess.Popen([*command, "--steps", "40000"], stderr=subprocess.PIPE, text=True)
+    answered = functools.partial(signal.signal, number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    process = subprocess.Popen(  # under nohup, a signal may be ignored
+        [*command, "--steps", "40000"], stderr=subprocess.PIPE, text=True, preexec_fn=answered
+    )
     until = time.monotonic() + 60
     while not list((tmp_path / "s/data").glob("*.arrow")) and time.monotonic() < until:
         time.sleep(0.01)
@@ -787,6 +791,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("where", "lock"), [("alone", "free"), ("alone", "held"), ("threads", "free"), ("processes", "free")])
 def test_a_game_that_does_not_return_is_left_by_asking_twice(tmp_path: Path, where: str, lock: str) -> None:
     """And what it had recorded is kept: all of it where the lock is free, where it is held the chunks that were on the disk."""
