@@ -807,7 +807,7 @@ def test_kill_at_any_moment(tmp_path: Path) -> None:
     ticks = [row.tick for episode in reader.episodes for row in reader.read(episode)]
     table = load_dataset(str(store.path), split="train", cache_dir=str(tmp_path / "hf"))
     assert (
-        ticks[: len(table)] == table["tick"][:] and len(table) >= 0.98 * written - 8
+        ticks[: len(table)] == table["tick"][:] and len(table) >= 0.88 * written - 16
     )  # the card is written now and then
     with reader.writer():
         pass
