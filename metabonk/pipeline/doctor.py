@@ -24,6 +24,8 @@ _extras = {
     "minatar": "games minatar:GAME",
     "retro": "games retro:GAME",
     "fleet": "recording on many computers",
+    "autoencoder": "image latents by a user's own Stable Diffusion autoencoder",
+    "perceptual": "distances of pictures in the features of EfficientNet-Lite0",
     "judge": "some benchmarks, which compare with it",
 }  # what each extra of settings.ini is for; dev has these and the tools of developers
 
