@@ -116,10 +116,10 @@ def make_task(
     "Latents of a batch as tokens: a batch of one sense has a context of this sense alone"
     senses = {sense_of(name) for name in parts}
     pictures, sounds = (
-        (batch.pictures, batch.target_pictures) if "vision" in senses else (None, None),
-        (batch.sounds, batch.target_sounds) if "audio" in senses else (None, None),
+        (batch.image, batch.goal_image) if "vision" in senses else (None, None),
+        (batch.audio, batch.goal_audio) if "audio" in senses else (None, None),
     )
-    reward = batch.reward if "reward" in parts else None
+    reward = batch.reward / config.reward_scale if "reward" in parts else None
     context = to_parts(config, pictures[0], sounds[0])
     clean = to_parts(config, pictures[1], sounds[1], reward)
     return Task(context, clean, batch.motion.float(), batch.offset.float())
@@ -246,7 +246,7 @@ class AVLearner(AveragedLearner):
         task = make_task(self.model.config, batch, STAGES[stage].parts)
         step = self.diffusion.draw_steps(tuple(task.offset.shape))
         losses = task_losses(self.model, self.diffusion, task, step)
-        if self.ending is not None and "ending" in STAGES[stage].learns and batch.terminated is not None:
+        if self.ending is not None and "ending" in STAGES[stage].learns:
             losses["ending"] = self.ending.loss(batch)
         return losses
 

@@ -39,6 +39,7 @@ class AVCDiTConfig(Config):
     experts: bool = True  # a feed-forward network for each sense; otherwise one for both
     motion: tuple[float, ...] = (1 / 0.15, 1 / 0.15, 18 / math.pi)  # factors that make steps of a motion's numbers
     reach: int = 64  # frames that can be skipped, forth and back
+    reward_scale: float = 1.0  # that rewards are divided by
     learned_range: bool = False  # whether heads say two numbers for each (`Diffusion.learned_range`)
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
