@@ -123,6 +123,7 @@ KNOWN = {
     "core.training._load torch.load": "with weights_only",
     "dream.codes.CodeCache.__init__ np.load": "without allow_pickle",
     "measure.evaluation._together pickle.dumps": "written, not read",
+    "measure.perceptual.read_weights torch.load": "with weights_only",
     "pipeline.authoring._git subprocess.run": "a list of words",
     "pipeline.authoring.run_nbdev subprocess.run": "a list of words, in the checkout",
     "pipeline.doctor._programs subprocess.run": "a list of words",
