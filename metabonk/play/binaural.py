@@ -70,7 +70,8 @@ class Room(Config):
         z: float,  # m
     ) -> None:
         "`UsageError` if a point is outside of the room (its walls belong to it)"
-        inside = self.x0 <= x <= self.x1 and self.y0 <= y <= self.y1 and 0 <= z <= self.height
+        low, high = (self.x0, self.y0, 0.0), (self.x1, self.y1, self.height)
+        inside = all(a - 1e-6 <= at <= b + 1e-6 for a, at, b in zip(low, (x, y, z), high, strict=True))
         if not inside:  # also where a coordinate is not a number
             raise UsageError(
                 f"the {what} at ({x:.2f}, {y:.2f}, {z:.2f}) is outside of the room: x {self.x0:.2f} to {self.x1:.2f}, "
@@ -157,12 +158,13 @@ def _ear_alpha(cosine):
 
 @numba.njit(cache=True)
 @no_type_check
-def _shadow(plain, high):
-    "The shadow filter: `plain` passes its pole and zero, `high` is the same weighted by alpha; in place into `plain`"
-    corner, k = 2 * SPEED_OF_SOUND / HEAD_RADIUS, 2.0 * RATE
+def _shadow(plain, high, end):
+    "The shadow filter over the samples before `end`, in place: `high` is `plain` with each image weighted by its alpha"
+    corner, k = 2 * SPEED_OF_SOUND / HEAD_RADIUS, 2.0 * RATE  # 2 w0, and s = k (1 - 1/z) / (1 + 1/z)
+    a, b, pole = corner / (corner + k), k / (corner + k), (k - corner) / (k + corner)
     y = old_plain = old_high = 0.0
-    for n in range(len(plain)):
-        y = (corner * (plain[n] + old_plain) + k * (high[n] - old_high) - (corner - k) * y) / (corner + k)
+    for n in range(end):
+        y = a * (plain[n] + old_plain) + b * (high[n] - old_high) + pole * y
         old_plain, old_high = plain[n], high[n]
         plain[n] = y
 
@@ -171,7 +173,7 @@ def _shadow(plain, high):
 @no_type_check
 def _early(positions, gains, head, heading, path, loss, nearest, taps, table):
     "Impulse responses (2, taps) of both ears to all images"
-    plain, high = np.zeros((2, taps)), np.zeros((2, taps))
+    plain, high, end = np.zeros((2, taps)), np.zeros((2, taps)), 0
     left_x, left_y = -math.sin(heading), math.cos(heading)
     for i in range(len(gains)):
         x, y, z = positions[i, 0] - head[0], positions[i, 1] - head[1], positions[i, 2] - head[2]
@@ -183,18 +185,17 @@ def _early(positions, gains, head, heading, path, loss, nearest, taps, table):
             cosine = sideways if ear == 0 else -sideways
             alpha = _ear_alpha(cosine)
             delay = RATE * ((path + distance) / SPEED_OF_SOUND + _ear_delay(cosine))
-            whole = int(delay)
-            place = (delay - whole) * FRACTIONS
+            first = int(delay) - (WIDTH // 2 - 1)
+            place = (delay - int(delay)) * FRACTIONS
             row = int(place)
             u = place - row
-            for k in range(WIDTH):
-                n = whole - (WIDTH // 2 - 1) + k
-                if 0 <= n < taps:
-                    value = gain * ((1 - u) * table[row, k] + u * table[row + 1, k])
-                    plain[ear, n] += value
-                    high[ear, n] += alpha * value
+            for k in range(max(0, -first), min(WIDTH, taps - first)):
+                value = gain * ((1 - u) * table[row, k] + u * table[row + 1, k])
+                plain[ear, first + k] += value
+                high[ear, first + k] += alpha * value
+            end = max(end, first + WIDTH)
     for ear in range(2):
-        _shadow(plain[ear], high[ear])
+        _shadow(plain[ear], high[ear], min(end + 64, taps))  # 64 samples after the last image: below 1e-13
     return plain
 
 # %% ../../nbs/play/13_binaural.ipynb #13-binaural-011
@@ -216,7 +217,7 @@ class AcousticsConfig(Config):
     "How exactly a room is computed"
 
     order: int = 3  # reflections of an image source, at most
-    taps: int = 8_000  # samples of a response: 0.5 s
+    taps: int = 6_400  # samples of a response: 0.4 s
     tail: bool = True  # late reverberation after the images
     ear_height: float = 1.5  # m above the floor
     nearest: float = 0.3  # m: a source that is nearer sounds from here
@@ -265,7 +266,7 @@ def late_tail(
     alphas = 1.05 + 0.95 * np.cos(angles * 180 / 150)
     high = plain * math.sqrt((alphas**2 * np.sin(angles)).sum() / np.sin(angles).sum())  # mean over the sphere
     for ear in range(2):
-        _shadow(plain[ear], high[ear])
+        _shadow(plain[ear], high[ear], config.taps)
     return plain
 
 
@@ -274,11 +275,11 @@ def late_tail(
 def _add_tail(response, tail, path, loss):
     "Add the room's tail, as late as the path makes it and as much weaker"
     late = int(round(path / SPEED_OF_SOUND * RATE))
-    for ear in range(2):
-        for n in range(response.shape[1] - late):
-            inside = n * SPEED_OF_SOUND / RATE  # m travelled in this room
-            weaker = inside / (inside + path) if path > 0 else 1.0
-            response[ear, n + late] += loss * weaker * tail[ear, n]
+    metres = SPEED_OF_SOUND / RATE  # that sound travels in a sample
+    for n in range(response.shape[1] - late):
+        weaker = loss if path == 0 else loss * n * metres / (n * metres + path)  # as the images are
+        for ear in range(2):
+            response[ear, n + late] += weaker * tail[ear, n]
 
 
 class Acoustics:
@@ -321,8 +322,8 @@ def telephone_ring(
     for strike in range(int(seconds * 2 / 3 * 20)):
         start = round(strike / 20 * RATE)
         base = (1_050.0, 1_320.0)[strike % 2]
-        for partial, level in ((1.0, 1.0), (2.01, 0.5), (2.98, 0.35), (4.17, 0.2)):
-            decay = np.exp(-time * (14 + 6 * partial))
+        for partial, level in ((1.0, 1.0), (2.01, 0.8), (2.98, 0.6), (4.17, 0.5), (5.43, 0.4)):
+            decay = np.exp(-time * (8 + 4 * partial))
             sound += np.roll(level * decay * np.sin(2 * math.pi * base * partial * time), start)  # its end into the next turn
     return np.round(sound / np.abs(sound).max() * peak).astype(np.int16)
 
