@@ -445,6 +445,11 @@ class Game(gym.Env[dict[str, np.ndarray], Any]):
         "The picture in the machine's own size"
         return Shrink(self.machine.image_shape, None)(self.machine.picture())
 
+    @property
+    def over(self) -> bool:  # then only `reset` and `restore` go on
+        "Whether no step can be made: the episode has ended, or none has begun"
+        return self._over is not None
+
     def snapshot(self) -> Snapshot:  # for `restore`
         "This moment of the episode; `UsageError` on machines that can't give it exactly"
         state = {name: getattr(self, name) for name in self._episode}
