@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-import metabonk.sense.tokens as tokens_module
+import metabonk.record.encoded as encoded_module
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import StoreError, UsageError
 from metabonk.core.training import TrainConfig, read_log
@@ -203,7 +203,7 @@ def test_only_new_rows_are_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_an_interrupted_build_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens_module, "_commit_rows", 10)
+    monkeypatch.setattr(encoded_module, "_commit_rows", 10)
     tokenizers, store = tokenizers_of(), store_of(tmp_path / "store", play([50]))
     see, calls = Tokenizers.see, []
 

@@ -20,7 +20,7 @@ from ..core.progress import progress
 from ..core.text import parse_json
 from .causal_tokenizer import CausalTokenizer, Clip, ClipCache
 from ..record.cache import Cache
-from ..record.sampling import ExperienceData, RowSource, SequenceConfig, Sequences, draw
+from ..record.sampling import BatchSource, ExperienceData, RowSource, SequenceConfig, Sequences, draw
 from ..record.tasks import TaskSet, in_time, relevant_rows
 from ..sense.logmel import LogMelConfig
 from ..sense.tokens import weights_fingerprint
@@ -177,7 +177,7 @@ class CodeData(ExperienceData):
         self,
         cache: Any,  # a `CodeCache`
         keep: np.ndarray,  # bool for each of its pieces: those to choose from
-    ) -> Sequences:  # with tasks, if there are any
+    ) -> BatchSource:  # with tasks, if there are any
         "What batches are drawn from"
         if self.tasks is None:
             return super().sequences(cache, keep)

@@ -9,8 +9,7 @@ __all__ = ['weights_fingerprint', 'Tokenizers', 'has_sound', 'hear_each', 'Heari
 # %% ../../nbs/sense/34_tokens.ipynb #34-tokens-002
 import hashlib
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -21,13 +20,13 @@ import torch
 from jaxtyping import Float, Int, Int16, UInt8
 from torch import Tensor, nn
 
-from ..core.errors import StoreError, UsageError, unknown
-from ..core.files import claim_folder, disk_errors, folder_lock, write_atomic
-from ..core.progress import progress
+from ..core.errors import UsageError, unknown
+from ..core.files import claim_folder, disk_errors, write_atomic
 from ..core.seed import seed_everything, spawn_seeds
 from ..core.text import loads, parse_json
 from ..core.training import Learner, TrainConfig, fit
 from ..record.cache import Cache
+from ..record.encoded import EncodedRows, Sounds
 from ..record.experience import Columns, Schema
 from ..record.sampling import ExperienceData, SequenceConfig
 from ..record.store import Store
@@ -226,7 +225,7 @@ def hear_each(
     return flat.unflatten(1, (-1, K)).transpose(0, 1)  # (time, channels, frames, bands)
 
 
-class Hearing:
+class Hearing(Sounds):
     "Log-mel frames of any rows of a training cache, as one hears them who has heard the episode from its start"
 
     def __init__(
@@ -234,58 +233,15 @@ class Hearing:
         cache: Cache,  # with sound
         ears: LogMel,  # the transform
     ) -> None:
-        self.cache, self.ears = cache, ears
-        self._places = cache.pieces[:, 6]
-        self._ends = {(int(p[1]), int(p[2] + p[3]), int(p[4])): i for i, p in enumerate(cache.pieces)}
+        super().__init__(cache)
+        self.ears = ears
 
     def past(
         self,
         row: int,  # number of a row in the cache
     ) -> Int16[np.ndarray, "channels n_fft"]:  # silence before the episode's start
         "The last `n_fft` samples before a row"
-        wanted = self.ears.config.n_fft
-        past = np.zeros((self.cache.schema.channels, wanted), np.int16)
-        piece = int(np.searchsorted(self._places, row, side="right")) - 1
-        while wanted:
-            begin = int(self.cache.table["sound"][self._places[piece]])
-            end = self._end(row)
-            size = min(end - begin, wanted)
-            for channel, sound in enumerate(self.cache.sound):
-                past[channel, wanted - size : wanted] = sound[end - size : end]
-            wanted -= size
-            _, stream, start, _, episode, _, _ = self.cache.pieces[piece].tolist()
-            before = self._ends.get((stream, start, episode))
-            if before is None:
-                break
-            piece, row = before, int(self._places[before] + self.cache.pieces[before, 3])
-        return past
-
-    def _end(self, row: int) -> int:
-        "Where the sound before a row, in the same piece, ends"
-        if row == 0:
-            return 0
-        last = self.cache.table[row - 1]
-        return int(last["sound"] + last["audio_length"])
-
-    def sound(
-        self,
-        begin: int,  # first row
-        end: int,  # first row not wanted; of the same episode, and with no gap in the cache
-    ) -> tuple[Int16[np.ndarray, "channels samples"], Int[np.ndarray, " time"]]:  # and the samples of each row
-        "What rows that follow one another sound like"
-        first, last = int(self.cache.table["sound"][begin]), self._end(end)
-        lengths = np.array(self.cache.table["audio_length"][begin:end])
-        return np.stack([sound[first:last] for sound in self.cache.sound]), lengths
-
-    def episodes(
-        self,
-        begin: int,  # first row
-        end: int,  # first row not wanted
-    ) -> list[tuple[int, int]]:  # the same rows, an episode at a time: begin, end
-        "Cut rows where an episode begins: it is heard from silence"
-        episode = self.cache.table["episode"][begin:end]
-        cuts = (np.flatnonzero(np.diff(episode)) + 1 + begin).tolist()
-        return list(zip([begin, *cuts], [*cuts, end], strict=True))
+        return self.before(row, self.ears.config.n_fft)
 
     def stretch(
         self,
@@ -356,52 +312,27 @@ def token_type(
     return np.dtype(fields, align=True)
 
 
-_version = 1
-_commit_rows = 8192  # an interrupted build loses no more than these
-
-
-class TokenCache:
+class TokenCache(EncodedRows):
     "Rows of a store as tokens, mapped into memory, numbered as in the training cache"
 
-    def __init__(
-        self,
-        path: str | Path,  # a folder that `TokenCache.build` made
-    ) -> None:
-        self.path = Path(path)
-        about = _read_about(self.path)
-        if about is None:
-            raise StoreError(f"{self.path} is not a token cache: make one with `TokenCache.build(store, tokenizers)`")
-        self.schema = Schema.from_dict(about["schema"])
-        self.sizes = {name: (int(tokens), int(codes)) for name, (tokens, codes) in about["sizes"].items()}
-        self.fingerprint: str = about["fingerprint"]  # of the tokenizers
-        self.chunks: dict[str, str] = about["chunks"]  # files of the store and their SHA-256 when it was made
-        self.rows, self.generation, self._pieces = int(about["rows"]), int(about["generation"]), int(about["pieces"])
-        self._map()
+    kind, name, encoders, recipe = "token cache", "tokens", "tokenizers", "TokenCache.build(store, tokenizers)"
+    row_type = staticmethod(token_type)
 
-    def _map(self) -> None:
-        self.dtype = token_type(self.schema, self.sizes)
-        try:
-            self._raw = np.memmap(_rows_file(self.path, self.generation), np.uint8, "r", shape=(self.rows, self.dtype.itemsize))
-            pieces = np.fromfile(_pieces_file(self.path, self.generation), np.int64, self._pieces * 7)
-            self.pieces = pieces.reshape(self._pieces, 7)  # as those of the training cache
-        except (OSError, ValueError) as error:
-            raise StoreError(f"token cache {self.path} is damaged ({error}): delete it, it is made anew") from None
-        self.table = self._raw.view(self.dtype)[:, 0]  # (rows,)
+    @staticmethod
+    def encoding(
+        source: Cache,  # the rows
+        encoder: Tokenizers,  # on any device
+    ) -> Callable[[np.ndarray, int, int], None]:  # takes records, and begin and end of the rows that they are of
+        "What fills in the tokens"
+        hearing = Hearing(source, encoder.ears) if encoder.ears is not None else None
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_raw", "table", "pieces")}
+        def fill(records: np.ndarray, a: int, b: int) -> None:
+            if encoder.picture is not None:
+                records["image"] = encoder.see(np.array(source.image[a:b])).cpu().numpy()
+            if hearing is not None:
+                records["audio"] = encoder.hear(hearing.stretch(a, b)).cpu().numpy()
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._map()
-
-    def __len__(self) -> int:
-        return self.rows
-
-    @property
-    def nbytes(self) -> int:  # on disk
-        "How large the cache is"
-        return sum(file.stat().st_size for file in self.path.iterdir())
+        return fill
 
     @classmethod
     def build(
@@ -413,34 +344,14 @@ class TokenCache:
         block: int = 256,  # rows encoded together
     ) -> Self:  # the cache, with all that the store holds
         "Encode what is not encoded yet; what other tokenizers encoded is made anew"
-        store = store if isinstance(store, Store) else Store.open(store)
-        path = store.path.with_name(store.path.name + ".tokens") if path is None else Path(path)
-        source = Cache.build(store, cache)
-        tokenizers.check(source.schema)
-        about = {
-            "format": "metabonk tokens", "version": _version, "fingerprint": tokenizers.fingerprint(),
-            "sizes": tokenizers.sizes, "schema": source.schema.to_dict(), "chunks": source.chunks,
-        }  # fmt: skip
-        with folder_lock(claim_folder(path, "token cache", ("tokens.json",)), "token cache"), disk_errors(path):
-            rows, done, generation = _goes_on(path, about, source)
-            if not (path / "tokens.json").exists():  # the folder is ours from now on
-                write_atomic(path / "tokens.json", json.dumps(about | {"rows": 0, "pieces": 0, "generation": 0}))
-            kept = {place(path, number) for place in (_rows_file, _pieces_file) for number in (generation, generation - 1)}
-            for file in {*path.glob("rows-*.bin"), *path.glob("pieces-*.bin")} - kept:
-                file.unlink()  # nothing speaks of them any more
-            if done < len(source.pieces) or not rows:
-                _encode(path, about, source, tokenizers, rows, done, generation, block)
-            for place in (_rows_file, _pieces_file):
-                place(path, generation - 1).unlink(missing_ok=True)
-        return cls(path)
+        return cls.make(store, tokenizers, path, cache, block)
 
     def check(
         self,
         tokenizers: Tokenizers,  # with which the rows should have been encoded
     ) -> Self:  # this cache
         "`StoreError` if other tokenizers made these tokens"
-        if tokenizers.fingerprint() != self.fingerprint:
-            raise StoreError(f"token cache {self.path} was made by other tokenizers: `TokenCache.build` makes it anew")
+        self._check(tokenizers.fingerprint())
         return self
 
     def gather(
@@ -460,87 +371,6 @@ class TokenCache:
         names = ["action", "reward", "terminated", "truncated", "first", "episode", "step"]
         names += ["vector"] if self.schema.vector else []
         return TokenBatch(**tokens, **{name: np.ascontiguousarray(rows[name]) for name in names})
-
-
-def _rows_file(path: Path, generation: int) -> Path:
-    return path / f"rows-{generation}.bin"
-
-
-def _pieces_file(path: Path, generation: int) -> Path:
-    return path / f"pieces-{generation}.bin"
-
-
-def _read_about(path: Path) -> dict[str, Any] | None:
-    try:
-        about = parse_json((path / "tokens.json").read_text())
-        return about if about["version"] == _version else None
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def _goes_on(path: Path, about: dict[str, Any], source: Cache) -> tuple[int, int, int]:
-    "Rows and pieces that can stay, and the number that the files bear"
-    old = _read_about(path)
-    if old is None:
-        return 0, 0, 0
-    if any(source.chunks.get(file, digest) != digest for file, digest in old["chunks"].items()):
-        raise StoreError(f"token cache {path} was made from another store than {source.path}: delete it, it is made anew")
-    rows, done, generation = int(old["rows"]), int(old["pieces"]), int(old["generation"])
-    anew = 0, 0, generation + 1
-    if any(old[name] != json.loads(json.dumps(about[name])) for name in ("fingerprint", "sizes", "schema")):
-        return anew
-    try:
-        pieces = TokenCache(path).pieces
-    except StoreError:
-        return anew
-    now = source.pieces
-    if len(now) < done or not np.array_equal(pieces, now[:done]):
-        return anew  # the training cache was made anew, its rows lie in another order
-    before = {(stream, row, episode) for stream, row, episode in now[:done, [1, 2, 4]].tolist()}
-    if any((stream, row + count, episode) in before for _, stream, row, count, episode, _, _ in now[done:].tolist()):
-        return anew  # a chunk that was lost is back: rows that follow it were encoded as if silence were before them
-    return rows, done, generation
-
-
-def _encode(
-    path: Path, about: dict[str, Any], source: Cache, tokenizers: Tokenizers, rows: int, done: int, generation: int, block: int
-) -> None:
-    "Append the tokens of the pieces behind `done`"
-    kind = token_type(source.schema, tokenizers.sizes)
-    hearing = Hearing(source, tokenizers.ears) if tokenizers.ears is not None else None
-    fresh = source.pieces[done:]
-    with (
-        open(_rows_file(path, generation), "ab") as tokens,
-        open(_pieces_file(path, generation), "ab") as pieces,
-        progress(range(int(fresh[:, 3].sum())), description="tokenising", unit="row") as bar,
-    ):
-        for file, size in ((tokens, rows * kind.itemsize), (pieces, done * 7 * 8)):
-            file.truncate(size)
-            file.seek(size)
-        saved = rows
-        for number, piece in enumerate(fresh, 1):
-            begin, end = int(piece[6]), int(piece[6] + piece[3])
-            for a in range(begin, end, block):
-                b = min(a + block, end)
-                records = np.zeros(b - a, kind)
-                for name in kind.names or ():
-                    if name not in tokenizers.sizes:
-                        records[name] = source.table[name][a:b]
-                if tokenizers.picture is not None:
-                    records["image"] = tokenizers.see(np.array(source.image[a:b])).cpu().numpy()
-                if hearing is not None:
-                    records["audio"] = tokenizers.hear(hearing.stretch(a, b)).cpu().numpy()
-                tokens.write(records.tobytes())
-                bar.update(b - a)
-            pieces.write(piece.tobytes())
-            rows, done = end, done + 1
-            if rows - saved >= _commit_rows or number == len(fresh):
-                for file in (tokens, pieces):
-                    file.flush()
-                    os.fsync(file.fileno())
-                counts = {"rows": rows, "pieces": done, "generation": generation}
-                write_atomic(path / "tokens.json", json.dumps(about | counts))
-                saved = rows
 
 # %% ../../nbs/sense/34_tokens.ipynb #34-tokens-030
 class TokenData(ExperienceData):
