@@ -255,9 +255,10 @@ def network_scores(
     "Every measure that stands on a trained network"
     found: dict[str, float] = {}
     pictures, sounds = (
-        [x.get(name) for x in (predicted, real)] if all(x.get(name) is not None for x in (predicted, real)) else []
+        [x[name] for x in (predicted, real) if x.get(name) is not None]
         for name in ("image", "audio")
     )
+    pictures, sounds = (x if len(x) == 2 else [] for x in (pictures, sounds))
     if pictures and lite is not None:
         parts = [[lite(x[i : i + batch]) for i in range(0, len(x), batch)] for x in pictures]
         apart = [feature_distance(a[0], b[0]) for a, b in zip(*parts, strict=True)]
