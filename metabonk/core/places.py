@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import os
 import stat
+import sys
 import tempfile
 from pathlib import Path
 
@@ -51,15 +52,20 @@ def private_folder() -> Path:  # in the temporary folder, one a user
 
 def usable_cache() -> Path | None:  # None if there is none
     "The folder in which numba can keep compiled functions"
-    spec = importlib.util.find_spec("librosa")
-    beside = Path(spec.origin).parent / "core" / "__pycache__" if spec and spec.origin else None
+    specs = [(importlib.util.find_spec(name), folder) for name, folder in (("librosa", "core"), ("metabonk", "play"))]
+    beside = [Path(spec.origin).parent / folder / "__pycache__" for spec, folder in specs if spec and spec.origin]
     users = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "numba")
     chosen = os.environ.get("NUMBA_CACHE_DIR")
-    places = [Path(chosen) if chosen else None, beside, users]
-    return next((place for place in places if place and writable(place)), None)
+    if chosen and writable(Path(chosen)):
+        return Path(chosen)
+    if beside and all(writable(place) for place in beside):
+        return beside[0]
+    return users if writable(users) else None
 
 
 def compiled_cache() -> None:
-    "Make sure that numba can keep compiled functions; to be called before librosa is used"
+    "Make sure that numba can keep compiled functions; to be called before librosa is used, or numba's `cache=True`"
     if usable_cache() is None:
         os.environ["NUMBA_CACHE_DIR"] = str(private_folder())
+        if "numba" in sys.modules:  # it has read the variable already
+            sys.modules["numba"].config.reload_config()

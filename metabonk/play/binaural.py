@@ -19,6 +19,9 @@ from jaxtyping import Float64, Int16
 
 from ..core.config import Config
 from ..core.errors import UsageError
+from ..core.places import compiled_cache
+
+compiled_cache()
 
 # %% ../../nbs/play/13_binaural.ipynb #13-binaural-005
 RATE = 16_000  # samples a second

@@ -568,6 +568,9 @@ machines: dict[str, Entry] = {
         "metabonk.play.doom", "Doom", "vizdoom", "pip install metabonk[doom]", "doom:defend_the_center",
         "first person, stereo", "SCENARIO"
     ),
+    "rooms": Entry(
+        "metabonk.play.rooms", "Rooms", "numba", "pip install numba", "rooms", "generated homes, first person, two ears"
+    ),
     "minatar": Entry(
         "metabonk.play.anygym", "MinAtar", "minatar", "pip install metabonk[minatar]", "minatar:breakout",
         "tiny Atari games, silent", "GAME"
@@ -601,7 +604,7 @@ def _machine_class(kind: str) -> type[Machine]:
 
 
 def make_game(
-    name: str,  # "bonk", "bonk:dark", "gameboy:PATH.gb", "atari:ms_pacman", "doom:deathmatch", "gym:ENV_ID", "minatar:breakout"
+    name: str,  # "bonk", "bonk:dark", "gameboy:PATH.gb", "atari:ms_pacman", "doom:deathmatch", "rooms", "gym:ENV_ID"
     render_mode: str | None = None,  # None or "rgb_array"
     **config: Any,  # fields of `GameConfig`, and the machine's own settings
 ) -> Game:  # ready for `reset`

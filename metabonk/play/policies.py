@@ -179,6 +179,7 @@ POLICIES: dict[str, str] = {
     "random": "every action equally likely in every step",
     "sticky_random": "a random action, held for 8 steps on average",
     "noop": "the game's first action, always; where there are keys and controls, none is moved",
+    "walks": "in rooms: the shortest path of the episode's pattern, with some noise, and a stop at its end",
     "script:TEXT": 'a script, over and over: "script:right 20, a 2"',
 }
 
@@ -214,6 +215,10 @@ def make_policy(
         policy = StickyRandomPolicy(game.action_space)
     elif name == "noop":
         policy = ConstantPolicy(FlatActions(game.action_space).null)
+    elif name == "walks":
+        from metabonk.play.walks import Walk
+
+        policy = Walk(game)
     elif kind == "script":
         inner = getattr(game, "unwrapped", game)
         names = list(inner.action_names)

@@ -310,7 +310,8 @@ class GameVector(VectorEnv[Any, Any, Any]):
 
 # %% ../../nbs/play/15_vector.ipynb #15-vector-011
 FASTER = {
-    "bonk": "threads", "gameboy": "threads", "atari": "serial", "doom": "threads", "gym": "processes", "minatar": "serial"
+    "bonk": "threads", "gameboy": "threads", "atari": "serial", "doom": "threads", "gym": "processes", "minatar": "serial",
+    "rooms": "processes",
 }  # machine -> the faster way
 
 
