@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['State', 'Policy', 'pick_states', 'repeat_states', 'join_states', 'CapturedAdvance', 'WorldModel', 'TokenPredictor',
-           'LogMelPredictor', 'Saveable', 'Distribution', 'Imagined', 'imagine', 'dream_along', 'DreamVector',
-           'DreamEnv']
+           'LogMelPredictor', 'SkipStepPredictor', 'Saveable', 'Distribution', 'Imagined', 'imagine', 'dream_along',
+           'DreamVector', 'DreamEnv']
 
 # %% ../../nbs/dream/43_interface.ipynb #43-interface-002
 from collections.abc import Callable, Sequence
@@ -186,6 +186,22 @@ class LogMelPredictor(Protocol):
         state: State,  # (B, ...)
     ) -> dict[str, Tensor]:  # "image" (B, height, width, 3) uint8, "audio" (B, channels, frames, bands) log-mel
         "What is seen and heard, before frames become sound"
+
+
+@runtime_checkable
+class SkipStepPredictor(Protocol):
+    "A model that can skip steps: states after many actions, without those between"
+
+    reach: int  # steps that can be skipped at once
+
+    def jump(
+        self,
+        state: State,  # (batch, ...)
+        action: Float[Tensor, "batch time actions"],  # vectors, one after the other
+        after: Sequence[int] | None = None,  # after how many of them; after all if not given
+        generator: Generators = None,  # where chance comes from: as `observe` takes it
+    ) -> State:  # (batch * len(after), ...); its reward is that of the whole way
+        "States that may follow"
 
 
 @runtime_checkable
