@@ -12,16 +12,16 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple, no_type_check
 
-import numba
 import numpy as np
 import scipy.fft
 from jaxtyping import Float64, Int16
+from numba import njit
 
 from ..core.config import Config
 from ..core.errors import UsageError
 from ..core.places import compiled_cache
 
-compiled_cache()
+compiled_cache()  # a folder that numba can write
 
 # %% ../../nbs/play/13_binaural.ipynb #13-binaural-005
 RATE = 16_000  # samples a second
@@ -107,7 +107,7 @@ def _check_inside(room: Room, what: str, x: float, y: float, z: float) -> None:
         )
 
 # %% ../../nbs/play/13_binaural.ipynb #13-binaural-007
-@numba.njit(cache=True)
+@njit(cache=True)
 @no_type_check
 def _axis(axis, source, low, high, absorption, order, opening):
     "Images along one axis: coordinates and amplitudes, both (2 order + 1)"
@@ -127,7 +127,7 @@ def _axis(axis, source, low, high, absorption, order, opening):
     return where, gain
 
 # %% ../../nbs/play/13_binaural.ipynb #13-binaural-007f
-@numba.njit(cache=True)
+@njit(cache=True)
 @no_type_check
 def _image_sources(source, low, high, absorption, order, opening):
     "Positions (n, 3) and amplitudes (n) of all images with up to `order` reflections"
@@ -182,7 +182,7 @@ def _delays() -> Float64[
 _TABLE = _delays()
 
 # %% ../../nbs/play/13_binaural.ipynb #13-binaural-009d
-@numba.njit(cache=True)
+@njit(cache=True)
 @no_type_check
 def _ear_delay(cosine):
     "Seconds by which an ear hears later than the head's middle would (Woodworth)"
@@ -191,14 +191,14 @@ def _ear_delay(cosine):
     return HEAD_RADIUS / SPEED_OF_SOUND * (math.acos(max(cosine, -1.0)) - math.pi / 2)
 
 
-@numba.njit(cache=True)
+@njit(cache=True)
 @no_type_check
 def _ear_alpha(cosine):
     "Gain of an ear at high frequencies, by the cosine of incidence (Brown, Duda)"
     return 1.05 + 0.95 * math.cos(math.acos(min(max(cosine, -1.0), 1.0)) * 180 / 150)
 
 
-@numba.njit(cache=True)
+@njit(cache=True)
 @no_type_check
 def _shadow(plain, high, end):
     "Filter `plain` in place up to `end`; `high` has each image weighted by its alpha"
@@ -214,7 +214,7 @@ def _shadow(plain, high, end):
         plain[n] = y
 
 # %% ../../nbs/play/13_binaural.ipynb #13-binaural-009f
-@numba.njit(cache=True)
+@njit(cache=True)
 @no_type_check
 def _early(positions, gains, head, heading, path, loss, nearest, taps, table):
     "Impulse responses (2, taps) of both ears to all images"
@@ -334,7 +334,7 @@ def late_tail(
     return plain
 
 # %% ../../nbs/play/13_binaural.ipynb #13-binaural-014i
-@numba.njit(cache=True)
+@njit(cache=True)
 @no_type_check
 def _add_tail(response, tail, path, loss):
     "Add the room's tail, as late as the path makes it and as much weaker"
