@@ -5,6 +5,7 @@ import importlib.util
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from metabonk.core.errors import MetaBonkError, MissingLibrary, UsageError
 from metabonk.play.game import make_game
 from metabonk.record import fleet as module
+from metabonk.record import recorder
 from metabonk.record.fleet import chunks_of, cluster, record_fleet
 from metabonk.record.recorder import Share, record, recording_schema
 from metabonk.record.store import Store, describe_chunk
@@ -52,6 +54,34 @@ def test_who_stops_asking_stops_the_player() -> None:
     for thread in players:
         thread.join(30)
     assert players and not any(thread.is_alive() for thread in players)
+
+
+class Waits:
+    """A player whose hundredth step does not return until it may."""
+
+    name, there, may = "waits", threading.Event(), threading.Event()
+
+    def reset(self, seed: int) -> None:
+        self.calls = 0
+
+    def __call__(self, observation: Any, info: Any) -> int:
+        self.calls += 1
+        if self.calls == 100:
+            self.there.set()
+            self.may.wait()
+        return 0
+
+
+def test_a_player_that_does_not_return_gives_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it is asked to stop."""
+    monkeypatch.setattr(recorder, "PATIENCE", 0.1)
+    share = make_share(10**9, game="minatar:freeway", policy=Waits(), chunk_steps=10**7)
+    stream, got = chunks_of(share, Waits.there.is_set), list[bytes]()
+    taking = threading.Thread(target=lambda: got.append(next(stream)), daemon=True)
+    taking.start()
+    taking.join(60)
+    Waits.may.set()
+    assert [describe_chunk(content).rows for content in got] == [100]
 
 
 def test_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +168,36 @@ def test_a_recording_that_is_stopped_keeps_every_workers_rows(tmp_path: Path, ra
     rows = {stream: sum(e.rows for e in store.episodes if e.stream == stream) for stream in (0, 1)}
     assert min(rows.values()) > 100 and store.verify() == []
     assert summary.steps == len(store) - len(store.episodes)
+
+
+def test_a_worker_that_does_not_return(tmp_path: Path, ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it had is kept, and its place is free for others."""
+
+    class Sleeps:
+        """Does not return from its hundredth step."""
+
+        name = "sleeps"
+
+        def reset(self, seed: int) -> None:
+            recorder.PATIENCE, self.calls = 0.5, 0
+
+        def __call__(self, observation: Any, info: Any) -> int:
+            self.calls += 1
+            if self.calls == 100:
+                (tmp_path / f"worker-{os.getpid()}").touch()
+                time.sleep(10**6)
+            return 0
+
+    @contextlib.contextmanager
+    def interrupted() -> Iterator[Any]:
+        yield lambda: len(list(tmp_path.glob("worker-*"))) == 2
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "interruptible", interrupted)
+        patch.setattr(module, "PATIENCE", 2.5)
+        record_fleet("minatar:freeway", tmp_path / "s", Sleeps(), steps=10**8, workers=2, chunk_steps=10**7)
+    assert len(Store.open(tmp_path / "s")) == 200
+    record_fleet("minatar:freeway", tmp_path / "t", steps=100, workers=2)
 
 
 def test_a_worker_that_dies(tmp_path: Path, ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,8 @@
 """Recording: one queue that drops nothing, whatever the disk, the game or the operating system does."""
 
 import asyncio
+import contextlib
 import functools
-import hashlib
 import itertools
 import os
 import signal
@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -755,68 +756,93 @@ def test_signals_that_are_ignored_stay_ignored() -> None:
     assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
 
-class Stuck:
-    """A player that does not return from C code, with or without Python's lock."""
-
-    name = "stuck"
-
-    def __init__(self, lock: str) -> None:
-        self.lock = lock
-
-    def reset(self, seed: int) -> None:
-        self.calls = 0
-
-    def __call__(self, observation: Any, info: Any) -> int:
-        self.calls += 1
-        if self.calls == 100:
-            print("stuck", flush=True)
-            if self.lock == "held":
-                sum(range(10**15))
-            hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
-        return 0
+def test_a_second_signal_is_raised_only_where_a_game_plays() -> None:
+    with pytest.raises(Interrupted, match="SIGTERM"), module.interruptible() as asked:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert asked.wait(len(asked.given))
+        assert asked.twice()
+        with pytest.raises(Interrupted), asked.raising():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
 
 
-STUCK = """
-import sys
-sys.path.insert(0, "tests")
-from test_recorder import Stuck
-from metabonk.record import recorder
+def test_a_second_signal_while_everything_is_saved_loses_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = module.Writer.add_chunk
 
-if __name__ == "__main__":
-    path, where, lock = sys.argv[1:]
-    recorder.PATIENCE = 0.3
-    games = 1 if where == "alone" else 2
-    recorder.record("minatar:freeway", path, Stuck(lock), steps=10**6, games=games, chunk_steps=16,
-                    parallel="processes" if where == "processes" else "threads")
-"""
+    def add_chunk(self: Any, content: bytes) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        time.sleep(0.5)  # a slow disk
+        real(self, content)
+
+    monkeypatch.setattr(module.Writer, "add_chunk", add_chunk)
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        record(Toy(), tmp_path / "s", Turns(), steps=25)
+    assert check_toy(Store.open(tmp_path / "s")) == 28
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("where", "lock"), [("alone", "free"), ("alone", "held"), ("threads", "free"), ("processes", "free")])
-def test_a_game_that_does_not_return_is_left_by_asking_twice(tmp_path: Path, where: str, lock: str) -> None:
-    """And what it had recorded is kept: all of it where the lock is free, where it is held the chunks that were on the disk."""
-    (tmp_path / "stuck.py").write_text(STUCK)
-    command = [sys.executable, str(tmp_path / "stuck.py"), str(tmp_path / "s"), where, lock]
-    environment = {**os.environ, "PYTHONPATH": "tests"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+@contextlib.contextmanager
+def stuck(folder: Path, where: str, lock: str, patience: str = "0.3") -> Iterator["subprocess.Popen[str]"]:
+    """A recording that has got stuck: `stuck.py`, whose signals nobody ignores."""
+
+    def answered() -> None:  # under nohup and in the background of a shell, some are ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    command = [sys.executable, str(Path(__file__).with_name("stuck.py")), str(folder), where, lock, patience]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=answered)
     assert process.stdout is not None
-    for _ in range(1 if where == "alone" else 2):
-        assert process.stdout.readline() == "stuck\n"
-    process.send_signal(signal.SIGTERM)
+    try:
+        for _ in range(1 if where == "alone" else 2):
+            assert process.stdout.readline() == "stuck\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(("where", "lock"), [("alone", "free"), ("alone", "asked"), ("threads", "free"), ("processes", "free")])
+def test_a_game_that_does_not_return_is_left_by_asking_twice(tmp_path: Path, where: str, lock: str) -> None:
+    """Whether or not the main thread had answered the first signal; and every row is kept."""
     recorded = 100 if where == "alone" else 200
-    if lock == "free":  # the rows are saved although nobody returns
+    with stuck(tmp_path / "s", where, lock) as process:
+        if lock == "free":
+            process.send_signal(signal.SIGTERM)
         until = time.monotonic() + 60
-        while len(Store.open(tmp_path / "s")) < recorded and time.monotonic() < until:
+        while len(Store.open(tmp_path / "s")) < recorded and time.monotonic() < until:  # they are saved although nobody returns
             time.sleep(0.05)
-    time.sleep(2)  # two that wait side by side would be one
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=60)
     store = Store.open(tmp_path / "s")
-    assert process.returncode != 0 and store.verify() == []
-    if lock == "held":  # nobody could pack what was in the queue
-        assert len(store) % 16 == 0 and len(store) <= 96
-    else:
-        assert len(store) == recorded
+    assert process.returncode == (143 if where == "alone" else 1), told
+    assert "stopped by SIGTERM" in told or "Interrupted: SIGTERM" in told
+    assert len(store) == recorded and store.verify() == []
+
+
+@pytest.mark.parametrize("where", ["alone", "threads", "processes"])
+def test_two_signals_at_once_lose_no_row(tmp_path: Path, where: str) -> None:
+    """Of two kinds, before anything is saved."""
+    with stuck(tmp_path / "s", where, "free", "1") as process:
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    store = Store.open(tmp_path / "s")
+    assert process.returncode != 0 and store.verify() == [], told
+    assert len(store) == (100 if where == "alone" else 200)
+
+
+def test_a_game_that_holds_the_lock_for_good_is_left_to_the_system(tmp_path: Path) -> None:
+    """Nobody can pack what is in the queue; the chunks on the disk are whole."""
+    with stuck(tmp_path / "s", "alone", "held") as process:
+        for patience in (1, 1, 60):
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(patience)
+                break
+    store = Store.open(tmp_path / "s")
+    assert process.returncode == -signal.SIGTERM and store.verify() == []
+    assert len(store) % 16 == 0 and len(store) <= 96
 
 
 def test_a_process_that_dies_takes_nothing_of_the_others_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

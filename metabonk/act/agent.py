@@ -32,7 +32,7 @@ from ..core.text import loads, parse_json
 from ..nn.noise import Generators, make_generators
 from ..play.game import make_game, plays_alone
 from ..record.experience import Batch
-from ..record.recorder import Recorder, Recording, interruptible, recording_schema
+from ..record.recorder import Recorder, Recording, interruptible, recording_schema, saved_when_stuck
 
 # %% ../../nbs/act/64_agent.ipynb #64-agent-005
 class RawSenses:
@@ -333,13 +333,15 @@ def play_episodes(
             players.append(made := make_game(game, **(settings or {})))
             stack.callback(made.close)
         agent.join(players)
+        asked = stack.enter_context(interruptible())  # Ctrl-C, SIGTERM and SIGHUP lose no row
         if store is not None:
             schema = recording_schema(players[0], players[0].reset(seed=seeds[0])[1])
             recording = stack.enter_context(Recording(store, schema))
             players = [Recorder(player, recording, type(agent).__name__, seed, about) for player in players]
             for player in players:
                 stack.callback(player.finish_episode)
-        asked = stack.enter_context(interruptible())  # Ctrl-C, SIGTERM and SIGHUP lose no row
+            stack.enter_context(saved_when_stuck(asked.wait, players))
+        stack.enter_context(asked.raising())
         bar = stack.enter_context(progress(range(episodes), total=episodes, description="play", unit="episode"))
         senses, generators = agent.make_senses(count), make_generators(seeds[:count], agent.device)
         senses.reset()

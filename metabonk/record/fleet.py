@@ -19,6 +19,7 @@ from ..core.errors import MetaBonkError, MissingLibrary, UsageError
 from ..core.progress import progress
 from ..play.game import make_game
 from metabonk.record.recorder import (
+    PATIENCE,
     Recording,
     Share,
     Summary,
@@ -46,9 +47,15 @@ def chunks_of(
             with contextlib.suppress(queue.Full):
                 return box.put(content, timeout=0.2)
 
+    def stopped() -> bool:
+        while not left.wait(0.5):
+            if asked():
+                return True
+        return False
+
     def play() -> None:
         try:
-            play_share(share, send, lambda: left.is_set() or asked())
+            play_share(share, send, lambda: left.is_set() or asked(), stopped=stopped)
             box.put(None)
         except BaseException as error:
             box.put(error)
@@ -186,7 +193,7 @@ def _chunks_until(share: Share, stop: Any) -> Iterator[bytes]:
 
 
 def _collect(ray: Any, shares: list[Share], recording: Recording, asked: Any, told: Any) -> None:
-    "Take chunks from whichever worker has one, until all are done, gone, or were asked to stop and had ten seconds for it"
+    "Take chunks from whichever worker has one, until all are done, gone, or were asked to stop and had time for it"
     stop = ray.remote(num_cpus=0)(_Stop).remote()
     player = ray.remote(num_cpus=1, max_retries=0, _generator_backpressure_num_objects=4)(_chunks_until)
     waiting = {player.remote(share, stop): share for share in shares}  # generators of references to chunks
@@ -194,7 +201,7 @@ def _collect(ray: Any, shares: list[Share], recording: Recording, asked: Any, to
     until = float("inf")
     while waiting and time.monotonic() < until:
         if asked() and until == float("inf"):
-            until = time.monotonic() + 10
+            until = time.monotonic() + 2 * PATIENCE  # when a game that is stuck has sent what it had
             stop.ask.remote()
         ready, _ = ray.wait(list(waiting), num_returns=1, timeout=0.5, fetch_local=False)
         for generator in ready:
@@ -213,6 +220,6 @@ def _collect(ray: Any, shares: list[Share], recording: Recording, asked: Any, to
                 recording.writer.add_chunk(content)
                 told(recording.writer.rows - before)
     for generator in waiting:
-        ray.cancel(generator)
+        ray.cancel(generator, force=True)  # its game does not return
     if errors:
         raise errors[0]

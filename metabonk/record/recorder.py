@@ -16,6 +16,8 @@ import functools
 import itertools
 import multiprocessing
 import multiprocessing.connection
+import os
+import select
 import signal
 import socket
 import threading
@@ -510,8 +512,12 @@ def _serve_share(share: Share, pipe: Any) -> None:
 
     def hear() -> None:
         with contextlib.suppress(EOFError, OSError):
-            pipe.recv()
-        stop.set()
+            while True:
+                pipe.recv()
+                stop.set()
+        stop.set()  # the process that owns the store is gone, and nothing can be sent any more
+        time.sleep(PATIENCE)
+        os._exit(1)
 
     threading.Thread(target=hear, daemon=True).start()
 
@@ -527,9 +533,7 @@ def _serve_share(share: Share, pipe: Any) -> None:
         tell("error", error if isinstance(error, MetaBonkError) else MetaBonkError(f"{type(error).__name__}: {error}"))
 
 
-def _in_processes(
-    shares: list[Share], recording: Recording, asked: Callable[[], bool], told: Callable[[int], Any]
-) -> None:
+def _in_processes(shares: list[Share], recording: Recording, asked: "Stop", told: Callable[[int], Any]) -> None:
     "Play shares in a process each; what a process that dies had sent is kept, and so is all that the others do"
     context = multiprocessing.get_context("spawn")
     pipes: dict[Any, Any] = {}  # the end of each pipe at which we listen, and the process at the other
@@ -562,22 +566,22 @@ def _in_processes(
         process.start()
         there.close()
         pipes[here] = process
-    def stop() -> None:
+
+    def stop() -> float:  # when a game that is stuck has sent what it had
         for pipe in pipes:
             with contextlib.suppress(OSError):
                 pipe.send("stop")
+        return time.monotonic() + 2 * PATIENCE
 
     try:
         while pipes and not asked():
             listen(0.2)
-        stop()
-        while pipes:
+        until = stop()
+        while pipes and not asked.twice():
             listen(0.2)
-    finally:
-        stop()
-        until = time.monotonic() + PATIENCE + 1  # by then a game that is stuck has sent what it had
         while pipes and (left := until - time.monotonic()) > 0:
             listen(left)
+    finally:
         for pipe, process in pipes.items():
             pipe.close()
             process.kill()
@@ -596,7 +600,7 @@ def died(
     )
 
 
-def _in_threads(players: Sequence[Callable[[Callable[[], bool]], None]], asked: Callable[[], bool]) -> None:
+def _in_threads(players: Sequence[Callable[[Callable[[], bool]], None]], asked: "Stop") -> None:
     "Run several players in a thread each; an error in one ends the others at their next step"
     failed: list[BaseException] = []
 
@@ -609,72 +613,129 @@ def _in_threads(players: Sequence[Callable[[Callable[[], bool]], None]], asked: 
     threads = [threading.Thread(target=play, args=[player], daemon=True) for player in players]  # one may be stuck for good
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    while any(thread.is_alive() for thread in threads):
+        for thread in threads:
+            thread.join(0.1)  # no signal wakes a longer one for certain: it may be delivered to another thread
+        if asked.twice():
+            raise asked.error()
     if failed:
         raise failed[0]
 
+
 # %% ../../nbs/record/24_recorder.ipynb #24-recorder-024
 class Stop:
-    "Ctrl-C, SIGTERM and SIGHUP, counted: the first asks for an end, the second raises"
+    "Ctrl-C, SIGTERM and SIGHUP, counted as they are delivered: the first asks for an end, the second leaves games that are stuck"
 
     def __init__(self) -> None:
-        self.given: list[int] = []  # signals
-        self._ear, self._mouth = socket.socketpair()  # wakes `wait`, even while a game holds up the main thread
-        self._mouth.setblocking(False)
-        self._before: dict[int, Any] = {}
-        self._woken = -1
+        self._heard: list[int] = []  # signals that the ear has counted; it runs even while a game holds up the main thread
+        self._answered: list[int] = []  # signals that Python has told the main thread of: two side by side are one here
+        self._change = threading.Condition()
+        self._over = self._raises = False
+        self._before: dict[int, Any] = {}  # handlers as they were
+        self._handlers: dict[int, Any] = {}  # of the operating system, while we listen
 
     def __call__(self) -> bool:
         return bool(self.given)
 
-    def wait(self) -> bool:  # false when nobody can ask any more
-        "Wait in another thread until somebody asks for an end"
-        with contextlib.suppress(OSError):
-            return bool(self._ear.recv(1))
-        return False
+    @property
+    def given(self) -> list[int]:  # by whoever is ahead
+        "Signals so far"
+        return max(self._heard, self._answered, key=len)
+
+    def twice(self) -> bool:
+        "Whether games that are stuck are to be left"
+        return len(self.given) > 1
+
+    def wait(self, times: int = 1) -> bool:  # false when nobody can ask any more
+        "Wait in another thread until somebody has asked so many times"
+        with self._change:
+            self._change.wait_for(lambda: self._over or len(self._heard) >= times)
+            return len(self._heard) >= times
 
     def error(self) -> KeyboardInterrupt:  # to be raised
         "What became of it"
         return KeyboardInterrupt() if self.given[0] == signal.SIGINT else Interrupted(self.given[0])
+
+    @contextlib.contextmanager
+    def raising(self) -> Iterator[None]:
+        "Inside, the second signal is raised wherever the main thread is: in a game that does not return"
+        self._raises = True
+        try:
+            yield
+        finally:
+            self._raises = False
 
     def listen(self) -> None:
         "From now on, these signals come here; those that are ignored stay ignored"
         wanted = (number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
                   if signal.getsignal(number) not in (signal.SIG_IGN, None))  # fmt: skip
         self._before = {number: signal.getsignal(number) for number in wanted}
+        self._ear, self._mouth = socket.socketpair()  # a byte for each signal, whichever thread it is delivered to
+        self._mouth.setblocking(False)
         self._woken = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
-        self._arm()
-
-    def _arm(self) -> None:
         for number in self._before:
             signal.signal(number, self._told)
-            _only_once(number)
+            self._handlers[number] = _only_once(number)
+        self._hearing = threading.Thread(target=self._hear, name="metabonk-ear", daemon=True)
+        self._hearing.start()
+        threading.Thread(target=self._leave, name="metabonk-leave", daemon=True).start()
 
     def _told(self, number: int, frame: Any) -> None:
-        self.given.append(number)
-        self._arm()
-        if len(self.given) > 1:
+        self._answered.append(number)
+        if self._raises and self.twice():
             raise self.error()
 
+    def _hear(self) -> None:
+        while told := self._ear.recv(1):
+            number = told[0]
+            if number in self._before:
+                with self._change:
+                    self._heard.append(number)
+                    if not self._over:
+                        _only_once(number, self._handlers[number])
+                    self._change.notify_all()
+
+    def _leave(self) -> None:
+        "End the process if the main thread does not come back although it was asked twice"
+        if not self.wait(2):
+            return
+        with self._change:
+            if self._change.wait_for(lambda: self._over, 3 * PATIENCE):
+                return
+        for process in multiprocessing.active_children():
+            if process.daemon:
+                process.kill()
+        name = signal.Signals(self.given[0]).name
+        with contextlib.suppress(OSError):
+            if select.select([], [2], [], 1.0)[1]:
+                os.write(2, f"metabonk: stopped by {name}: a game did not return; what it had recorded is kept\n".encode())
+        os._exit(128 + self.given[0])
+
     def close(self) -> None:
-        "Everything as it was"
-        signal.set_wakeup_fd(self._woken)
+        "Everything as it was; what was delivered is counted"
+        self.hang_up()  # no other thread changes handlers from now on
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        self.hang_up()
+        signal.set_wakeup_fd(self._woken)
+        self._mouth.close()
+        self._hearing.join()
+        self._ear.close()
 
     def hang_up(self) -> None:
         "Nobody will ask any more"
-        self._mouth.close()
+        with self._change:
+            self._over = True
+            self._change.notify_all()
 
 
-def _only_once(number: int) -> None:
-    "Until Python has answered a signal, a second one of it ends the process: where the C library can do that (glibc)"
+def _only_once(number: int, handler: Any = None) -> Any:
+    "Until the ear has counted a signal, the next one of it ends the process: where the C library can do that (glibc)"
     with contextlib.suppress(AttributeError, OSError):
-        library = ctypes.CDLL(None)
-        library.sysv_signal.restype, library.sysv_signal.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
-        library.sysv_signal(number, library.sysv_signal(number, None))  # the same handler, for one time
+        set_handler = ctypes.CDLL(None).sysv_signal
+        set_handler.restype, set_handler.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
+        handler = handler or set_handler(number, None)  # that of Python
+        set_handler(number, handler)
+    return handler
 
 
 @contextlib.contextmanager
@@ -694,6 +755,7 @@ def interruptible() -> Iterator[Stop]:  # whether to stop: call it
         raise stop.error()
 
 
+# %% ../../nbs/record/24_recorder.ipynb #24-recorder-038
 def find_policy(
     policy: Any,  # a name that `metabonk.play.policies` knows, or a policy
     game: gym.Env,  # what it will play
@@ -873,7 +935,11 @@ def _play_here(
         plays.append(functools.partial(_play, recorder, policy, share, told))
     with saved_when_stuck(asked.wait, recorders):
         try:
-            _in_threads(plays, asked) if len(plays) > 1 else [play(asked) for play in plays]
+            if len(plays) > 1:
+                _in_threads(plays, asked)
+            else:
+                with asked.raising():
+                    [play(asked) for play in plays]
         except KeyboardInterrupt:  # the second: somebody does not return
             for recorder in recorders:
                 recorder.finish_episode()
