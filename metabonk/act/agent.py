@@ -150,11 +150,10 @@ class Player:
         first: Sequence[bool],  # games in which an episode begins
     ) -> Batch:  # (games, 1) rows
         "What is seen and heard now, with the actions that led there, as rows of a recording"
-        sights, sounds = ([observation[name] for observation in observations] for name in ("image", "audio"))
-        seen = {"image": np.stack(sights), "audio": sounds}
-        if self.model.vector_size:
-            seen["vector"] = np.stack([observation["vector"] for observation in observations])
-        rows = senses(seen)
+        names = [name for name in ("image", "audio") if name in observations[0]]  # a dream of a deaf model has no sound
+        names += ["vector"] if self.model.vector_size else []
+        seen = {name: [observation[name] for observation in observations] for name in names}
+        rows = senses({name: parts if name == "audio" else np.stack(parts) for name, parts in seen.items()})
         kind = np.float32 if self.model.actions.continuous else np.int64
         done = np.zeros((len(first), 1, *self.model.actions.shape), kind)
         for game, action in enumerate(actions):

@@ -29,6 +29,7 @@ from ..core.products import Linear
 from ..core.text import loads, parse_json
 from ..core.training import Learner
 from .interface import State
+from ..nn.distributions import full_precision, symexp, symlog
 from ..nn.layers import MLP, start_weights
 from .layout import TokenLayout, decoder_layout, encoder_layout, join_tokens, take_tokens
 from .shortcut import RunningRMS
@@ -56,6 +57,7 @@ class Clip(Columns):
     relevant: Any = None  # (B, T) bool: rows that a task is cloned from; the others teach how the world goes on
     episode: Any = None  # (B, T) int64: of the store
     step: Any = None  # (B, T) int64: of that episode
+    vector: Any = None  # (B, T, numbers) float32: what was observed as numbers, if the game has any
 
     @property
     def shape(self) -> tuple[int, int]:  # B, T
@@ -85,7 +87,8 @@ class ClipCache:
         "Sequences of equal length, copied out of the maps"
         rows = np.array([np.concatenate([np.arange(*run) for run in runs]) for runs in places])  # (B, T)
         table, hearing = self.cache.table, self.hearing
-        names = ("action", "reward", "terminated", "truncated", "first", "episode", "step")
+        names = ["action", "reward", "terminated", "truncated", "first", "episode", "step"]
+        names += ["vector"] if self.cache.schema.vector else []
         sound = None
         if hearing is not None:
             sound = torch.stack([torch.cat([hearing.stretch(*run) for run in runs]) for runs in places])
@@ -118,7 +121,7 @@ class ClipSenses:
     @torch.no_grad()
     def __call__(
         self,
-        observation: Mapping[str, Any],  # "image" (games, height, width, 3), and the "audio" of each game
+        observation: Mapping[str, Any],  # "image" (games, height, width, 3), the "audio" of each game, "vector" (games, numbers)
     ) -> Clip:  # (games, 1), tensors; the caller fills in `action` and `first`
         "What is seen and heard now"
         image = audio = None
@@ -134,8 +137,11 @@ class ClipSenses:
                 raise UsageError(f"got sounds of {given} channels: these senses are for {self.games} of {self.ears[0].channels}")
             heard = [ear(torch.from_numpy(np.ascontiguousarray(sound))) for ear, sound in zip(self.ears, sounds, strict=True)]
             audio = torch.stack(heard)[:, None]
+        seen = observation.get("vector")
+        vector = None if seen is None else torch.from_numpy(np.array(seen, np.float32))[:, None]
         no = torch.zeros(self.games, 1, dtype=torch.bool)
-        return Clip(image, audio, action=torch.zeros(self.games, 1, dtype=torch.int64), first=no)
+        none = torch.zeros(self.games, 1, dtype=torch.int64)
+        return Clip(image, audio, action=none, first=no, vector=vector)
 
 
 class ClipData(ExperienceData):
@@ -168,6 +174,8 @@ class CausalTokenizerConfig(Config):
     bands: int = 32  # mel bands in a frame
     sound_patch: tuple[int, int] = (2, 8)  # frames and bands in a patch of the sound
     floor: float = 1e-4  # power of silence, as in `LogMelConfig`
+    vector: int = 0  # numbers that it observes beside picture and sound (`Schema.vector`)
+    vector_patch: int = 8  # of them in one patch
     latents: int = 16  # tokens of the code
     bottleneck: int = 16  # numbers in each
     hidden_share: float = 0.9  # of the patches, at most, while learning
@@ -204,12 +212,14 @@ class CausalTokenizerConfig(Config):
             raise UsageError(f"CausalTokenizerConfig: this is a local tokenizer, {told}")
 
     @property
-    def grids(self) -> dict[str, tuple[int, int]]:  # rows and columns of patches of "image" and "audio"
+    def grids(self) -> dict[str, tuple[int, int]]:  # rows and columns of patches of "image", "audio", "vector"
         "Patches of each sense, those at the edges padded"
         whole = self.patch * self.multiple
         image = {"image": tuple(-(-side // whole) * self.multiple for side in self.size)} if self.size else {}
         sides = zip((self.frames, self.bands), self.sound_patch, strict=True)
-        return image | ({"audio": tuple(-(-side // part) for side, part in sides)} if self.channels else {})  # type: ignore[return-value]
+        audio = {"audio": tuple(-(-side // part) for side, part in sides)} if self.channels else {}
+        vector = {"vector": (1, -(-self.vector // self.vector_patch))} if self.vector else {}
+        return {**image, **audio, **vector}  # type: ignore[dict-item]
 
     @property
     def patches(self) -> int:  # how many
@@ -219,7 +229,8 @@ class CausalTokenizerConfig(Config):
     @property
     def patch_shapes(self) -> dict[str, tuple[int, int, int]]:  # height, width, colours or channels
         "Shape of a patch of each sense"
-        return {"image": (self.patch, self.patch, 3), "audio": (*self.sound_patch, self.channels)}
+        image, audio = (self.patch, self.patch, 3), (*self.sound_patch, self.channels)
+        return {"image": image, "audio": audio, "vector": (1, self.vector_patch, 1)}
 
     def transformer(
         self,
@@ -342,7 +353,8 @@ class CausalTokenizer(nn.Module):
         self.given = nn.Parameter(torch.empty(config.latents, width))
         for name, size in sizes.items():
             self.register_buffer(f"usual_{name}", torch.zeros(self.encoder.layout.sizes[name], size))
-            self.register_buffer(f"spread_{name}", torch.ones(()))
+            spread = (self.encoder.layout.sizes[name], size) if name == "vector" else ()  # numbers have units of their own
+            self.register_buffer(f"spread_{name}", torch.ones(spread))
         self.narrow, self.widen = Linear(width, config.bottleneck), Linear(config.bottleneck, width)
         self.register_buffer("unit", torch.ones(()))
         for vectors in (*self.hidden.values(), *self.places.values(), *self.asking.values(), self.latent, self.given):
@@ -374,7 +386,7 @@ class CausalTokenizer(nn.Module):
         self,
         clip: Clip,  # with the senses that the tokenizer has
     ) -> dict[str, Float[Tensor, "batch time _ _"]]:  # by sense: (B, T, patches, numbers), between -1/2 and 1/2
-        "What is seen and heard, cut up"
+        "What is observed, cut up; a vector as its symlog"
         cut = {}
         for name in self.senses:
             x = getattr(clip, name)
@@ -382,7 +394,7 @@ class CausalTokenizer(nn.Module):
                 given = "none" if x is None else f"some of {tuple(x.shape[2:])}"
                 raise UsageError(f"this tokenizer takes {name} of {self.shape(name)}, the clip has {given}: record the game with "
                                  "that size, or train a tokenizer for this one")
-            x = self._level(x) if name == "audio" else x.float() / 255 - 0.5
+            x = self._plane(name, x)
             (rows, columns), (h, w, _) = self.config.grids[name], self.config.patch_shapes[name]
             x = F.pad(x, (0, 0, 0, columns * w - x.shape[3], 0, rows * h - x.shape[2]), value=-0.5)
             cut[name] = rearrange(x, "b t (r h) (c w) n -> b t (r c) (h w n)", h=h, w=w)
@@ -390,11 +402,11 @@ class CausalTokenizer(nn.Module):
 
     def shape(
         self,
-        name: str,  # "image" or "audio"
+        name: str,  # "image", "audio" or "vector"
     ) -> tuple[int, ...]:  # of a frame
         "What a frame of a sense looks like"
         c = self.config
-        return (*(c.size or ()), 3) if name == "image" else (c.channels, c.frames, c.bands)
+        return {"image": (*(c.size or ()), 3), "audio": (c.channels, c.frames, c.bands), "vector": (c.vector,)}[name]
 
     @torch.no_grad()
     def start_from(
@@ -405,7 +417,8 @@ class CausalTokenizer(nn.Module):
         for name, x in self.patches(clip).items():
             usual, spread = self._usual(name)
             usual.copy_(x.mean((0, 1)))
-            spread.copy_((x - usual).square().mean().sqrt().clamp(min=1e-2))
+            off = (x - usual).square()
+            spread.copy_((off.mean((0, 1)) if name == "vector" else off.mean()).sqrt().clamp(min=1e-2))
 
     @torch.no_grad()
     def settle(
@@ -419,22 +432,28 @@ class CausalTokenizer(nn.Module):
     def joined(
         self,
         patches: Mapping[str, Float[Tensor, "batch time _ _"]],  # as `patches` cuts them
-    ) -> dict[str, Tensor]:  # "image" (B, T, height, width, 3), between -1/2 and 1/2 or so; "audio" the same as log-mel
+    ) -> dict[str, Tensor]:  # "image" (B, T, height, width, 3), between -1/2 and 1/2 or so; the others as in a clip
         "Patches put together, padding cropped"
-        whole = {}
+        whole, c = {}, self.config
+        sides: dict[str, Any] = {"image": c.size, "audio": (c.frames, c.bands), "vector": (1, c.vector)}
         for name, x in patches.items():
-            (rows, _), (h, w, _) = self.config.grids[name], self.config.patch_shapes[name]
+            (rows, _), (h, w, _), (height, width) = c.grids[name], c.patch_shapes[name], sides[name]
             x = rearrange(x, "b t (r c) (h w n) -> b t (r h) (c w) n", r=rows, h=h, w=w)
-            height, width = self.shape(name)[:2] if name == "image" else self.shape(name)[1:]
             whole[name] = x[:, :, :height, :width]
         if "audio" in whole:
-            floor = math.log10(self.config.floor)
+            floor = math.log10(c.floor)
             whole["audio"] = ((0.5 - whole["audio"]) * floor).clamp_min(floor).movedim(-1, 2)  # (B, T, channels, frames, bands)
+        if "vector" in whole:
+            whole["vector"] = symexp(full_precision(whole["vector"][:, :, 0, :, 0]))
         return whole
 
-    def _level(self, x: Tensor) -> Tensor:
-        "Log-mel as numbers of the size of a picture's: silence is -1/2, a power of 1 is 1/2"
-        return (0.5 - x.float() / math.log10(self.config.floor)).movedim(2, -1)  # (B, T, frames, bands, channels)
+    def _plane(self, name: str, x: Tensor) -> Tensor:
+        "A sense as pictures (B, T, height, width, n): a colour or silence of 0 is -1/2, the brightest, or a power of 1, is 1/2"
+        if name == "vector":
+            return symlog(x.float())[:, :, None, :, None]  # (B, T, 1, numbers, 1)
+        if name == "audio":
+            return (0.5 - x.float() / math.log10(self.config.floor)).movedim(2, -1)  # (B, T, frames, bands, channels)
+        return x.float() / 255 - 0.5
 
     def tokens(
         self,
@@ -513,7 +532,10 @@ class CausalTokenizer(nn.Module):
         patches = self.patches(clip)
         z = self._code(self.encoder(self.tokens(patches), clip.first))
         restored = self.decode(z, clip.first)
-        losses = {name: (restored[name] - patches[name]).square().mean((2, 3)) for name in self.senses}
+        off = {name: restored[name] - patches[name] for name in self.senses}
+        if "vector" in off:
+            off["vector"] = (off["vector"] / self._usual("vector")[1]).flatten(2)[:, :, None, : self.config.vector]
+        losses = {name: x.square().mean((2, 3)) for name, x in off.items()}
         if "image" in self.senses:
             picture, target = (self.joined({"image": x["image"]})["image"].flatten(0, 1) for x in (restored, patches))
             if self.perceptual:
@@ -527,8 +549,8 @@ class CausalTokenizer(nn.Module):
     def look(
         self,
         patches: Mapping[str, Float[Tensor, "batch time _ _"]],  # from `decode`
-    ) -> dict[str, Tensor]:  # "image" (B, T, height, width, 3) uint8, "audio" (B, T, channels, frames, bands) log-mel
-        "Patches as pictures and log-mel frames"
+    ) -> dict[str, Tensor]:  # "image", "audio", "vector", as in a clip
+        "Patches as pictures, log-mel frames and numbers"
         whole = self.joined(patches)
         if "image" in whole:
             whole["image"] = ((whole["image"] + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)

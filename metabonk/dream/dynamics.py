@@ -245,7 +245,7 @@ class ShortcutModel(WorldModel):
     ):
         super().__init__()
         self.config, self.shortcut = config or DynamicsConfig(), shortcut or ShortcutConfig()
-        self.actions, self.game = spec, game
+        self.actions, self.game, self.vector_size = spec, game, tokenizer.config.vector
         self.tokenizer, self.logmel, self.step_samples = tokenizer.requires_grad_(False), logmel, step_samples
         code, self.looks_back = tokenizer.config, tokenizer.config.decoder_time
         self.dynamics = Dynamics(self.config, spec, code.latents, code.bottleneck, self.shortcut.finest)
@@ -480,8 +480,8 @@ class ShortcutModel(WorldModel):
     def look(
         self,
         state: State,  # (B, ...)
-    ) -> dict[str, Tensor]:  # "image" (B, height, width, 3) uint8, "audio" (B, channels, frames, bands) log-mel
-        "What is seen, and what is heard as log-mel frames"
+    ) -> dict[str, Tensor]:  # as `decode`, but "audio" (B, channels, frames, bands) log-mel
+        "What is seen, what is heard as log-mel frames, and the numbers"
         seen = {name: x[:, None] for name, x in _under(state, "seen.").items()}
         if not seen:
             with torch.inference_mode():

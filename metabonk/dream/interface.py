@@ -158,8 +158,8 @@ class WorldModel(nn.Module):
     def decode(
         self,
         state: State,  # (B, ...)
-    ) -> dict[str, Tensor]:  # "image" (B, height, width, 3) uint8, "audio" (B, channels, samples) int16
-        "What is seen and heard in a state; a model with one sense gives one of them"
+    ) -> dict[str, Tensor]:  # "image" (B, height, width, 3) uint8, "audio" (B, channels, samples) int16, "vector" (B, n) float32
+        "What is observed in a state, as the game gives it: each of the three that the model reads"
         raise NotImplementedError
 
 # %% ../../nbs/dream/43_interface.ipynb #43-interface-030
@@ -184,8 +184,8 @@ class LogMelPredictor(Protocol):
     def look(
         self,
         state: State,  # (B, ...)
-    ) -> dict[str, Tensor]:  # "image" (B, height, width, 3) uint8, "audio" (B, channels, frames, bands) log-mel
-        "What is seen and heard, before frames become sound"
+    ) -> dict[str, Tensor]:  # as `decode`, but "audio" (B, channels, frames, bands) log-mel
+        "What is observed, before frames become sound"
 
 
 @runtime_checkable
@@ -310,6 +310,12 @@ def dream_along(
     return _unroll(model, state, lambda t, features: (action[:, t], none), action.shape[1], keep_states, generator)
 
 # %% ../../nbs/dream/43_interface.ipynb #43-interface-023
+def _box(x: np.ndarray) -> gym.spaces.Box:
+    "All arrays of this kind: whole numbers have bounds, others have none"
+    low, high = (np.iinfo(x.dtype).min, np.iinfo(x.dtype).max) if x.dtype.kind in "iu" else (-np.inf, np.inf)
+    return gym.spaces.Box(low, high, x.shape, x.dtype)
+
+
 class DreamVector(VectorEnv[dict[str, np.ndarray], Any, np.ndarray]):
     "A world model as several games, dreamed together"
 
@@ -331,10 +337,7 @@ class DreamVector(VectorEnv[dict[str, np.ndarray], Any, np.ndarray]):
         self.chances = [np.random.default_rng() for _ in range(count)]  # of starts
         seeds = np.random.SeedSequence().generate_state(count).tolist()  # until `reset` gives others
         self.generators = make_generators(seeds, self.device)  # of everything that is dreamed
-        self.single_observation_space = gym.spaces.Dict({
-            name: gym.spaces.Box(np.iinfo(x.dtype).min, np.iinfo(x.dtype).max, x.shape[1:], x.dtype)
-            for name, x in self._decode().items()
-        })
+        self.single_observation_space = gym.spaces.Dict({name: _box(x[0]) for name, x in self._decode().items()})
         self.single_action_space = model.actions.space()
         self.observation_space = batch_space(self.single_observation_space, count)
         self.action_space = batch_space(self.single_action_space, count)

@@ -149,13 +149,15 @@ class TokenModel(RecurrentModel):
     def look(
         self,
         state: State,  # (B, ...)
-    ) -> dict[str, Tensor]:  # "image" (B, height, width, 3) uint8, "audio" (B, channels, frames, bands) log-mel
-        "What is seen, and what is heard as log-mel frames, of the likeliest tokens"
+    ) -> dict[str, Tensor]:  # as `decode`, but "audio" (B, channels, frames, bands) log-mel
+        "What is seen, and what is heard as log-mel frames, of the likeliest tokens; the numbers that are expected"
         parts: dict[str, Any] = {"image": self.tokenizers.picture, "audio": self.tokenizers.sound}
-        return {name: parts[name].decode(logits.argmax(-1)) for name, logits in self.token_logits(self.features(state)).items()}
+        features = self.features(state)
+        seen = {name: parts[name].decode(logits.argmax(-1)) for name, logits in self.token_logits(features).items()}
+        return {**seen, "vector": self.numbers(features)} if self.vector_size else seen
 
     def decode(self, state: State) -> dict[str, Tensor]:
-        "Picture and sound of each state; the sound of each step stands alone (see `look` for frames that can be joined)"
+        "Picture, sound and numbers of each state; the sound of each step stands alone (see `look` for frames that can be joined)"
         seen = self.look(state)
         if "audio" in seen:
             seen["audio"] = self._sound(seen["audio"])

@@ -19,6 +19,7 @@ from ..core.errors import UsageError
 from ..dream.causal_tokenizer import CausalTokenizer, Clip
 from ..dream.dynamics import ShortcutModel
 from ..dream.interface import dream_along, join_states
+from ..nn.distributions import symlog
 
 # %% ../../nbs/measure/86_clips.ipynb #86-clips-005
 def psnr(
@@ -42,21 +43,24 @@ def log_spectral_distance(
 def restored(
     tokenizer: CausalTokenizer,  # in evaluation mode
     clip: Clip,  # of (B, T) frames
-) -> pd.DataFrame:  # a row each of tokenizer and "what is usual"; columns "psnr" and "lsd" in dB, as far as it sees and hears
-    "How well frames come back from their code, on average"
+) -> pd.DataFrame:  # a row each of tokenizer and "what is usual"; "psnr" and "lsd" in dB, "rmse" of the vector
+    "How well frames come back from their code, on average, in each sense that the tokenizer has"
     patches = tokenizer.patches(clip)
     usual = {name: tokenizer.get_buffer(f"usual_{name}").expand_as(x) for name, x in patches.items()}
     seen = {"tokenizer": tokenizer.decode(tokenizer.encode(clip), clip.first), "what is usual": usual}
-    return pd.DataFrame({who: _far(tokenizer.look(shown), clip.image, clip.audio) for who, shown in seen.items()}).T
+    came = {name: getattr(clip, name) for name in tokenizer.senses}
+    return pd.DataFrame({who: _far(tokenizer.look(shown), came) for who, shown in seen.items()}).T
 
 
-def _far(shown: dict[str, Tensor], image: Any, audio: Any) -> dict[str, float]:
-    "The two measures, averaged over frames"
+def _far(shown: dict[str, Tensor], came: dict[str, Any]) -> dict[str, float]:
+    "The measures, averaged over frames"
     far = {}
     if "image" in shown:
-        far["psnr"] = float(psnr(shown["image"], image).mean())
+        far["psnr"] = float(psnr(shown["image"], came["image"]).mean())
     if "audio" in shown:
-        far["lsd"] = float(log_spectral_distance(shown["audio"], audio).mean())
+        far["lsd"] = float(log_spectral_distance(shown["audio"], came["audio"]).mean())
+    if "vector" in shown:
+        far["rmse"] = float((symlog(shown["vector"]) - symlog(came["vector"])).square().mean().sqrt())
     return far
 
 
@@ -85,13 +89,13 @@ def drift(
     model: ShortcutModel,  # in evaluation mode
     clip: Clip,  # (B, T) rows, longer than the context
     context: int,  # how many of them the model reads
-) -> pd.DataFrame:  # columns "ahead" (1 is the first dreamed step), "who" ("model", "repeat last"), and "psnr", "lsd" in dB
+) -> pd.DataFrame:  # "ahead" (1 is the first dreamed step), "who" ("model", "repeat last"), and the measures of `restored`
     "Dreams under the actions that were played, frame by frame beside what came"
     B, T = clip.shape
     if not 1 <= context < T:
         raise UsageError(f"a context of {context} rows leaves nothing to dream in sequences of {T}: give 1 to {T - 1}")
     clip = clip.map(lambda x: x.to(model.tokenizer.latent.device))
-    real = {name: getattr(clip, name) for name in ("image", "audio") if getattr(clip, name) is not None}
+    real = {name: getattr(clip, name) for name in model.tokenizer.senses if getattr(clip, name) is not None}
     if not real:
         real = model.tokenizer.look(model.tokenizer.decode(model.codes(clip), clip.first))
     state = model.observe(clip.map(lambda x: x[:, :context]))
@@ -107,5 +111,5 @@ def drift(
         told = {"model": {name: x[t * B : (t + 1) * B][same] for name, x in shown.items()},
                 "repeat last": {name: x[:, context - 1][same] for name, x in real.items()}}  # fmt: skip
         for who, seen in told.items():
-            rows.append({"ahead": t + 1, "who": who, **_far(seen, now.get("image"), now.get("audio"))})
+            rows.append({"ahead": t + 1, "who": who, **_far(seen, now)})
     return pd.DataFrame(rows)
