@@ -148,7 +148,7 @@ class Player:
         observations: Sequence[Mapping[str, np.ndarray]],  # of each game
         actions: Sequence[Any],  # that led there; not looked at where an episode begins
         first: Sequence[bool],  # games in which an episode begins
-    ) -> Batch:  # (games, 1) rows
+    ) -> Any:  # (games, 1) rows, of the kind that the senses give
         "What is seen and heard now, with the actions that led there, as rows of a recording"
         names = [name for name in ("image", "audio") if name in observations[0]]  # a dream of a deaf model has no sound
         names += ["vector"] if self.model.vector_size else []
