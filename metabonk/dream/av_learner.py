@@ -10,6 +10,7 @@ __all__ = ['STAGES', 'Stage', 'group_of', 'AVLearnerConfig', 'Task', 'make_task'
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import numpy as np
@@ -54,9 +55,9 @@ def group_of(
 class AVLearnerConfig(Config):
     "Stages, weights of the losses, and what else the optimizer does"
 
-    stages: dict[str, float] = field(
-        default_factory=lambda: {"vision": 0.4, "audio": 0.2, "joint": 0.4}
-    )  # in this order; the share of the steps of each
+    stages: dict[str, int] = field(
+        default_factory=lambda: {"vision": 2000, "audio": 1000, "joint": 2000}
+    )  # in this order; how many steps of each, but the last goes on to the training's end
     vision_weight: float = 1.0  # of the mean squared error of vision
     audio_weight: float = 1.0  # of audio
     reward_weight: float = 1 / 15  # of the reward: one token of sixteen
@@ -68,17 +69,17 @@ class AVLearnerConfig(Config):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {},
-        "joint": {"stages": {"joint": 1.0}},
-        "unfrozen": {"stages": {"vision": 0.4, "audio_unfrozen": 0.2, "joint": 0.4}},
+        "joint": {"stages": {"joint": 5000}},
+        "unfrozen": {"stages": {"vision": 2000, "audio_unfrozen": 1000, "joint": 2000}},
     }
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, share in self.stages.items():
+        for name, steps in self.stages.items():
             if name not in STAGES:
                 raise unknown("stage", name, STAGES)
-            if not share > 0:
-                raise UsageError(f"AVLearnerConfig.stages: the share of {name!r} must be above 0, not {share}")
+            if steps < 1:
+                raise UsageError(f"AVLearnerConfig.stages: {name!r} needs at least 1 step, not {steps}")
         if not self.stages:
             raise UsageError(f"AVLearnerConfig.stages is empty: name at least one of {', '.join(STAGES)}")
         if not 0 <= self.average < 1:
@@ -87,15 +88,10 @@ class AVLearnerConfig(Config):
     def stage(
         self,
         step: int,  # changes of the weights so far
-        steps: int,  # in all
     ) -> str:  # its name
         "Which stage a step belongs to"
-        whole, passed = sum(self.stages.values()), 0.0
-        for name, share in self.stages.items():
-            passed += share
-            if step < round(steps * passed / whole):
-                return name
-        return name
+        ends = zip(self.stages, accumulate(self.stages.values()), strict=True)
+        return next((name for name, end in ends if step < end), [*self.stages][-1])
 
 # %% ../../nbs/dream/59_av_learner.ipynb #59-av-learner-005
 @dataclass
@@ -240,7 +236,7 @@ class AVLearner(AveragedLearner):
         batch: Any,  # a `LatentBatch` of B contexts, tensors
     ) -> dict[str, Tensor]:  # (batch, goals) each
         "Errors in the parts of this stage"
-        stage = self.config.stage(self.steps_done, self.train_config.steps)
+        stage = self.config.stage(self.steps_done)
         if stage != self.stage:
             self.begin(stage)
         task = make_task(self.model.config, batch, STAGES[stage].parts)

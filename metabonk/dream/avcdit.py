@@ -8,6 +8,7 @@ __all__ = ['Memory', 'AVCDiTConfig', 'sense_of', 'to_parts', 'to_picture', 'Sinu
            'Factorised', 'make_network', 'count_parameters', 'matched', 'count_operations']
 
 # %% ../../nbs/dream/59_avcdit.ipynb #59-avcdit-002
+import bisect
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -236,7 +237,7 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.heads, self.query, self.outward = heads, Linear(width, width), Linear(width, width)
         self.keys_values = Linear(width, 2 * width)
-        self.bias = nn.Parameter(torch.empty(2, width))  # one more key and its value: where to look in vain
+        self.bias = nn.Parameter(torch.zeros(2, width))  # one more key and its value: where to look in vain
 
     def read(
         self,
@@ -332,7 +333,7 @@ class Adaptor(nn.Module):
         width: int,  # of the shared space
     ):
         super().__init__()
-        self.linear, self.places = Linear(numbers, width), nn.Parameter(torch.empty(tokens, width))
+        self.linear, self.places = Linear(numbers, width), nn.Parameter(torch.zeros(tokens, width))
 
     def forward(
         self,
@@ -377,7 +378,7 @@ class AVCDiT(nn.Module):
         W, said = config.width, 1 + config.learned_range
         self.condition = Condition(config)
         self.adaptors = nn.ModuleDict({name: Adaptor(*size, W) for name, size in config.parts.items()})
-        self.times = nn.Parameter(torch.empty(config.context, W))
+        self.times = nn.Parameter(torch.zeros(config.context, W))
         self.register_buffer("has_heard", torch.tensor(False))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.heads = nn.ModuleDict({name: Head(W, said * size[1]) for name, size in config.parts.items()})
@@ -500,9 +501,13 @@ def matched(
     factorised: bool = False,  # as `make_network` takes it
 ) -> AVCDiTConfig:  # the same, with the width that comes nearest to it
     "Equal weights: variants of as many parameters"
-    widths = [config.heads * e for e in range(4, 2 * config.width // config.heads + 1, 2)]
-    made = [config.change(width=width) for width in widths]
-    return min(made, key=lambda c: abs(count_parameters(c, factorised) - parameters))
+    def count(each: int) -> int:
+        return count_parameters(config.change(width=config.heads * each), factorised)
+
+    sizes = range(4, 2 * config.width // config.heads + 1, 2)  # of a head
+    above = min(bisect.bisect_left(sizes, parameters, key=count), len(sizes) - 1)
+    best = min(sizes[max(0, above - 1) : above + 1], key=lambda each: abs(count(each) - parameters))
+    return config.change(width=config.heads * best)
 
 
 def count_operations(
