@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_av_world
 import test_dynamics
 import test_tasks
 import test_token_model
@@ -20,6 +21,7 @@ from metabonk.act.agent import Agent
 from metabonk.core.errors import FolderError, MetaBonkError, StoreError
 from metabonk.core.run import Run
 from metabonk.core.training import _load
+from metabonk.dream.av_world import AVWorld
 from metabonk.dream.causal_tokenizer import CausalTokenizer
 from metabonk.dream.codes import CodeCache
 from metabonk.dream.dynamics import ShortcutModel
@@ -94,6 +96,7 @@ KINDS: dict[str, tuple[Callable[[Path], Any], Callable[[Path], Any], str]] = {
         "tokenizer.json",
     ),
     "shortcut model": (lambda folder: test_dynamics.build().save(folder), ShortcutModel.load, "model.json"),
+    "audio-visual world": (lambda folder: test_av_world.build().save(folder), AVWorld.load, "model.json"),
     "agent": (save_agent, lambda folder: Agent.load(folder, ShortcutModel.load), "agent.json"),
     "cache": (lambda folder: test_tasks.recorded(folder.parent / "store", [[[0, 1, 2]]]), Cache, "cache.json"),
     "run": (save_run, plan, "manifest.json"),
