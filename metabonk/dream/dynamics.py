@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -134,10 +135,9 @@ class Dynamics(nn.Module):
         finest: int = 16,  # K_max
     ):
         super().__init__()
-        if latents % config.pack:
-            raise UsageError(f"{latents} latents can't be packed by {config.pack}: choose a divisor for DynamicsConfig.pack")
         self.config, self.spec, self.finest, W = config, spec, finest, config.width
-        layout = dynamics_layout(latents // config.pack, config.registers, config.action_tokens, config.agents)
+        self.latents = latents
+        layout = dynamics_layout(-(-latents // config.pack), config.registers, config.action_tokens, config.agents)
         self.transformer = Transformer(config.transformer(), layout)
         self.actions = ActionEmbedding(spec, config.action_tokens, W)
         self.embed = Linear(channels * config.pack, W)
@@ -174,7 +174,8 @@ class Dynamics(nn.Module):
         self,
         z: Float[Tensor, "batch time latents channels"],  # z~
     ) -> Float[Tensor, "batch time _ width"]:  # `pack` latents in each
-        "The tokens of a code"
+        "The tokens of a code; the last is filled up with zeros"
+        z = F.pad(z, (0, 0, 0, -self.latents % self.config.pack))
         return self.embed(z.unflatten(2, (-1, self.config.pack)).flatten(3)) + self.learned["spatial"]
 
     def cleared(
@@ -183,7 +184,7 @@ class Dynamics(nn.Module):
     ) -> Float[Tensor, "batch time latents channels"]:  # z1^
         "The clean code as predicted"
         clean = full_precision(self.clean(take_tokens(self.transformer.layout, y, "spatial")))
-        return clean.unflatten(3, (self.config.pack, -1)).flatten(2, 3)
+        return clean.unflatten(3, (self.config.pack, -1)).flatten(2, 3)[:, :, : self.latents]
 
     def told(
         self,
