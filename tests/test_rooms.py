@@ -13,6 +13,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from mutants import mutant
 from scipy.sparse import csgraph, csr_matrix
 from scipy.spatial import cKDTree
 
@@ -58,6 +59,7 @@ def test_a_scene_is_the_same_for_the_same_number_and_no_two_are_alike():
 def test_splits_are_6_1_2_and_never_overlap():
     sizes = [len(numbers) for numbers in SPLITS.values()]
     assert sizes == [60, 10, 20] and len(set().union(*SPLITS.values())) == 90
+    assert homes.scene_numbers("all") == tuple(range(90)) and homes.scene_numbers(7) == (7,)
     for name, numbers in SPLITS.items():
         game = small(scenes=name)
         drawn = {game.reset(seed=seed)[1]["probes"]["scene"] for seed in range(40)}
@@ -238,6 +240,19 @@ def test_sound_goes_through_doors_and_arrives_from_the_opening():
     assert through.seen and through.detour == 0 and through.x == pytest.approx(3)
     whole = through.before + math.hypot(through.x - 2.0, through.y - 1.6)
     assert whole == pytest.approx(math.hypot(3.8 - 2.0, 0.8 - 1.6))
+
+
+def test_sound_grows_weaker_with_its_way_through_doors():
+    plan = Plan(hand_made([DOOR]))
+    deaf = rooms.AcousticsConfig(tail=False, order=0)
+    levels = []
+    for x, y in ((4.5, 1.0), (3.2, 1.4), (2.0, 1.6), (1.5, 0.5)):
+        heard = plan.heard(x, y)
+        response = rooms.acoustics(plan.home, heard.room, deaf).response((x, y, 0.0), rooms.arrival(plan.home, heard, x, y))
+        way = heard.before + math.hypot(heard.x - x, heard.y - y)
+        levels.append(10 * math.log10((response**2).sum()) + 20 * math.log10(way))
+    assert np.ptp(levels[:3]) < 4, "what is seen is as loud as its distance says, through a door or not"
+    assert levels[3] < min(levels[:3]) - 4, "what is behind the frame is weaker"
 
 
 @pytest.mark.parametrize("number", FEW)
@@ -487,6 +502,26 @@ def test_bad_settings_are_one_clear_line(config, told):
 def test_a_point_that_no_home_has_is_one_clear_error():
     with pytest.raises(UsageError, match="no free point 50.0 to inf m from the source"):
         make_plan(0).draw_point(np.random.default_rng(0), 50.0)
+
+
+def test_planted_errors_are_caught(monkeypatch):
+    "Each in the machine or the motion, each by the test that is named"
+    planted = [
+        (rooms.Rooms, "tick", "stop and after", "after", test_success_needs_a_stop_near_the_source),
+        (rooms.Rooms, "tick", "before.distance - after.distance", "after.distance - before.distance",
+         test_reward_is_progress_along_the_shortest_path),
+        (rooms, "moved", "cos * dx + sin * dy", "dx", test_commanded_and_realised_motion_part_at_a_wall_and_nowhere_else),
+        (rooms, "moved", "moment.heading + turn", "moment.heading - turn",
+         test_the_bearing_is_positive_on_the_left_and_follows_turns),
+        (rooms, "arrival", "heard.before, doorway", "0.0, doorway", test_sound_grows_weaker_with_its_way_through_doors),
+        (rooms.Rooms, "save_state", " + self._listener.state()", " + Listener(telephone_ring()).state()",
+         test_a_snapshot_brings_back_picture_and_sound),
+    ]  # fmt: skip
+    for where, name, old, new, caught in planted:
+        with monkeypatch.context() as patch:
+            patch.setattr(where, name, mutant(getattr(where, name), old, new))
+            with pytest.raises(AssertionError):
+                caught()
 
 
 # --- walks

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['SMALLEST', 'DOOR', 'FRAME', 'DOOR_TOP', 'GAP', 'TABLE', 'TELEPHONE', 'SPLITS', 'BODY', 'TINY', 'HAIR', 'EYE',
-           'cut_rooms', 'Door', 'shared_walls', 'draw_doors', 'Home', 'put_box', 'draw_furniture', 'make_home',
-           'scene_numbers', 'split_of', 'entry', 'clear', 'slide', 'best_corner', 'seen_lengths', 'Routes', 'Space',
-           'Heard', 'Plan', 'make_plan']
+           'cut_rooms', 'Door', 'shared_walls', 'draw_doors', 'around', 'Home', 'put_box', 'draw_furniture',
+           'make_home', 'scene_numbers', 'split_of', 'entry', 'clear', 'slide', 'best_corner', 'seen_lengths', 'Routes',
+           'Space', 'Heard', 'Plan', 'make_plan', 'floor_plan']
 
 # %% ../../nbs/play/13_homes.ipynb #13-homes-002
 import functools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, no_type_check
+from typing import Any, NamedTuple, no_type_check
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -105,6 +106,21 @@ TABLE = (0.6, 0.6, 0.7)  # m: the telephone's table, along x, y and z
 TELEPHONE = (0.34, 0.34, 0.3)  # m: the telephone that stands on it
 
 
+@njit(cache=True)
+@no_type_check
+def around(
+    rectangles: Float64[np.ndarray, "rectangles 4"],  # x0, y0, x1, y1
+    x: float,  # a point
+    y: float,
+) -> int:  # -1: none
+    "The first rectangle in which a point is"
+    for k in range(len(rectangles)):
+        x0, y0, x1, y1 = rectangles[k]
+        if x0 <= x <= x1 and y0 <= y <= y1:
+            return k
+    return -1
+
+
 @dataclass(frozen=True, eq=False)
 class Home:
     "A floor plan with furniture and a telephone"
@@ -128,9 +144,7 @@ class Home:
         y: float,
     ) -> int:  # -1: outside
         "The room in which a point is; on a boundary, the first of the rooms"
-        r = self.rooms
-        inside = (r[:, 0] <= x) & (x <= r[:, 2]) & (r[:, 1] <= y) & (y <= r[:, 3])
-        return int(inside.argmax()) if inside.any() else -1
+        return int(around(self.rooms, x, y))
 
     @functools.cached_property
     def walls(self) -> Float64[np.ndarray, "walls 4"]:  # x0, y0, x1, y1; no thickness
@@ -248,13 +262,16 @@ def make_home(
 
 
 def scene_numbers(
-    scenes: str | tuple[int, ...],  # a split, or numbers of scenes
+    scenes: str | int | tuple[int, ...],  # a split, "all" of them, or numbers of scenes
 ) -> tuple[int, ...]:  # at least one
     "The scenes of a split"
+    if scenes == "all":
+        return tuple(number for numbers in SPLITS.values() for number in numbers)
     if isinstance(scenes, str):
         if scenes not in SPLITS:
-            raise unknown("split", scenes, SPLITS)
+            raise unknown("split", scenes, [*SPLITS, "all"])
         return tuple(SPLITS[scenes])
+    scenes = (scenes,) if isinstance(scenes, int) else scenes
     if not scenes or min(scenes) < 0:
         raise UsageError(f"scenes {scenes}: name a split ({', '.join(SPLITS)}) or numbers from 0, at least one")
     return tuple(scenes)
@@ -567,3 +584,37 @@ def make_plan(
 ) -> Plan:  # worked out once a process
     "The home with this number, and its shortest paths"
     return Plan(make_home(number, furniture, empty))
+
+# %% ../../nbs/play/13_homes.ipynb #13-homes-027
+def _outline(boxes: np.ndarray) -> tuple[list[float | None], list[float | None]]:
+    "Rectangles as one broken line"
+    xs: list[float | None] = []
+    ys: list[float | None] = []
+    for x0, y0, x1, y1 in boxes[:, :4].tolist():
+        xs += [x0, x1, x1, x0, x0, None]
+        ys += [y0, y0, y1, y1, y0, None]
+    return xs, ys
+
+
+def floor_plan(
+    home: Home,  # what to draw
+    ways: Mapping[str, Any] | None = None,  # by name: points (n, 2) to join
+    size: int = 420,  # pixels, each way
+) -> Any:  # a plotly figure
+    "Walls, furniture, telephone and ways, seen from above"
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    plain = {"mode": "lines", "hoverinfo": "skip", "showlegend": False}
+    for lines, line, fill in (
+        (home.walls, {"color": "black", "width": 3}, "none"),
+        (home.boxes[1:], {"color": "grey", "width": 1}, "toself"),
+        (home.boxes[:1], {"color": "red", "width": 1}, "toself"),
+    ):
+        xs, ys = _outline(lines)
+        figure.add_scatter(x=xs, y=ys, line=line, fill=fill, **plain)
+    for name, points in (ways or {}).items():
+        x, y = np.asarray(points).T
+        figure.add_scatter(x=x, y=y, mode="lines", name=name)
+    figure.update_xaxes(title="x, m").update_yaxes(title="y, m", scaleanchor="x")
+    return figure.update_layout(width=size + 140 * bool(ways), height=size, margin={"t": 20, "b": 10, "l": 10, "r": 10})

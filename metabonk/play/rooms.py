@@ -21,7 +21,7 @@ from ..core.config import Config
 from ..core.errors import UsageError, unknown
 from .binaural import RATE, STEP, Acoustics, AcousticsConfig, Arrival, Listener, Room, doorway_loss, telephone_ring
 from .game import GameConfig, Machine, Tick, choose_actions
-from .homes import EYE, Home, Plan, make_plan, scene_numbers, slide
+from .homes import EYE, Heard, Home, Plan, make_plan, scene_numbers, slide
 from .raycast import Scene, look, paint
 
 # %% ../../nbs/play/13_rooms.ipynb #13-rooms-005
@@ -89,7 +89,7 @@ PATTERNS = ("from_source", "to_source", "random")  # where a walk leads
 class RoomsConfig(Config):
     "What only rooms need"
 
-    scenes: str | int | tuple[int, ...] = "train"  # a split, or numbers of scenes; one of them is drawn for each episode
+    scenes: str | int | tuple[int, ...] = "train"  # a split, "all", or numbers; one is drawn for each episode
     pattern: Literal["from_source", "to_source", "random", "mixed"] = "mixed"  # start and goal; mixed: drawn for each episode
     roam: float = 8.0  # m: how far from the source random walks begin and end
     furniture: bool = True  # False: only the telephone's table
@@ -103,9 +103,7 @@ def begin(
     settings: RoomsConfig,  # what to draw from
 ) -> Moment:  # ticks are 0
     "The first moment of an episode"
-    scenes = settings.scenes
-    numbers = scene_numbers((scenes,) if isinstance(scenes, int) else scenes)
-    scene = int(rng.choice(numbers))
+    scene = int(rng.choice(scene_numbers(settings.scenes)))
     plan = make_plan(scene, settings.furniture, settings.empty)
     pattern = settings.pattern if settings.pattern != "mixed" else PATTERNS[rng.integers(len(PATTERNS))]
     ends = plan.home.source[:2]
@@ -134,16 +132,15 @@ def acoustics(
 
 
 def arrival(
-    plan: Plan,  # of the home
-    x: float,  # the listener
+    home: Home,  # where
+    heard: Heard,  # how the way of sound runs
+    x: float,  # the listener, m
     y: float,
-) -> tuple[int, Arrival]:  # the room, and how the source is heard in it
+) -> Arrival:  # as the acoustics of the listener's room take it
     "From where the telephone is heard"
-    heard, z = plan.heard(x, y), plan.home.source[2]
-    rest = math.hypot(heard.x - x, heard.y - y)
+    z, rest = home.source[2], math.hypot(heard.x - x, heard.y - y)
     rise = heard.before / max(heard.before + rest, 1e-9)  # the way rises evenly from the telephone to the ears
-    height = z + rise * (EYE - z)
-    return heard.room, Arrival(heard.x, heard.y, height, heard.before, doorway_loss(heard.detour))
+    return Arrival(heard.x, heard.y, z + rise * (EYE - z), heard.before, doorway_loss(heard.detour))
 
 # %% ../../nbs/play/13_rooms.ipynb #13-rooms-011
 class Rooms(Machine):
@@ -164,8 +161,7 @@ class Rooms(Machine):
             raise UsageError(f"rooms sound at {RATE} Hz, not at {config.sample_rate}: choose that, or 0 for no sound")
         if config.profile not in (None, "none"):
             raise UsageError(f"profiles are for Game Boy games: leave profile={config.profile!r} out of rooms")
-        numbers = settings.scenes
-        scene_numbers((numbers,) if isinstance(numbers, int) else numbers)  # an unknown split is told now
+        scene_numbers(settings.scenes)  # an unknown split is told now
         self.settings, self.sample_rate = settings, RATE if config.sample_rate is None else 0
         self.image_shape = config.image_size or (128, 128)
         known = {"noop": (0.0, 0.0), **MOTIONS}
@@ -183,31 +179,35 @@ class Rooms(Machine):
 
     def start(self, seed: int) -> None:
         rng = np.random.default_rng(seed)
-        self.moment = begin(rng, self.settings)
+        self._be(begin(rng, self.settings))
         self._listener.reset(int(rng.integers(2**31)))
+
+    def _be(self, moment: Moment) -> None:
+        "All that follows from where the walker is"
+        self.moment = moment
+        self._heard = self.plan.heard(moment.x, moment.y)
         self._image: np.ndarray | None = None
 
     def tick(self, action: Any, render: bool) -> Tick:
         name = self.action_names[action] if action >= 0 else "noop"
         motion = self._motions[action] if action >= 0 else (0.0, 0.0)
-        before = self.moment.distance
-        self.moment, self._image = moved(self.moment, self.plan, *motion), None
+        before, after = self.moment, moved(self.moment, self.plan, *motion)
         stop = name == "stop"
-        success = stop and self.moment.distance < NEAR
-        self.moment = self.moment._replace(success=int(success))
-        reward = -0.01 + (before - self.moment.distance) + 10 * success
+        success = int(stop and after.distance < NEAR)
+        self._be(after._replace(success=success))
+        reward = -0.01 + (before.distance - after.distance) + 10 * success
         return Tick(self._hear() if self.sample_rate else None, reward, stop, False)
 
     def _hear(self) -> Int16[np.ndarray, "2 step"]:
-        x, y = self.moment.x, self.moment.y
-        room, source = arrival(self.plan, x, y)
-        here = acoustics(self.plan.home, room, self._hearing)
-        return self._listener.step(here.response((x, y, self.moment.heading), source))
+        x, y, home = self.moment.x, self.moment.y, self.plan.home
+        here = acoustics(home, self._heard.room, self._hearing)
+        response = here.response((x, y, self.moment.heading), arrival(home, self._heard, x, y))
+        return self._listener.step(response)
 
     def picture(self) -> UInt8[np.ndarray, "height width 3"]:
         if self._image is None:
-            m, home = self.moment, self.plan.home
-            self._image = look(_painted(home), m.x, m.y, m.heading, home.room(m.x, m.y), self.image_shape)
+            m, scene = self.moment, _painted(self.plan.home)
+            self._image = look(scene, m.x, m.y, m.heading, self._heard.room, self.image_shape)
         return self._image
 
     def clock(self) -> int:
@@ -223,14 +223,14 @@ class Rooms(Machine):
         for name in ("pattern", "goal_x", "goal_y", "ticks"):
             del told[name]
         bearing = wrapped(math.atan2(y - m.y, x - m.x) - m.heading)
-        return {**told, "bearing": bearing, "source_x": x, "source_y": y, "visible": int(self.plan.heard(m.x, m.y).seen)}
+        return {**told, "bearing": bearing, "source_x": x, "source_y": y, "visible": int(self._heard.seen)}
 
     def save_state(self) -> bytes:
         return struct.pack(_FORMAT, *self.moment) + self._listener.state()
 
     def load_state(self, state: bytes) -> None:
         size = struct.calcsize(_FORMAT)
-        self.moment, self._image = Moment(*struct.unpack(_FORMAT, state[:size])), None
+        self._be(Moment(*struct.unpack(_FORMAT, state[:size])))
         self._listener.restore(state[size:])
 
 

@@ -16,7 +16,7 @@ from ..core.errors import UsageError
 from .homes import Routes
 from .rooms import NEAR, PATTERNS, TURN, Rooms, wrapped
 
-# %% ../../nbs/play/13_walks.ipynb #13-walks-005
+# %% ../../nbs/play/13_walks.ipynb #13-walks-007
 class Walk:
     "Follow the shortest path to the goal of the episode, with some noise, and stop there"
 
