@@ -423,6 +423,7 @@ def test_to_int16_limits_instead_of_wrapping():
         (lambda: Acoustics(ROOM).response((3.0, 5.0, math.nan), SOURCE), "heading nan"),
         (lambda: Room(absorption=(0.1, 0.1, 0.1, 1.5, 0.1, -0.1)), "north 1.5, ceiling -0.1"),
         (lambda: Room(absorption=(0.0,) * 6), "set one of them above 0"),
+        (lambda: Room(absorption=(0.2,) * 4), "has 4 numbers, but a room has six surfaces: west, east"),
         (lambda: Room(x0=5.0), "x1 > x0"),
         (lambda: doorway_loss(-0.1), "detour is -0.1 m"),
         (lambda: doorway_loss(math.nan), "detour is nan m"),

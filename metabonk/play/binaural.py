@@ -28,14 +28,7 @@ RATE = 16_000  # samples a second
 STEP = 2_400  # samples of a step: 0.15 s
 SPEED_OF_SOUND = 343.0  # m/s, c
 HEAD_RADIUS = 0.0875  # m, a
-WALLS = (
-    "west",
-    "east",
-    "south",
-    "north",
-    "floor",
-    "ceiling",
-)  # x0, x1, y0, y1, 0, height
+WALLS = ("west", "east", "south", "north", "floor", "ceiling")  # at x0, x1, y0, y1
 
 # %% ../../nbs/play/13_binaural.ipynb #13-binaural-005e
 @dataclass(frozen=True)
@@ -47,9 +40,7 @@ class Room(Config):
     x1: float = 5.0  # m, east wall
     y1: float = 4.0  # m, north wall
     height: float = 2.7  # m
-    absorption: tuple[float, float, float, float, float, float] = (
-        0.2,
-    ) * 6  # of `WALLS`: share of energy not reflected
+    absorption: tuple[float, ...] = (0.2,) * 6  # of `WALLS`: share not reflected
     seed: int = 0  # of its late reverberation
 
     def __post_init__(self) -> None:
@@ -59,11 +50,13 @@ class Room(Config):
                 f"Room: {self.size} m is no size of a room: x1 > x0, y1 > y0 and "
                 "height > 0 are needed"
             )
-        wrong = [
-            f"{w} {a}"
-            for w, a in zip(WALLS, self.absorption, strict=True)
-            if not 0 <= a <= 1
-        ]
+        if len(self.absorption) != len(WALLS):
+            raise UsageError(
+                f"Room.absorption has {len(self.absorption)} numbers, but a room has "
+                f"six surfaces: {', '.join(WALLS)}"
+            )
+        surfaces = zip(WALLS, self.absorption, strict=True)
+        wrong = [f"{wall} {alpha}" for wall, alpha in surfaces if not 0 <= alpha <= 1]
         if wrong:
             raise UsageError(
                 f"Room.absorption is a share of energy, 0 to 1, not {', '.join(wrong)}"
@@ -84,15 +77,8 @@ class Room(Config):
         "T60 = 0.161 V / A: the time in which sound decays by 60 dB (Sabine)"
         x, y, z = self.size
         areas = (y * z, y * z, x * z, x * z, x * y, x * y)
-        return (
-            0.161
-            * x
-            * y
-            * z
-            / sum(
-                area * alpha for area, alpha in zip(areas, self.absorption, strict=True)
-            )
-        )
+        absorbed = sum(a * s for a, s in zip(self.absorption, areas, strict=True))
+        return 0.161 * x * y * z / absorbed
 
 # %% ../../nbs/play/13_binaural.ipynb #13-binaural-005c
 def _check_inside(room: Room, what: str, x: float, y: float, z: float) -> None:
@@ -160,22 +146,16 @@ def image_sources(
     return _image_sources(source, low, high, room.absorption, order, wall)
 
 # %% ../../nbs/play/13_binaural.ipynb #13-binaural-009
-WIDTH, FRACTIONS = (
-    16,
-    128,
-)  # taps of a fractional delay, and how finely the table is divided
+WIDTH = 16  # samples over which a fractional delay spreads
+FRACTIONS = 128  # steps of a sample in the table
 
 
-def _delays() -> Float64[
-    np.ndarray, "fractions width"
-]:  # one row for each fraction of a sample, 0 to 1
+def _delays() -> Float64[np.ndarray, "fractions width"]:  # fractions from 0 to 1
     "Windowed sinc: row f delays by WIDTH / 2 - 1 + f samples"
     fraction = np.arange(FRACTIONS + 1)[:, None] / FRACTIONS
     at = np.arange(WIDTH) - (WIDTH // 2 - 1) - fraction  # (fractions, width)
-    window = np.i0(6.0 * np.sqrt(np.clip(1 - (at / (WIDTH / 2)) ** 2, 0, 1))) / np.i0(
-        6.0
-    )  # Kaiser
-    rows = np.sinc(at) * window
+    kaiser = np.i0(6.0 * np.sqrt(np.clip(1 - (at / (WIDTH / 2)) ** 2, 0, 1)))
+    rows = np.sinc(at) * kaiser
     return rows / rows.sum(1, keepdims=True)  # a constant stays what it is
 
 
@@ -202,10 +182,7 @@ def _ear_alpha(cosine):
 @no_type_check
 def _shadow(plain, high, end):
     "Filter `plain` in place up to `end`; `high` has each image weighted by its alpha"
-    corner, k = (
-        2 * SPEED_OF_SOUND / HEAD_RADIUS,
-        2.0 * RATE,
-    )  # 2 w0, and s = k (1 - 1/z) / (1 + 1/z)
+    corner, k = 2 * SPEED_OF_SOUND / HEAD_RADIUS, 2.0 * RATE  # 2 w0, and 2 f_s
     a, b, pole = corner / (corner + k), k / (corner + k), (k - corner) / (k + corner)
     y = old_plain = old_high = 0.0
     for n in range(end):
@@ -221,15 +198,10 @@ def _early(positions, gains, head, heading, path, loss, nearest, taps, table):
     plain, high, end = np.zeros((2, taps)), np.zeros((2, taps)), 0
     left_x, left_y = -math.sin(heading), math.cos(heading)
     for i in range(len(gains)):
-        x, y, z = (
-            positions[i, 0] - head[0],
-            positions[i, 1] - head[1],
-            positions[i, 2] - head[2],
-        )
+        x, y = positions[i, 0] - head[0], positions[i, 1] - head[1]
+        z = positions[i, 2] - head[2]
         distance = math.sqrt(x * x + y * y + z * z)
-        sideways = (x * left_x + y * left_y) / max(
-            distance, 1e-9
-        )  # cosine of the angle to the left ear
+        sideways = (x * left_x + y * left_y) / max(distance, 1e-9)  # the left's cosine
         distance = max(distance, nearest)
         gain = loss * gains[i] / (path + distance)
         for ear in range(2):
@@ -246,9 +218,7 @@ def _early(positions, gains, head, heading, path, loss, nearest, taps, table):
                 high[ear, first + k] += alpha * value
             end = max(end, first + WIDTH)
     for ear in range(2):
-        _shadow(
-            plain[ear], high[ear], min(end + 64, taps)
-        )  # 64 samples after the last image: below 1e-13
+        _shadow(plain[ear], high[ear], min(end + 64, taps))  # below 1e-13 after that
     return plain
 
 # %% ../../nbs/play/13_binaural.ipynb #13-binaural-011
