@@ -257,7 +257,7 @@ def make_home(
     doors = draw_doors(rng, rooms) if len(rooms) > 1 else []
     boxes = draw_furniture(rng, rooms, doors, furniture and not empty)
     height = round(rng.uniform(2.4, 3.0), 2)
-    absorption = tuple(rng.uniform(0.15, 0.45, len(rooms)).round(3).tolist())
+    absorption = tuple(rng.uniform(0.35, 0.75, len(rooms)).round(3).tolist())
     return Home(number, rooms, doors, boxes, height, absorption)
 
 
