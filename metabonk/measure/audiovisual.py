@@ -123,6 +123,8 @@ def spectral_ssim(
 ) -> Float[np.ndarray, "*batch"]:  # -1 to 1; NaN where both are silent
     "Structural similarity of magnitude spectrograms, mean of channels"
     E, T = magnitudes(sound, rate), magnitudes(target, rate)
+    if T.shape[-2] < 7:
+        raise UsageError(f"{T.shape[-2]} frames are too few for windows of 7: give longer sounds")
     counts = heard(sound, quiet) | heard(target, quiet)
     found = np.full(T.shape[:-2], np.nan)  # (*batch, channels)
     for at in zip(*np.nonzero(np.broadcast_to(counts[..., None], found.shape)), strict=True):
@@ -307,8 +309,11 @@ def compare_steps(
         columns |= {"psnr": psnr(shown, seen).numpy(), "ssim": ssim(shown, seen)}
     if has("audio"):
         one, other = predicted["audio"], real["audio"]
-        columns["lsd"] = lsd(one, other, rate, quiet)
-        columns["spectral_ssim"] = spectral_ssim(one, other, rate, quiet)
+        window, hop = _window(rate)
+        if np.shape(other)[-1] > len(window) // 2:
+            columns["lsd"] = lsd(one, other, rate, quiet)
+        if np.shape(other)[-1] >= max(6 * hop, len(window) // 2 + 1):
+            columns["spectral_ssim"] = spectral_ssim(one, other, rate, quiet)
         if np.shape(other)[-2] == 2:
             columns["ild_error"] = ild_error(one, other, quiet)
             columns["itd_error"] = itd_error(one, other, quiet=quiet)
