@@ -19,7 +19,7 @@ from metabonk.play import doom, game, gameboy, vector
 from metabonk.play.game import GameConfig, Shrink, Sound, games, make_game
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-ALL = ["bonk", "atari:ms_pacman", "doom:defend_the_center", "gym:CartPole-v1", "minatar:breakout"]
+ALL = ["bonk", "atari:ms_pacman", "doom:defend_the_center", "rooms", "gym:CartPole-v1", "minatar:breakout"]
 
 # While A is held: switch the screen off and on, start a tone on channel 2, and turn the palette over.
 BEEP = bytes.fromhex(

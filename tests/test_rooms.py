@@ -22,7 +22,9 @@ from metabonk.play import homes, raycast, rooms
 from metabonk.play.game import games, make_game
 from metabonk.play.homes import BODY, SPLITS, Home, Plan, make_home, make_plan
 from metabonk.play.policies import make_policy
+from metabonk.play.synchrony import offset
 from metabonk.play.walks import Walk
+from metabonk.record.exchange import from_dataset, to_dataset
 from metabonk.record.recorder import record
 from metabonk.record.store import Store
 
@@ -314,6 +316,59 @@ def test_the_foot_of_a_wall_is_in_the_row_that_perspective_says():
             assert skirting.max() + 1 == pytest.approx(foot, abs=1), distance
 
 
+def slow_picture(home: Home, scene: raycast.Scene, x: float, y: float, heading: float, size: int) -> np.ndarray:
+    "Every pixel by itself: the nearest of all surfaces in space, told by nothing but the floor plan"
+    image = np.zeros((size, size, 3))
+    doors = [homes._opening(door) for door in home.doors]
+    upright = [(*w, 0.0, home.height) for w in home.walls.tolist()]
+    upright += [(*d, homes.DOOR_TOP, home.height) for d in np.array(doors).tolist()]
+    for row, column in np.ndindex(size, size):
+        off, dz = 1 - (2 * column + 1) / size, 1 - (2 * row + 1) / size
+        dx, dy = math.cos(heading) - off * math.sin(heading), math.sin(heading) + off * math.cos(heading)
+        best, colour = (home.height if dz > 0 else 0.0) - homes.EYE, None
+        best = best / dz
+        here = home.room(x + best * dx, y + best * dy)
+        if dz > 0:
+            colour = scene.ceilings[here]
+        else:
+            u, v = (int((p + best * d) / raycast.TILE * 64) % 64 for p, d in ((x, dx), (y, dy)))
+            colour = scene.floors[here][v, u] / (1 + raycast.FADE * best)
+        for x0, y0, x1, y1, low, high in upright:
+            t = (x0 - x) / dx if x0 == x1 else (y0 - y) / dy
+            place = y + t * dy if x0 == x1 else x + t * dx
+            z = homes.EYE + t * dz
+            if 0 < t < best and (y0 <= place <= y1 if x0 == x1 else x0 <= place <= x1) and low <= z <= high:
+                near = home.room(x + (t - 1e-6) * dx, y + (t - 1e-6) * dy)
+                down = min(63, int((home.height - z) / home.height * 64))
+                light = (1.0 if x0 == x1 else 0.82) / (1 + raycast.FADE * t)
+                best, colour = t, scene.papers[near][down, int(place / raycast.TILE * 64) % 64] * light
+        for box, paint in zip(scene.boxes, scene.colours, strict=True):
+            times = [sorted(((box[k] - p) / d, (box[k + 2] - p) / d)) for k, p, d in ((0, x, dx), (1, y, dy))]
+            times.append(sorted((box[k] - homes.EYE) / dz for k in (4, 5)))
+            enters, leaves = max(t[0] for t in times), min(t[1] for t in times)
+            if 0 < enters < leaves and enters < best:
+                axis, front = [t[0] for t in times].index(enters), max(times[0][0], times[1][0])
+                face = int(times[1][0] > times[0][0])
+                best = enters
+                colour = paint * (1.1 if axis == 2 else 1.0) * (0.82 if face else 1.0) / (1 + raycast.FADE * front)
+        image[row, column] = colour
+    return image
+
+
+@pytest.mark.parametrize("number", [7, 14, 75])
+def test_pictures_agree_with_rays_through_every_pixel(number):
+    plan, rng = make_plan(number), np.random.default_rng(number)
+    scene = raycast.paint(plan.home)
+    for pose in range(6):
+        x, y = plan.draw_point(rng, 0.0, 2.5 if pose % 2 else math.inf)
+        heading = rng.uniform(-math.pi, math.pi)
+        if pose % 2:
+            heading = math.atan2(plan.home.source[1] - y, plan.home.source[0] - x) + rng.uniform(-0.5, 0.5)
+        fast = raycast.look(scene, x, y, heading, plan.home.room(x, y), (32, 32)).astype(float)
+        slow = slow_picture(plan.home, scene, x, y, heading, 32)
+        assert (np.abs(fast - slow).max(2) > 2).mean() < 0.02, "edges may fall into the next pixel"
+
+
 def red(image: np.ndarray) -> np.ndarray:
     "Where the telephone is"
     return (image[..., 0] > 2.2 * image[..., 1]) & (image[..., 0] > 2.2 * image[..., 2]) & (image[..., 0] > 60)
@@ -415,6 +470,11 @@ def test_sound_goes_on_from_step_to_step():
     assert (stream[:, :turn] == stream[:, turn : 2 * turn]).all()
 
 
+def test_a_turn_is_seen_and_heard_in_the_step_in_which_it_is_made():
+    late = offset("rooms", "left", before=3, ticks=4, actions=("noop", "left"), empty=True)
+    assert late.seen == 150 and 0 < late.heard < 1, "milliseconds after the step began"
+
+
 def louder_left(audio: np.ndarray) -> float:
     "dB by which the left ear hears more"
     energy = (audio.astype(float) ** 2).sum(1) + 1e-9
@@ -514,6 +574,9 @@ def test_planted_errors_are_caught(monkeypatch):
         (rooms, "moved", "moment.heading + turn", "moment.heading - turn",
          test_the_bearing_is_positive_on_the_left_and_follows_turns),
         (rooms, "arrival", "heard.before, doorway", "0.0, doorway", test_sound_grows_weaker_with_its_way_through_doors),
+        (rooms.Rooms, "tick", "self._be(after._replace(success=success))",
+         "heard = self._hear(); self._be(after._replace(success=success)); return Tick(heard, 0.0, stop, False)",
+         test_a_turn_is_seen_and_heard_in_the_step_in_which_it_is_made),
         (rooms.Rooms, "save_state", " + self._listener.state()", " + Listener(telephone_ring()).state()",
          test_a_snapshot_brings_back_picture_and_sound),
     ]  # fmt: skip
@@ -587,8 +650,14 @@ def test_a_recording_tells_scene_and_motion(tmp_path):
     for episode in store.episodes:
         batch = store.read(episode)
         scenes |= set(batch.probes["scene"].tolist())
+        assert len(set(batch.probes["pattern"].tolist())) == 1
         assert episode.rows <= 500 and batch.terminated[-1] and (batch.action[1:-1] < 3).all() and batch.action[-1] == 3
     assert scenes <= set(SPLITS["valid"]) and len(scenes) > 1
+    back = from_dataset(to_dataset(store), tmp_path / "back")
+    for episode, other in zip(store.episodes, back.episodes, strict=True):
+        one, two = store.read(episode), back.read(other)
+        assert (one.image == two.image).all() and one.probes.keys() == two.probes.keys()
+        assert all((a == b).all() for a, b in zip(one.audio, two.audio, strict=True))
 
 
 # --- other machines

@@ -220,7 +220,7 @@ class Rooms(Machine):
         "Pose, motion, and where the telephone is"
         m, (x, y, _) = self.moment, self.plan.home.source
         told = m._asdict()
-        for name in ("pattern", "goal_x", "goal_y", "ticks"):
+        for name in ("goal_x", "goal_y", "ticks"):
             del told[name]
         bearing = wrapped(math.atan2(y - m.y, x - m.x) - m.heading)
         return {**told, "bearing": bearing, "source_x": x, "source_y": y, "visible": int(self._heard.seen)}
