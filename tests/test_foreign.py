@@ -28,6 +28,8 @@ from metabonk.dream.dynamics import ShortcutModel
 from metabonk.dream.token_model import TokenModel
 from metabonk.play.game import make_game
 from metabonk.record.cache import Cache
+from metabonk.sense.autoencoder import Autoencoder, AutoencoderConfig
+from metabonk.sense.codec import CodecConfig, PCACodec, load_codec
 from metabonk.sense.tokens import Tokenizers
 
 
@@ -89,6 +91,12 @@ def plan(folder: Path) -> None:
 
 KINDS: dict[str, tuple[Callable[[Path], Any], Callable[[Path], Any], str]] = {
     "tokenizers": (lambda folder: test_token_model.tokenizers().save(folder), Tokenizers.load, "tokenizers.json"),
+    "autoencoder": (
+        lambda folder: Autoencoder(AutoencoderConfig.preset("tiny", widths=(8, 8))).save(folder),
+        Autoencoder.load,
+        "autoencoder.json",
+    ),
+    "codec": (lambda folder: PCACodec(CodecConfig(latents=4)).save(folder), load_codec, "codec.json"),
     "token model": (lambda folder: test_token_model.build().save(folder), TokenModel.load, "model.json"),
     "causal tokenizer": (
         lambda folder: test_dynamics.build().tokenizer.save(folder),
@@ -148,6 +156,9 @@ def test_a_changed_description_is_loaded_or_one_line(kind: str, tmp_path: Path) 
         load(folder)
 
 
+HAVE_WEIGHTS = ["tokenizers", "autoencoder", "codec", "token model", "causal tokenizer", "shortcut model", "agent"]
+
+
 class Touch:
     """An object whose pickle makes a file when it is read."""
 
@@ -174,7 +185,7 @@ def test_hostile_checkpoints_run_nothing(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("kind", ["tokenizers", "token model", "causal tokenizer", "shortcut model", "agent"])
+@pytest.mark.parametrize("kind", HAVE_WEIGHTS)
 def test_hostile_weights_run_nothing(kind: str, tmp_path: Path) -> None:
     save, load, _ = KINDS[kind]
     marker, folder = tmp_path / "it-ran", tmp_path / "saved"

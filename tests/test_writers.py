@@ -34,6 +34,9 @@ from metabonk.record.exchange import export_media, export_minari, import_minari,
 from metabonk.record.recorder import record
 from metabonk.record.store import Store
 from metabonk.record.vpt import import_vpt
+from metabonk.sense.autoencoder import Autoencoder, AutoencoderConfig
+from metabonk.sense.codec import CodecConfig, PCACodec
+from metabonk.sense.latents import encode_latents
 from metabonk.sense.tokens import TokenCache
 
 
@@ -71,6 +74,13 @@ def _finetune(made: SimpleNamespace, folder: Path) -> None:
 
 
 # Every writer of a folder: how it is called, and a file of its own whose name may be somebody's, too.
+def autoencoder() -> Autoencoder:
+    """Untrained."""
+    torch.manual_seed(0)
+    size = SCHEMA.image_shape[0], SCHEMA.image_shape[1]
+    return Autoencoder(AutoencoderConfig.preset("tiny", size=size, widths=(8, 8))).requires_grad_(False).eval()
+
+
 WRITERS: dict[str, tuple[Callable[[SimpleNamespace, Path], Any], str]] = {
     "store": (lambda made, folder: Store.create(folder, SCHEMA, exist_ok=True), "store.json"),
     "record": (lambda made, folder: record("bonk", folder, steps=3), "README.md"),
@@ -80,6 +90,9 @@ WRITERS: dict[str, tuple[Callable[[SimpleNamespace, Path], Any], str]] = {
     "films": (lambda made, folder: export_media(made.store, folder), "film.mp4"),
     "cache": (lambda made, folder: Cache.build(made.store, folder), "cache.json"),
     "tokens": (lambda made, folder: TokenCache.build(made.store, tokenizers_of(), folder), "rows-0.bin"),
+    "latents": (lambda made, folder: encode_latents(made.store, autoencoder(), None, folder), "rows-0.bin"),
+    "autoencoder": (lambda made, folder: autoencoder().save(folder), "autoencoder.json"),
+    "codec": (lambda made, folder: PCACodec(CodecConfig(latents=4)).save(folder), "codec.json"),
     "codes": (lambda made, folder: CodeCache.build(made.cache, eyes(), folder), "codes.part"),
     "tokenizers": (lambda made, folder: tokenizers_of().save(folder), "tokenizers.json"),
     "causal tokenizer": (lambda made, folder: tokenizer().save(folder), "tokenizer.json"),
@@ -133,7 +146,7 @@ def test_what_was_written_may_be_written_again(made: SimpleNamespace, tmp_path: 
     assert not list(tmp_path.rglob(".metabonk-*")) and contents(tmp_path / "new")
 
 
-@pytest.mark.parametrize("name", ["store", "cache", "tokens", "codes"])
+@pytest.mark.parametrize("name", ["store", "cache", "tokens", "latents", "codes"])
 def test_names_that_are_not_ours_stay_in_our_folders(made: SimpleNamespace, tmp_path: Path, name: str) -> None:
     """In a folder of ours too: only temporary names of our own are deleted."""
     write, _ = WRITERS[name]
@@ -147,7 +160,8 @@ def test_names_that_are_not_ours_stay_in_our_folders(made: SimpleNamespace, tmp_
 
 def test_an_interrupted_first_build_goes_on(made: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache that was killed before it was finished once is known as ours."""
-    for name, part in (("cache", "metabonk.record.cache._Files.append"), ("tokens", "metabonk.sense.tokens.Tokenizers.see")):
+    for name, part in (("cache", "metabonk.record.cache._Files.append"), ("tokens", "metabonk.sense.tokens.Tokenizers.see"),
+                       ("latents", "metabonk.sense.autoencoder.Autoencoder.encode")):  # fmt: skip
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(part, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             WRITERS[name][0](made, tmp_path / name)

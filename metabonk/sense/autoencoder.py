@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AutoencoderConfig', 'ResidualBlock', 'CellAttention', 'Halve', 'make_encoder', 'make_decoder', 'ImageEncoder',
-           'Autoencoder', 'save_weights', 'read_description', 'load_weights', 'AutoencoderLearner', 'spread_rows',
-           'train_autoencoder', 'DiffusersEncoder']
+           'principal_components', 'Autoencoder', 'save_weights', 'read_description', 'load_weights',
+           'AutoencoderLearner', 'spread_rows', 'train_autoencoder', 'DiffusersEncoder']
 
 # %% ../../nbs/sense/36_autoencoder.ipynb #36-autoencoder-002
 import json
@@ -17,6 +17,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 import numpy as np
 import safetensors.torch
 import torch
+from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,7 +32,7 @@ from ..record.cache import Cache
 from ..record.store import Store
 from .tokens import RowData, Rows, weights_fingerprint
 
-# %% ../../nbs/sense/36_autoencoder.ipynb #36-autoencoder-004
+# %% ../../nbs/sense/36_autoencoder.ipynb #36-autoencoder-007
 @dataclass(frozen=True)
 class AutoencoderConfig(Config):
     "Sizes of an autoencoder for pictures"
@@ -43,11 +44,12 @@ class AutoencoderConfig(Config):
     blocks: int = 2  # residual blocks at each resolution of the encoder; the decoder has one more
     groups: int = 32  # of each normalisation
     attention: bool = True  # whether the cells of the smallest grid look at one another
+    linear: bool = False  # whether a linear path, which starts as principal components, lies beside the layers
     kl: float = 1e-6  # weight of the KL divergence
 
     presets = {
-        "tiny": {"patch": 4, "widths": (48, 96), "blocks": 1, "groups": 8, "attention": False},
-        "small": {"patch": 2, "widths": (64, 128, 256), "blocks": 1, "groups": 16, "attention": False},
+        "tiny": {"patch": 4, "widths": (32, 64), "blocks": 1, "groups": 8, "attention": False, "linear": True},
+        "small": {"patch": 2, "widths": (32, 64, 128), "blocks": 1, "groups": 16, "attention": False, "linear": True},
         "paper": {},
     }
 
@@ -74,7 +76,7 @@ class AutoencoderConfig(Config):
         "Of a picture's latents"
         return self.channels, self.size[0] // self.factor, self.size[1] // self.factor
 
-# %% ../../nbs/sense/36_autoencoder.ipynb #36-autoencoder-006
+# %% ../../nbs/sense/36_autoencoder.ipynb #36-autoencoder-011
 class ResidualBlock(nn.Module):
     "Two convolutions beside a path that leaves things as they are"
 
@@ -136,7 +138,7 @@ class Halve(nn.Conv2d):
         "A quarter of the cells"
         return super().forward(F.pad(x, (0, 1, 0, 1)))
 
-# %% ../../nbs/sense/36_autoencoder.ipynb #36-autoencoder-007
+# %% ../../nbs/sense/36_autoencoder.ipynb #36-autoencoder-012
 def _middle(width: int, config: AutoencoderConfig) -> list[nn.Module]:
     between = [CellAttention(width, config.groups)] if config.attention else []
     return [ResidualBlock(width, width, config.groups), *between, ResidualBlock(width, width, config.groups)]
@@ -174,7 +176,7 @@ def make_decoder(
     layers += [*_last(widths[-1], 3 * config.patch**2, config), nn.PixelShuffle(config.patch)]
     return nn.Sequential(*layers)
 
-# %% ../../nbs/sense/36_autoencoder.ipynb #36-autoencoder-009
+# %% ../../nbs/sense/36_autoencoder.ipynb #36-autoencoder-015
 @runtime_checkable
 class ImageEncoder(Protocol):
     "Pictures to latents and back, of whatever make"
@@ -207,7 +209,7 @@ class ImageEncoder(Protocol):
         "Changes when any weight or setting does"
         ...
 
-# %% ../../nbs/sense/36_autoencoder.ipynb #36-autoencoder-010
+# %% ../../nbs/sense/36_autoencoder.ipynb #36-autoencoder-016
 class _Scaled(nn.Module):
     "The offset and scale of each channel belong to the encoder: nobody else needs them"
 
@@ -263,7 +265,20 @@ class _Scaled(nn.Module):
         self.scale.copy_(torch.where(deviation > 1e-6, deviation, 1.0)[0])
         return self
 
-# %% ../../nbs/sense/36_autoencoder.ipynb #36-autoencoder-011
+# %% ../../nbs/sense/36_autoencoder.ipynb #36-autoencoder-018
+def principal_components(
+    vectors: Float[Tensor, "count size"],  # as many as there are
+    number: int,  # of components
+) -> tuple[Float[Tensor, " number"], Float[Tensor, "number size"]]:  # their root mean squares, and orthonormal rows
+    "The directions in which vectors reach furthest from zero, the furthest first"
+    vectors = vectors.double()
+    _, found = torch.linalg.eigh(vectors.T @ vectors / len(vectors))  # ascending
+    basis = found.flip(1)[:, :number].T  # (number, size)
+    basis = basis * basis.gather(1, basis.abs().argmax(1, keepdim=True)).sign()  # else chance decides the sign
+    strength = (vectors @ basis.T).square().mean(0).sqrt()
+    return torch.where(strength > 1e-7, strength, 1.0).float(), basis.float()
+
+# %% ../../nbs/sense/36_autoencoder.ipynb #36-autoencoder-019
 class Autoencoder(_Scaled):
     "Pictures to latents and back, trained here"
 
@@ -275,13 +290,42 @@ class Autoencoder(_Scaled):
         self.config = config
         self.encoder, self.decoder = make_encoder(config), make_decoder(config)
         self._start(config.size, config.shape)
+        if config.linear:
+            cell = config.factor
+            self.into = nn.Conv2d(3, config.channels, cell, cell, bias=False)
+            self.out = nn.ConvTranspose2d(config.channels, 3, cell, cell, bias=False)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    @torch.no_grad()
+    def start_from(
+        self,
+        images: UInt8[Tensor, "n height width 3"],  # as varied as there are
+    ) -> Self:  # the same
+        "Begin as principal components of cells; the layers beside them start silent, and latents nearly without noise"
+        if self.config.linear:
+            cells = rearrange(self._pixels(images), "n c (y h) (x w) -> (n y x) (c h w)", y=self.shape[1], x=self.shape[2])
+            deviations, basis = principal_components(cells, self.shape[0])
+            basis, scale = basis.unflatten(1, self.into.weight.shape[1:]), deviations[:, None, None, None]
+            self.into.weight.copy_(basis / scale)
+            self.out.weight.copy_(basis * scale)
+            for weight in (*self.encoder[-1].parameters(), *self.decoder[-2].parameters()):
+                weight.zero_()
+            self.encoder[-1].bias[self.shape[0] :] = -6.0
+        return self
+
+    def moments(
+        self,
+        x: Float[Tensor, "n 3 height width"],  # pictures, from -1 to 1
+    ) -> tuple[Float[Tensor, "n channels rows columns"], Float[Tensor, "n channels rows columns"]]:
+        "Mean and log variance of latents that are not scaled yet"
+        mean, log_variance = self.encoder(x).chunk(2, 1)
+        return mean + self.into(x) if self.config.linear else mean, log_variance.clamp(-30, 20)
+
     def _mean(self, x: Tensor) -> Tensor:
-        return self.encoder(x)[:, : self.config.channels]
+        return self.moments(x)[0]
 
     def _picture(self, z: Tensor) -> Tensor:
-        return self.decoder(z)
+        return self.decoder(z) + self.out(z) if self.config.linear else self.decoder(z)
 
     def losses(
         self,
@@ -290,10 +334,8 @@ class Autoencoder(_Scaled):
     ) -> dict[str, Tensor]:  # `reconstruction` and `kl` (n,), `perceptual` (n,) if it is given
         "What training makes small"
         x = self._pixels(images)
-        mean, log_variance = self.encoder(x).chunk(2, 1)
-        log_variance = log_variance.clamp(-30, 20)
-        z = mean + (log_variance / 2).exp() * torch.randn_like(mean)
-        y = self.decoder(z)
+        mean, log_variance = self.moments(x)
+        y = self._picture(mean + (log_variance / 2).exp() * torch.randn_like(mean))
         error = y - x
         terms = {
             "reconstruction": (error.abs() + error.square()).mean((1, 2, 3)),
@@ -327,7 +369,7 @@ class Autoencoder(_Scaled):
         about = read_description(folder, "autoencoder")
         return load_weights(cls(AutoencoderConfig.from_dict(about["config"])), about, folder, "autoencoder").to(device)
 
-# %% ../../nbs/sense/36_autoencoder.ipynb #36-autoencoder-013
+# %% ../../nbs/sense/36_autoencoder.ipynb #36-autoencoder-027
 def save_weights(
     module: nn.Module,  # whose state is written
     about: Mapping[str, Any],  # all that is needed to make such a module: plain values with "format" and "version"
@@ -378,7 +420,7 @@ def load_weights(
         raise UsageError(f"the {name} in {folder} is not the one that was saved: copy both files again, or train again")
     return module.requires_grad_(False).eval()
 
-# %% ../../nbs/sense/36_autoencoder.ipynb #36-autoencoder-015
+# %% ../../nbs/sense/36_autoencoder.ipynb #36-autoencoder-029
 class AutoencoderLearner(Learner):
     "An autoencoder in training"
 
@@ -429,15 +471,16 @@ def train_autoencoder(
     if config.size != (height, width):
         raise UsageError(f"this autoencoder takes pictures of {config.size[0]} x {config.size[1]}, those of {store.path} "
                          f"are {height} x {width}: set AutoencoderConfig.size")
+    source = Cache.build(store, cache)
+    images = torch.from_numpy(source.image[spread_rows(source, 4096)])
     seed_everything(seeds[0])
-    data = RowData(store.path, None, batch_size, seeds[1], cache)
-    learner = fit(AutoencoderLearner(Autoencoder(config), perceptual), data, folder, training or TrainConfig.preset("tiny"))
-    autoencoder, rows = learner.autoencoder.cpu().requires_grad_(False).eval(), data.training_cache()
-    autoencoder.calibrate(torch.from_numpy(rows.image[spread_rows(rows, 4096)]))
+    autoencoder, data = Autoencoder(config).start_from(images), RowData(store.path, None, batch_size, seeds[1], cache)
+    fit(AutoencoderLearner(autoencoder, perceptual), data, folder, training or TrainConfig.preset("tiny"))
+    autoencoder.cpu().requires_grad_(False).eval().calibrate(images)
     autoencoder.save(folder)
     return autoencoder
 
-# %% ../../nbs/sense/36_autoencoder.ipynb #36-autoencoder-017
+# %% ../../nbs/sense/36_autoencoder.ipynb #36-autoencoder-031
 class DiffusersEncoder(_Scaled):
     "An autoencoder of the diffusers library, from a user's own folder"
 

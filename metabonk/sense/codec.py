@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FULL', 'CodecConfig', 'SoundCodec', 'PCACodec', 'CausalConv', 'CausalUpsample', 'ResidualUnit', 'Codec',
-           'level_difference', 'stft_distance', 'Crops', 'CropCache', 'CropData', 'CodecLearner', 'sound_sizes',
-           'fit_pca', 'train_codec', 'load_codec', 'encode_steps', 'decode_steps', 'codec_errors']
+           'encode_steps', 'decode_steps', 'level_difference', 'stft_distance', 'Crops', 'CropCache', 'CropData',
+           'CodecLearner', 'sound_sizes', 'fit_pca', 'train_codec', 'load_codec', 'codec_errors']
 
 # %% ../../nbs/sense/37_codec.ipynb #37-codec-002
 import math
@@ -31,10 +31,16 @@ from ..record.encoded import Sounds
 from ..record.experience import Columns, Schema
 from ..record.sampling import ExperienceData, SequenceConfig
 from ..record.store import Store
-from .autoencoder import load_weights, read_description, save_weights, spread_rows
+from metabonk.sense.autoencoder import (
+    load_weights,
+    principal_components,
+    read_description,
+    save_weights,
+    spread_rows,
+)
 from .tokens import weights_fingerprint
 
-# %% ../../nbs/sense/37_codec.ipynb #37-codec-004
+# %% ../../nbs/sense/37_codec.ipynb #37-codec-007
 @dataclass(frozen=True)
 class CodecConfig(Config):
     "Sizes of a codec for the sound of a step"
@@ -75,7 +81,7 @@ class CodecConfig(Config):
         "Of a step's latents"
         return self.samples // self.frame, self.latents
 
-# %% ../../nbs/sense/37_codec.ipynb #37-codec-006
+# %% ../../nbs/sense/37_codec.ipynb #37-codec-011
 @runtime_checkable
 class SoundCodec(Protocol):
     "The sound of steps to latents and back, of whatever make"
@@ -114,7 +120,7 @@ class SoundCodec(Protocol):
         "Changes when any weight or setting does"
         ...
 
-# %% ../../nbs/sense/37_codec.ipynb #37-codec-007
+# %% ../../nbs/sense/37_codec.ipynb #37-codec-012
 FULL = 2.0**15  # a 16-bit sample of full scale
 
 
@@ -178,7 +184,7 @@ class _Codec(nn.Module):
         "Write `codec.safetensors` and `codec.json`"
         return save_weights(self, self.about(), folder, "codec")
 
-# %% ../../nbs/sense/37_codec.ipynb #37-codec-009
+# %% ../../nbs/sense/37_codec.ipynb #37-codec-014
 class PCACodec(_Codec):
     "Principal components of frames of all ears together"
 
@@ -202,13 +208,10 @@ class PCACodec(_Codec):
         sound: Int16[Tensor, "n ears samples"],  # of steps
     ) -> Self:  # the same
         "Find the directions in which frames vary most"
-        frames = self._frames(self._waves(sound)).flatten(0, 1).double()  # (n * tokens, size)
-        _, vectors = torch.linalg.eigh(frames.T @ frames / len(frames))  # ascending
-        basis = vectors.flip(1)[:, : self.config.latents].T
-        sign = basis.gather(1, basis.abs().argmax(1, keepdim=True)).sign()  # else chance decides it
-        self.basis.copy_(basis * sign)
-        strength = (frames @ self.basis.double().T).square().mean(0).sqrt()
-        self.scale.copy_(torch.where(strength > 1e-7, strength, 1.0))
+        frames = self._frames(self._waves(sound)).flatten(0, 1)  # (n * tokens, ears * frame)
+        strength, basis = principal_components(frames, self.config.latents)
+        self.scale.copy_(strength)
+        self.basis.copy_(basis)
         return self
 
     def _frames(self, waves: Tensor) -> Tensor:
@@ -233,7 +236,7 @@ class PCACodec(_Codec):
         frames = (latents.to(self.scale.device) * self.scale) @ self.basis
         return self._sound(rearrange(frames, "n tokens (ears frame) -> n ears (tokens frame)", ears=self.config.channels))
 
-# %% ../../nbs/sense/37_codec.ipynb #37-codec-011
+# %% ../../nbs/sense/37_codec.ipynb #37-codec-019
 class CausalConv(nn.Conv1d):
     "A convolution that sees nothing later than its output"
 
@@ -295,7 +298,7 @@ class ResidualUnit(nn.Module):
         "The features, changed a little"
         return x + self.layers(x)
 
-# %% ../../nbs/sense/37_codec.ipynb #37-codec-012
+# %% ../../nbs/sense/37_codec.ipynb #37-codec-020
 class Codec(_Codec):
     "Strided convolutions as in SoundStream, beside a linear path that starts as principal components"
 
@@ -337,9 +340,9 @@ class Codec(_Codec):
         self.gain.copy_(1 / (pca.scale.square().sum() / pca.basis.shape[1]).sqrt())
         if self.config.linear:
             basis = pca.basis.unflatten(1, (self.config.channels, self.config.frame))  # (latents, ears, frame)
-            scale = (pca.scale * self.gain)[:, None, None]
-            self.into.weight.copy_(basis / scale)
-            self.out.weight.copy_(basis * scale)
+            self.into.weight.copy_(basis)
+            self.out.weight.copy_(basis)
+            self.scale.copy_(pca.scale * self.gain)
             for weight in (*self.encoder[-1].parameters(), *self.decoder[-1].parameters()):
                 weight.zero_()
         return self
@@ -399,7 +402,26 @@ class Codec(_Codec):
         self.scale.copy_(torch.where(strength > 1e-7, strength, 1.0))
         return self
 
-# %% ../../nbs/sense/37_codec.ipynb #37-codec-014
+# %% ../../nbs/sense/37_codec.ipynb #37-codec-022
+def encode_steps(
+    codec: SoundCodec,  # of any make
+    sound: Int16[Tensor, "time ears samples"],  # steps that follow one another, the first of them after silence
+) -> Float[Tensor, "time tokens latents"]:  # of each step
+    "Latents of a stretch of sound"
+    return codec.encode(sound, torch.cat([torch.zeros_like(sound[:1]), sound[:-1]]))
+
+
+def decode_steps(
+    codec: SoundCodec,  # of any make
+    latents: Float[Tensor, "time tokens latents"],  # of steps that follow one another
+    past: Float[Tensor, "1 tokens latents"] | None = None,  # of the step before them; silence if not given
+) -> Int16[Tensor, "ears samples"]:  # one sound
+    "A stretch of sound from latents"
+    first = codec.decode(latents[:1], past)
+    sound = torch.cat([first, codec.decode(latents[1:], latents[:-1])]) if len(latents) > 1 else first
+    return rearrange(sound, "time ears samples -> ears (time samples)")
+
+# %% ../../nbs/sense/37_codec.ipynb #37-codec-028
 def level_difference(
     sound: Float[Tensor, "*batch 2 samples"],  # left and right
     window: int,  # samples over which energy is summed; what is left over is dropped
@@ -420,12 +442,12 @@ def stft_distance(
     total: Any = 0.0
     for size in sizes:
         window = torch.hann_window(size, device=x.device) / math.sqrt(size)
-        spectra = [torch.stft(s, size, size // 4, window=window, return_complex=True).abs() for s in (y, x)]
+        spectra = [torch.stft(s, size, size // 4, window=window, pad_mode="constant", return_complex=True).abs() for s in (y, x)]
         a, b = (torch.log10(spectrum + floor) for spectrum in spectra)
         total = total + (a - b).abs().mean((1, 2))
     return total / len(sizes)
 
-# %% ../../nbs/sense/37_codec.ipynb #37-codec-016
+# %% ../../nbs/sense/37_codec.ipynb #37-codec-031
 @dataclass
 class Crops(Columns):
     "What a codec learns from: sound, as long as the caller wished, of any rows"
@@ -479,7 +501,7 @@ class CropData(ExperienceData):
         "The crops"
         return CropCache(self.training_cache(), self.samples)
 
-# %% ../../nbs/sense/37_codec.ipynb #37-codec-017
+# %% ../../nbs/sense/37_codec.ipynb #37-codec-032
 class CodecLearner(Learner):
     "A codec in training"
 
@@ -582,26 +604,7 @@ def load_codec(
     "A codec from a folder, of either kind"
     return _load(None, folder, device)
 
-# %% ../../nbs/sense/37_codec.ipynb #37-codec-019
-def encode_steps(
-    codec: SoundCodec,  # of any make
-    sound: Int16[Tensor, "time ears samples"],  # steps that follow one another, the first of them after silence
-) -> Float[Tensor, "time tokens latents"]:  # of each step
-    "Latents of a stretch of sound"
-    return codec.encode(sound, torch.cat([torch.zeros_like(sound[:1]), sound[:-1]]))
-
-
-def decode_steps(
-    codec: SoundCodec,  # of any make
-    latents: Float[Tensor, "time tokens latents"],  # of steps that follow one another
-    past: Float[Tensor, "1 tokens latents"] | None = None,  # of the step before them; silence if not given
-) -> Int16[Tensor, "ears samples"]:  # one sound
-    "A stretch of sound from latents"
-    first = codec.decode(latents[:1], past)
-    sound = torch.cat([first, codec.decode(latents[1:], latents[:-1])]) if len(latents) > 1 else first
-    return rearrange(sound, "time ears samples -> ears (time samples)")
-
-# %% ../../nbs/sense/37_codec.ipynb #37-codec-021
+# %% ../../nbs/sense/37_codec.ipynb #37-codec-034
 def codec_errors(
     codec: SoundCodec,  # what is judged
     sound: Int16[Tensor, "time ears samples"],  # steps that follow one another

@@ -26,7 +26,7 @@ from ..record.store import Store
 from .autoencoder import ImageEncoder
 from .codec import SoundCodec
 
-# %% ../../nbs/sense/38_latents.ipynb #38-latents-004
+# %% ../../nbs/sense/38_latents.ipynb #38-latents-007
 MOTIONS = ("commanded", "realised")  # what was asked for, and what walls made of it
 _probes = ("x", "y", "turn")  # of each: metres ahead, metres to the left, radians to the left
 
@@ -64,7 +64,7 @@ class LatentEncoders:
         "Changes when any weight or setting does"
         return "-".join(part.fingerprint() if part is not None else "none" for part in (self.autoencoder, self.codec))
 
-# %% ../../nbs/sense/38_latents.ipynb #38-latents-006
+# %% ../../nbs/sense/38_latents.ipynb #38-latents-012
 def latent_type(
     schema: Schema,  # of the recording
     sizes: Mapping[str, Sequence[int]],  # shapes of "image" and "audio" latents
@@ -193,7 +193,7 @@ def encode_latents(
     "Encode what is not encoded yet; what other encoders made is made anew"
     return LatentStore.make(store, LatentEncoders(autoencoder, codec), folder, cache, block)
 
-# %% ../../nbs/sense/38_latents.ipynb #38-latents-008
+# %% ../../nbs/sense/38_latents.ipynb #38-latents-022
 REACH = 64  # rows: how far a goal may be away, and what counts of actions are divided by
 
 
@@ -209,8 +209,6 @@ class LatentBatch(Columns):
     reward: Any  # (B, G) float32: sum of what is earned on the way there, minus that of the way back for goals in the past
     motion: Any  # (B, G, 3) float32: metres ahead, to the left, radians to the left; or (B, G, actions) counts / 64
     offset: Any  # (B, G) int64: rows from the current one, never 0
-    goal_action: Any  # (B, G, actions) float32: vector of what was done just before each goal; zeros in an episode's first row
-    goal_terminated: Any  # (B, G) bool: whether the episode ended there, by the game's rules
     row: Any  # (B,) int64: the current row in the training cache
 
     def __len__(self) -> int:
@@ -234,7 +232,7 @@ class WindowConfig(SequenceConfig):
         if min(self.context, self.goals, self.reach) < 1 or self.length != 1:
             raise UsageError("WindowConfig: context, goals and reach are at least 1, and length is 1")
 
-# %% ../../nbs/sense/38_latents.ipynb #38-latents-009
+# %% ../../nbs/sense/38_latents.ipynb #38-latents-023
 class LatentWindows:
     "All contexts of a latent store, and the goals around them"
 
@@ -324,19 +322,9 @@ class LatentWindows:
         return LatentBatch(
             image=context.get("image"), audio=context.get("audio"), valid=wanted == seen,
             goal_image=goals.get("image"), goal_audio=goals.get("audio"),
-            reward=earned.astype(np.float32), motion=motion.astype(np.float32), offset=offset,
-            goal_action=self.done(self.rows[there]), goal_terminated=self.store.table["terminated"][self.rows[there]],
-            row=self.rows[place],
+            reward=earned.astype(np.float32), motion=motion.astype(np.float32), offset=offset, row=self.rows[place],
         )  # fmt: skip
 
-    def done(
-        self,
-        rows: Int[np.ndarray, "batch goals"],  # numbers of rows
-    ) -> Float[np.ndarray, "batch goals actions"]:  # float32
-        "Vectors of what was done before rows; zeros where an episode begins"
-        table = self.store.table
-        vectors = self.store.schema.actions.vectors(torch.from_numpy(table["action"][rows])).numpy()
-        return vectors * ~table["first"][rows][..., None]
 
     def reward_scale(
         self,
@@ -387,7 +375,7 @@ def scenes_of(
         raise UsageError(f"{store.path} has no probe 'scene' to split by: hold out episodes instead")
     return store.table["scene"]
 
-# %% ../../nbs/sense/38_latents.ipynb #38-latents-011
+# %% ../../nbs/sense/38_latents.ipynb #38-latents-031
 class LatentData(ExperienceData):
     "A store as latents, as Lightning's trainer takes it: batches are `LatentBatch`"
 
