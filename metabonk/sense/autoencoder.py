@@ -308,9 +308,10 @@ class Autoencoder(_Scaled):
             basis, scale = basis.unflatten(1, self.into.weight.shape[1:]), deviations[:, None, None, None]
             self.into.weight.copy_(basis / scale)
             self.out.weight.copy_(basis * scale)
-            for weight in (*self.encoder[-1].parameters(), *self.decoder[-2].parameters()):
+            moments: Any = self.encoder[-1]
+            for weight in (*moments.parameters(), *self.decoder[-2].parameters()):
                 weight.zero_()
-            self.encoder[-1].bias[self.shape[0] :] = -6.0
+            moments.bias[self.shape[0] :] = -6.0
         return self
 
     def moments(
