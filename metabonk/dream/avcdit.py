@@ -221,7 +221,8 @@ class SelfAttention(nn.Module):
         x: Float[Tensor, "batch goals tokens width"],  # normalised
     ) -> Float[Tensor, "batch goals tokens width"]:  # to be added
         "Attend"
-        q, k, v = rearrange(self.inward(x), "b g n (three h e) -> three (b g) h n e", three=3, h=self.heads)
+        three = self.inward(x).chunk(3, -1)
+        q, k, v = (rearrange(y, "b g n (h e) -> (b g) h n e", h=self.heads) for y in three)
         y = F.scaled_dot_product_attention(q, k, v)
         return self.outward(rearrange(y, "(b g) h n e -> b g n (h e)", g=x.shape[1]))
 
@@ -244,9 +245,9 @@ class CrossAttention(nn.Module):
         context: Float[Tensor, "batch tokens width"],  # normalised
     ) -> tuple[Tensor, Tensor]:  # keys and values (batch, heads, tokens + 1, width / heads)
         "What can be looked up"
-        both = self.keys_values(context).unflatten(-1, (2, -1))  # (B, M, 2, d)
-        both = torch.cat([both, self.bias.expand(len(context), 1, -1, -1)], 1)
-        keys, values = rearrange(both, "b m two (h e) -> two b h m e", h=self.heads)
+        both = self.keys_values(context)  # (B, M, 2 d)
+        both = torch.cat([both, self.bias.flatten().expand(len(context), 1, -1)], 1)
+        keys, values = (rearrange(x, "b m (h e) -> b h m e", h=self.heads) for x in both.chunk(2, -1))
         return keys, values
 
     def forward(
