@@ -20,7 +20,7 @@ from ..core.config import Config
 from ..core.errors import UsageError
 from ..nn.noise import Generators, gaussian, uniform
 
-# %% ../../nbs/dream/58_diffusion.ipynb #58-diffusion-003
+# %% ../../nbs/dream/58_diffusion.ipynb #58-diffusion-005
 Parts = dict[str, Tensor]  # by name, "vision", "audio", "reward": (*batch, tokens, numbers)
 Denoiser = Callable[[Parts, Tensor], Parts]  # (noisy parts, step) to what the network says of them
 
@@ -54,7 +54,7 @@ class DiffusionConfig(Config):
                 f"DiffusionConfig.sample_steps must be from 1 to {self.steps}, not {self.sample_steps}"
             )
 
-# %% ../../nbs/dream/58_diffusion.ipynb #58-diffusion-004
+# %% ../../nbs/dream/58_diffusion.ipynb #58-diffusion-006
 def per_row(
     level: Float[Tensor, "*batch"],  # a number for each element of a batch
     like: Tensor,  # (*batch, ...) what it is to be multiplied with
@@ -131,7 +131,7 @@ class Diffusion(nn.Module):
         }
         return noisy, noise
 
-# %% ../../nbs/dream/58_diffusion.ipynb #58-diffusion-005
+# %% ../../nbs/dream/58_diffusion.ipynb #58-diffusion-012
 @dataclass
 class Estimate:
     "What a network's output says of one part"
@@ -169,7 +169,7 @@ def estimate(
         return Estimate(alpha * noisy - sigma * said, sigma * noisy + alpha * said, None)
     return Estimate(noisy - sigma * said, noisy + alpha * said, None)
 
-# %% ../../nbs/dream/58_diffusion.ipynb #58-diffusion-006
+# %% ../../nbs/dream/58_diffusion.ipynb #58-diffusion-014
 def transition(
     alpha: Any,  # after step k, a number or a tensor
     sigma: Any,  # after step k
@@ -202,7 +202,7 @@ def gaussian_nll(
     "-log p(x) of a normal distribution"
     return 0.5 * (math.log(2 * math.pi) + log_var + (x - mean) ** 2 * (-log_var).exp())
 
-# %% ../../nbs/dream/58_diffusion.ipynb #58-diffusion-007
+# %% ../../nbs/dream/58_diffusion.ipynb #58-diffusion-015
 def _transition(diffusion: Diffusion, step: Tensor, before: Tensor, like: Tensor) -> tuple[Tensor, ...]:
     levels = (*diffusion.levels(step), *diffusion.levels(before))
     return transition(*(per_row(level, like) for level in levels))
@@ -246,7 +246,7 @@ def diffusion_losses(
             bounds.append(vlb(diffusion, about, z, noisy[name], step).flatten(step.ndim))
     return losses | ({"vlb": torch.cat(bounds, -1).mean(-1)} if bounds else {})
 
-# %% ../../nbs/dream/58_diffusion.ipynb #58-diffusion-008
+# %% ../../nbs/dream/58_diffusion.ipynb #58-diffusion-020
 def respaced(
     config: DiffusionConfig,  # of the schedule
     count: int,  # how many steps
@@ -286,7 +286,7 @@ def _stretch(kind: str, now: Levels, then: Levels) -> float:
         return then[1] - now[1]
     return 2 * math.tan((math.atan2(*then[::-1]) - math.atan2(*now[::-1])) / 2)
 
-# %% ../../nbs/dream/58_diffusion.ipynb #58-diffusion-009
+# %% ../../nbs/dream/58_diffusion.ipynb #58-diffusion-021
 @torch.no_grad()
 def sample(
     diffusion: Diffusion,  # schedule, target, and how to draw
