@@ -24,7 +24,7 @@ from ..core.training import Learner
 from .avcdit import AVCDiT, AVCDiTConfig, Factorised, sense_of, to_parts
 from .diffusion import Diffusion, Parts, diffusion_losses
 
-# %% ../../nbs/dream/59_av_learner.ipynb #59-av-learner-003
+# %% ../../nbs/dream/59_av_learner.ipynb #59-av-learner-005
 @dataclass(frozen=True)
 class Stage:
     "From what is learned, and what learns"
@@ -50,7 +50,7 @@ def group_of(
         return "ending"
     return next((sense_of(word) for word in words if word in ("vision", "audio", "reward")), "shared")
 
-# %% ../../nbs/dream/59_av_learner.ipynb #59-av-learner-004
+# %% ../../nbs/dream/59_av_learner.ipynb #59-av-learner-008
 @dataclass(frozen=True)
 class AVLearnerConfig(Config):
     "Stages, weights of the losses, and what else the optimizer does"
@@ -93,7 +93,7 @@ class AVLearnerConfig(Config):
         ends = zip(self.stages, accumulate(self.stages.values()), strict=True)
         return next((name for name, end in ends if step < end), [*self.stages][-1])
 
-# %% ../../nbs/dream/59_av_learner.ipynb #59-av-learner-005
+# %% ../../nbs/dream/59_av_learner.ipynb #59-av-learner-012
 @dataclass
 class Task:
     "A batch as the network takes it"
@@ -135,7 +135,7 @@ def task_losses(
     said = model(noisy, step, task.motion, task.offset, memory)
     return diffusion_losses(diffusion, said, task.clean, noisy, noise, step)
 
-# %% ../../nbs/dream/59_av_learner.ipynb #59-av-learner-006
+# %% ../../nbs/dream/59_av_learner.ipynb #59-av-learner-014
 class AveragedLearner(Learner):
     "AdamW with a bound on the gradient's norm, and a running average of the weights"
 
@@ -184,7 +184,7 @@ class AveragedLearner(Learner):
         self.model.load_state_dict(self.average.state_dict())
         return self.model.eval()
 
-# %% ../../nbs/dream/59_av_learner.ipynb #59-av-learner-007
+# %% ../../nbs/dream/59_av_learner.ipynb #59-av-learner-015
 class AVLearner(AveragedLearner):
     "Trains a network stage by stage"
 
@@ -246,7 +246,7 @@ class AVLearner(AveragedLearner):
             losses["ending"] = self.ending.loss(batch)
         return losses
 
-# %% ../../nbs/dream/59_av_learner.ipynb #59-av-learner-008
+# %% ../../nbs/dream/59_av_learner.ipynb #59-av-learner-017
 def _fixed(like: Tensor, seed: int, part: str, batch: int, level: int) -> Tensor:
     "The noise of a part of a batch at a level, whatever other parts are asked for"
     words = (seed, ("vision", "audio", "reward").index(part), batch, level)

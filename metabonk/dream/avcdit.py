@@ -24,7 +24,7 @@ from ..core.errors import UsageError
 from ..core.products import Linear
 from .diffusion import Parts
 
-# %% ../../nbs/dream/59_avcdit.ipynb #59-avcdit-003
+# %% ../../nbs/dream/59_avcdit.ipynb #59-avcdit-005
 @dataclass(frozen=True)
 class AVCDiTConfig(Config):
     "Sizes and choices of the network"
@@ -80,7 +80,7 @@ def sense_of(
     "Whose expert a part of the target goes to"
     return "vision" if part == "vision" else "audio"
 
-# %% ../../nbs/dream/59_avcdit.ipynb #59-avcdit-004
+# %% ../../nbs/dream/59_avcdit.ipynb #59-avcdit-006
 def to_parts(
     config: AVCDiTConfig,  # sizes
     vision: Float[Tensor, "*batch channels height width"] | None = None,  # latents of pictures
@@ -113,7 +113,7 @@ def to_picture(
     size = {"h": config.vision[1] // config.patch, "p": config.patch, "q": config.patch}
     return rearrange(tokens, "... (h w) (c p q) -> ... c (h p) (w q)", **size)
 
-# %% ../../nbs/dream/59_avcdit.ipynb #59-avcdit-005
+# %% ../../nbs/dream/59_avcdit.ipynb #59-avcdit-010
 class Sinusoids(nn.Module):
     "A number as sines and cosines of many frequencies, then two layers"
 
@@ -166,7 +166,7 @@ class Condition(nn.Module):
         moved = self.motion(motion * self.factors)
         return moved + self.offset(offset[..., None]) + self.step(step[..., None])
 
-# %% ../../nbs/dream/59_avcdit.ipynb #59-avcdit-006
+# %% ../../nbs/dream/59_avcdit.ipynb #59-avcdit-013
 def normed(
     x: Float[Tensor, "*batch width"],  # tokens
 ) -> Float[Tensor, "*batch width"]:  # mean 0, variance 1
@@ -201,7 +201,7 @@ class Modulation(nn.Module):
         "The vectors"
         return self.linear(c).chunk(self.vectors, -1)
 
-# %% ../../nbs/dream/59_avcdit.ipynb #59-avcdit-007
+# %% ../../nbs/dream/59_avcdit.ipynb #59-avcdit-015
 Memory = list[tuple[Tensor, Tensor]]  # of each block: keys and values (batch, heads, context tokens + 1, width / heads)
 
 
@@ -264,7 +264,7 @@ class CrossAttention(nn.Module):
         y = rearrange(y, "b h (g n) e -> b g n (h e)", g=x.shape[1])
         return self.outward(torch.addcmul(shift[..., None, :], y, gain))
 
-# %% ../../nbs/dream/59_avcdit.ipynb #59-avcdit-008
+# %% ../../nbs/dream/59_avcdit.ipynb #59-avcdit-018
 class Expert(nn.Module):
     "A feed-forward network and its own adaLN"
 
@@ -323,7 +323,7 @@ class Block(nn.Module):
         groups = zip(tokens, x.split([*tokens.values()], 2), strict=True)
         return torch.cat([self.experts[sense](group, c) for sense, group in groups], 2)
 
-# %% ../../nbs/dream/59_avcdit.ipynb #59-avcdit-009
+# %% ../../nbs/dream/59_avcdit.ipynb #59-avcdit-020
 class Adaptor(nn.Module):
     "Numbers of one part to tokens of the shared space, each with its learned place"
 
@@ -363,7 +363,7 @@ class Head(nn.Module):
         "Say"
         return self.linear(modulated(x, *self.modulation(c)))
 
-# %% ../../nbs/dream/59_avcdit.ipynb #59-avcdit-010
+# %% ../../nbs/dream/59_avcdit.ipynb #59-avcdit-021
 class AVCDiT(nn.Module):
     "The denoiser of pictures, sounds and rewards"
 
@@ -438,7 +438,7 @@ class AVCDiT(nn.Module):
         ends = zip(parts, y.split([x.shape[2] for x in parts.values()], 2), strict=True)
         return {name: self.heads[name](x, c) for name, x in ends}
 
-# %% ../../nbs/dream/59_avcdit.ipynb #59-avcdit-011
+# %% ../../nbs/dream/59_avcdit.ipynb #59-avcdit-027
 class Factorised(nn.Module):
     "Two networks, one for each sense, that know nothing of each other, called together"
 
@@ -486,7 +486,7 @@ def make_network(
     "A network of either kind"
     return Factorised(config) if factorised else AVCDiT(config)
 
-# %% ../../nbs/dream/59_avcdit.ipynb #59-avcdit-012
+# %% ../../nbs/dream/59_avcdit.ipynb #59-avcdit-030
 def count_parameters(
     config: AVCDiTConfig,  # sizes
     factorised: bool = False,  # whether the senses have a network each
