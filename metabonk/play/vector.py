@@ -249,6 +249,13 @@ class GameVector(VectorEnv[Any, Any, Any]):
             raise UsageError(f"{len(actions)} actions for {self.num_envs} games")
         return self._join(self._call("step", [(part,) for part in self._split(actions)]))
 
+    @property
+    def games(self) -> list[Game]:  # in their order
+        "The games themselves; `UsageError` where they run in other processes"
+        if self.how == "processes":
+            raise UsageError("these games run in other processes: make the vector with how='threads'")
+        return [game for group in self._groups for game in group.games]
+
     def render(self) -> tuple[Any, ...]:  # pictures, one a game
         "The picture of every game, in the machine's own size"
         return tuple(image for part in self._call("render", [()] * (len(self._cuts) - 1)) for image in part)
