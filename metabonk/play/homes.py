@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SMALLEST', 'DOOR', 'FRAME', 'DOOR_TOP', 'GAP', 'TABLE', 'TELEPHONE', 'SPLITS', 'BODY', 'TINY', 'HAIR', 'EYE',
-           'cut_rooms', 'Door', 'shared_walls', 'draw_doors', 'around', 'Home', 'put_box', 'draw_furniture',
-           'make_home', 'scene_numbers', 'split_of', 'entry', 'clear', 'slide', 'best_corner', 'seen_lengths', 'Routes',
-           'Space', 'Heard', 'Plan', 'make_plan', 'floor_plan']
+           'cut_rooms', 'Door', 'shared_walls', 'draw_doors', 'wall_pieces', 'around', 'Home', 'put_box',
+           'draw_furniture', 'make_home', 'scene_numbers', 'split_of', 'entry', 'clear', 'slide', 'best_corner',
+           'seen_lengths', 'Routes', 'Space', 'Heard', 'free_grid', 'Plan', 'make_plan', 'floor_plan']
 
 # %% ../../nbs/play/13_homes.ipynb #13-homes-002
 import functools
@@ -79,10 +79,12 @@ def shared_walls(
                 low = max(first[along], second[along])
                 high = min(first[along + 2], second[along + 2])
                 if first[axis + 2] == second[axis] and low < high:
-                    walls.append(Door(a, b, axis, float(second[axis]), float(low), float(high)))
+                    walls.append(
+                        Door(a, b, axis, float(second[axis]), float(low), float(high))
+                    )
     return walls
 
-
+# %% ../../nbs/play/13_homes.ipynb #13-homes-010
 def draw_doors(
     rng: np.random.Generator,  # draws which walls get one, and where
     rooms: Float64[np.ndarray, "rooms 4"],  # x0, y0, x1, y1
@@ -100,12 +102,52 @@ def draw_doors(
             doors.append(wall._replace(low=low, high=low + DOOR))
     return doors
 
-# %% ../../nbs/play/13_homes.ipynb #13-homes-010
-GAP = 0.7  # m: between two things that one can pass
-TABLE = (0.6, 0.6, 0.7)  # m: the telephone's table, along x, y and z
-TELEPHONE = (0.34, 0.34, 0.3)  # m: the telephone that stands on it
+# %% ../../nbs/play/13_homes.ipynb #13-homes-012
+def _joined(spans: list[tuple[float, float]]) -> list[list[float]]:
+    "Sorted spans, those that touch made one"
+    joined: list[list[float]] = []
+    for low, high in spans:
+        if joined and low <= joined[-1][1]:
+            joined[-1][1] = max(joined[-1][1], high)
+        else:
+            joined.append([low, high])
+    return joined
 
 
+def _without(
+    spans: list[list[float]], gaps: list[tuple[float, float]]
+) -> list[list[float]]:
+    "Spans with the gaps cut out"
+    left = []
+    for low, high in spans:
+        for begin, end in gaps:
+            if low < begin and end < high:
+                left.append([low, begin])
+                low = end
+        left.append([low, high])
+    return left
+
+
+def wall_pieces(
+    rooms: Float64[np.ndarray, "rooms 4"],  # x0, y0, x1, y1
+    doors: list[Door],  # what is cut out
+) -> Float64[np.ndarray, "walls 4"]:  # x0, y0, x1, y1; no thickness
+    "The walls of all rooms"
+    lines: dict[tuple[int, float], set[tuple[float, float]]] = {}
+    for room in rooms.tolist():
+        for axis in (0, 1):
+            for at in (room[axis], room[axis + 2]):
+                lines.setdefault((axis, at), set()).add(
+                    (room[1 - axis], room[3 - axis])
+                )
+    walls = []
+    for (axis, at), spans in sorted(lines.items()):
+        gaps = sorted((d.low, d.high) for d in doors if (d.axis, d.at) == (axis, at))
+        for low, high in _without(_joined(sorted(spans)), gaps):
+            walls.append((at, low, at, high) if axis == 0 else (low, at, high, at))
+    return np.array(walls)
+
+# %% ../../nbs/play/13_homes.ipynb #13-homes-013
 @njit(cache=True)
 @no_type_check
 def around(
@@ -120,6 +162,11 @@ def around(
             return k
     return -1
 
+# %% ../../nbs/play/13_homes.ipynb #13-homes-015
+GAP = 0.7  # m: between two things that one can pass
+TABLE = (0.6, 0.6, 0.7)  # m: the telephone's table, along x, y and z
+TELEPHONE = (0.34, 0.34, 0.3)  # m: the telephone that stands on it
+
 
 @dataclass(frozen=True, eq=False)
 class Home:
@@ -128,9 +175,11 @@ class Home:
     number: int  # of the scene; -1: made by hand
     rooms: Float64[np.ndarray, "rooms 4"]  # x0, y0, x1, y1
     doors: list[Door]  # openings between them
-    boxes: Float64[np.ndarray, "boxes 5"]  # x0, y0, x1, y1, height; the first is the telephone's table
+    boxes: Float64[
+        np.ndarray, "boxes 5"
+    ]  # x0, y0, x1, y1, height; first the telephone's
     height: float = 2.6  # of all rooms
-    absorption: tuple[float, ...] = ()  # share of sound that a room's walls swallow; (): 0.25 everywhere
+    absorption: tuple[float, ...] = ()  # what a room's walls swallow; (): 0.25
 
     @property
     def source(self) -> tuple[float, float, float]:  # x, y, z
@@ -149,46 +198,14 @@ class Home:
     @functools.cached_property
     def walls(self) -> Float64[np.ndarray, "walls 4"]:  # x0, y0, x1, y1; no thickness
         "The pieces of wall, without the doors"
-        pieces = set()
-        for room in self.rooms:
-            for axis in (0, 1):
-                for at in (room[axis], room[axis + 2]):
-                    pieces.add((axis, float(at), float(room[1 - axis]), float(room[3 - axis])))
-        walls = []
-        for axis, at in sorted({piece[:2] for piece in pieces}):
-            spans = sorted(piece[2:] for piece in pieces if piece[:2] == (axis, at))
-            gaps = sorted((d.low, d.high) for d in self.doors if (d.axis, d.at) == (axis, at))
-            for low, high in _without(_joined(spans), gaps):
-                walls.append((at, low, at, high) if axis == 0 else (low, at, high, at))
-        return np.array(walls)
+        return wall_pieces(self.rooms, self.doors)
 
-
-def _joined(spans: list[tuple[float, float]]) -> list[list[float]]:
-    "Sorted spans, those that touch made one"
-    joined: list[list[float]] = []
-    for low, high in spans:
-        if joined and low <= joined[-1][1]:
-            joined[-1][1] = max(joined[-1][1], high)
-        else:
-            joined.append([low, high])
-    return joined
-
-
-def _without(spans: list[list[float]], gaps: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    "Spans with the gaps cut out"
-    left = []
-    for low, high in spans:
-        for begin, end in gaps:
-            if low < begin and end < high:
-                left.append((low, begin))
-                low = end
-        left.append((low, high))
-    return left
-
-# %% ../../nbs/play/13_homes.ipynb #13-homes-012
+# %% ../../nbs/play/13_homes.ipynb #13-homes-017
 def _apart(box: np.ndarray, other: np.ndarray, gap: float) -> bool:
     "Whether two rectangles are at least `gap` from each other"
-    return bool((box[:2] >= other[2:4] + gap).any() or (other[:2] >= box[2:4] + gap).any())
+    return bool(
+        (box[:2] >= other[2:4] + gap).any() or (other[:2] >= box[2:4] + gap).any()
+    )
 
 
 def put_box(
@@ -197,13 +214,15 @@ def put_box(
     size: tuple[float, float, float],  # along x, y and z
     others: list[np.ndarray],  # boxes that stand there already
     doors: list[Door],  # to be left free
-) -> Float64[np.ndarray, " 5"] | None:  # None: no room for it at the places that were tried
+) -> Float64[np.ndarray, " 5"] | None:  # None: no room for it
     "A box somewhere in a room"
     extent = np.array(size[:2])
     for _ in range(20):
         place = rng.uniform(room[:2], room[2:] - extent)
         place = np.where(place - room[:2] < GAP, room[:2], place)
-        place = np.where(room[2:] - place - extent < GAP, room[2:] - extent, place).round(2)
+        place = np.where(
+            room[2:] - place - extent < GAP, room[2:] - extent, place
+        ).round(2)
         box = np.array([*place, *(place + extent), size[2]])
         free = all(_apart(box, other, GAP) for other in others)
         if free and all(_apart(box, _opening(door), GAP) for door in doors):
@@ -217,14 +236,14 @@ def _opening(door: Door) -> np.ndarray:
         return np.array([door.at, door.low, door.at, door.high])
     return np.array([door.low, door.at, door.high, door.at])
 
-
+# %% ../../nbs/play/13_homes.ipynb #13-homes-018
 def draw_furniture(
     rng: np.random.Generator,  # draws what stands where
     rooms: Float64[np.ndarray, "rooms 4"],  # x0, y0, x1, y1
     doors: list[Door],  # to be left free
     furniture: bool = True,  # False: the telephone's table only
 ) -> Float64[np.ndarray, "boxes 5"]:  # the telephone's table first
-    "The telephone's table in a random room, and one to three pieces of furniture in each"
+    "The telephone's table in a random room, and up to three boxes in each"
     table = None
     while table is None:
         table = put_box(rng, rooms[rng.integers(len(rooms))], TABLE, [], doors)
@@ -232,13 +251,20 @@ def draw_furniture(
     for room in rooms if furniture else ():
         for _ in range(rng.integers(1, 4)):
             low = rng.random() < 0.7  # a chest or a cupboard
-            size = (*rng.uniform(0.4, 1.2, 2).round(2), round(rng.uniform(0.4, 1.1) if low else 1.9, 2))
+            size = (
+                *rng.uniform(0.4, 1.2, 2).round(2),
+                round(rng.uniform(0.4, 1.1) if low else 1.9, 2),
+            )
             box = put_box(rng, room, size, boxes, doors)
             boxes += [] if box is None else [box]
     return np.array(boxes)
 
-# %% ../../nbs/play/13_homes.ipynb #13-homes-014
-SPLITS = {"train": range(60), "valid": range(60, 70), "test": range(70, 90)}  # scene numbers
+# %% ../../nbs/play/13_homes.ipynb #13-homes-020
+SPLITS = {
+    "train": range(60),
+    "valid": range(60, 70),
+    "test": range(70, 90),
+}  # scene numbers
 
 
 @functools.lru_cache(maxsize=256)
@@ -257,10 +283,10 @@ def make_home(
     doors = draw_doors(rng, rooms) if len(rooms) > 1 else []
     boxes = draw_furniture(rng, rooms, doors, furniture and not empty)
     height = round(rng.uniform(2.4, 3.0), 2)
-    absorption = tuple(rng.uniform(0.35, 0.75, len(rooms)).round(3).tolist())
+    absorption = tuple(rng.uniform(0.15, 0.45, len(rooms)).round(3).tolist())
     return Home(number, rooms, doors, boxes, height, absorption)
 
-
+# %% ../../nbs/play/13_homes.ipynb #13-homes-022
 def scene_numbers(
     scenes: str | int | tuple[int, ...],  # a split, "all" of them, or numbers of scenes
 ) -> tuple[int, ...]:  # at least one
@@ -273,7 +299,10 @@ def scene_numbers(
         return tuple(SPLITS[scenes])
     scenes = (scenes,) if isinstance(scenes, int) else scenes
     if not scenes or min(scenes) < 0:
-        raise UsageError(f"scenes {scenes}: name a split ({', '.join(SPLITS)}) or numbers from 0, at least one")
+        known = ", ".join(SPLITS)
+        raise UsageError(
+            f"scenes {scenes}: name a split ({known}) or numbers from 0, at least one"
+        )
     return tuple(scenes)
 
 
@@ -283,7 +312,7 @@ def split_of(
     "The split to which a scene belongs"
     return next((name for name, numbers in SPLITS.items() if number in numbers), None)
 
-# %% ../../nbs/play/13_homes.ipynb #13-homes-018
+# %% ../../nbs/play/13_homes.ipynb #13-homes-026
 BODY = 0.2  # m: half the side of the walker's body
 TINY = 1e-9  # m: how far into a rectangle a line may reach by rounding
 
@@ -296,7 +325,7 @@ def entry(
     dx: float,  # the move
     dy: float,
     block: Float64[np.ndarray, " 4"],  # x0, y0, x1, y1
-) -> tuple[float, int]:  # share of the move that can be made (2: all), and the axis that stops it
+) -> tuple[float, int]:  # share of the move (2: all), and the axis that stops it
     "Where a straight move enters the inside of a rectangle"
     begin, end, axis = 0.0, 1.0, -1
     for k in range(2):
@@ -330,7 +359,7 @@ def clear(
         k += 1
     return k == len(blocks)
 
-
+# %% ../../nbs/play/13_homes.ipynb #13-homes-028
 @njit(cache=True)
 @no_type_check
 def slide(
@@ -360,7 +389,7 @@ def slide(
             dx, dy = dx * (1 - first), 0.0
     return x, y, met
 
-# %% ../../nbs/play/13_homes.ipynb #13-homes-021
+# %% ../../nbs/play/13_homes.ipynb #13-homes-031
 @njit(cache=True)
 @no_type_check
 def best_corner(
@@ -391,12 +420,16 @@ def seen_lengths(
     lengths = np.full((len(corners), len(corners)), np.inf)
     for a in range(len(corners)):
         for b in range(a):
-            if clear(corners[a, 0], corners[a, 1], corners[b, 0], corners[b, 1], blocks):
-                gap = math.hypot(corners[a, 0] - corners[b, 0], corners[a, 1] - corners[b, 1])
+            if clear(
+                corners[a, 0], corners[a, 1], corners[b, 0], corners[b, 1], blocks
+            ):
+                gap = math.hypot(
+                    corners[a, 0] - corners[b, 0], corners[a, 1] - corners[b, 1]
+                )
                 lengths[a, b] = lengths[b, a] = gap
     return lengths
 
-
+# %% ../../nbs/play/13_homes.ipynb #13-homes-033
 @dataclass(frozen=True, eq=False)
 class Routes:
     "The shortest paths to one goal"
@@ -406,13 +439,13 @@ class Routes:
     lengths: Float64[np.ndarray, " corners"]  # m from each to the goal
     after: Int64[np.ndarray, " corners"]  # the next corner of each; -1: the goal
     blocks: Float64[np.ndarray, "blocks 4"]  # what is in the way
-    last: Float64[np.ndarray, "final 4"]  # what is in the way of the last straight piece
+    last: Float64[np.ndarray, "final 4"]  # the same for the last straight piece
 
     def leg(
         self,
         x: float,  # where the walker is
         y: float,
-    ) -> tuple[int, float]:  # the next corner (-1: straight to the goal), and the whole length
+    ) -> tuple[int, float]:  # the next corner (-1: the goal), and the whole length
         "The beginning of the shortest path; an infinite length if there is none"
         if clear(x, y, self.goal[0], self.goal[1], self.last):
             return -1, math.hypot(self.goal[0] - x, self.goal[1] - y)
@@ -434,14 +467,17 @@ class Routes:
         "The shortest path"
         corner, length = self.leg(x, y)
         if math.isinf(length):
-            raise UsageError(f"no path leads from ({x:.2f}, {y:.2f}) to ({self.goal[0]:.2f}, {self.goal[1]:.2f})")
+            to_x, to_y = self.goal
+            raise UsageError(
+                f"no path leads from ({x:.2f}, {y:.2f}) to ({to_x:.2f}, {to_y:.2f})"
+            )
         points = [(x, y)]
         while corner >= 0:
             points.append(tuple(self.corners[corner]))
             corner = int(self.after[corner])
         return np.array([*points, self.goal])
 
-# %% ../../nbs/play/13_homes.ipynb #13-homes-023
+# %% ../../nbs/play/13_homes.ipynb #13-homes-035
 class Space:
     "Where a body of some size can be, and its shortest paths"
 
@@ -452,11 +488,15 @@ class Space:
         body: float,  # half the side of the body
         within: Float64[np.ndarray, " 4"],  # x0, y0, x1, y1 of the home
     ):
-        self.blocks = np.concatenate([walls, boxes]) + np.array([-body, -body, body, body])
+        self.blocks = np.concatenate([walls, boxes]) + np.array(
+            [-body, -body, body, body]
+        )
         self.boxes = np.arange(len(walls), len(self.blocks))  # the rows of the boxes
         self.within = within + np.array([body, body, -body, -body])
         corners = self.blocks[:, [[0, 1], [0, 3], [2, 1], [2, 3]]].reshape(-1, 2)
-        self.corners = np.unique([c for c in corners if self.free(*c)], axis=0).reshape(-1, 2)
+        self.corners = np.unique([c for c in corners if self.free(*c)], axis=0).reshape(
+            -1, 2
+        )
         self._seen = seen_lengths(self.corners, self.blocks)
 
     def free(
@@ -466,8 +506,17 @@ class Space:
     ) -> bool:  # nothing is there
         "Whether the body can be there"
         w, b = self.within, self.blocks
-        inside = (b[:, 0] + TINY < x) & (x < b[:, 2] - TINY) & (b[:, 1] + TINY < y) & (y < b[:, 3] - TINY)
-        return bool(w[0] - TINY <= x <= w[2] + TINY and w[1] - TINY <= y <= w[3] + TINY and not inside.any())
+        inside = (
+            (b[:, 0] + TINY < x)
+            & (x < b[:, 2] - TINY)
+            & (b[:, 1] + TINY < y)
+            & (y < b[:, 3] - TINY)
+        )
+        return bool(
+            w[0] - TINY <= x <= w[2] + TINY
+            and w[1] - TINY <= y <= w[3] + TINY
+            and not inside.any()
+        )
 
     def routes(
         self,
@@ -476,22 +525,30 @@ class Space:
         on: int | None = None,  # the box on which the goal stands
     ) -> Routes:  # from everywhere
         "The shortest paths to a goal"
-        last = self.blocks if on is None else np.delete(self.blocks, self.boxes[on], axis=0)
+        last = (
+            self.blocks
+            if on is None
+            else np.delete(self.blocks, self.boxes[on], axis=0)
+        )
         sees = [clear(cx, cy, x, y, last) for cx, cy in self.corners]
         direct = np.where(sees, np.hypot(*(self.corners - (x, y)).T), np.inf)
         graph = np.full((len(direct) + 1,) * 2, np.inf)  # the goal is the last node
         graph[:-1, :-1], graph[-1, :-1], graph[:-1, -1] = self._seen, direct, direct
         lengths, before = csgraph.dijkstra(
-            csgraph.csgraph_from_dense(graph, null_value=np.inf), indices=len(direct), return_predecessors=True
+            csgraph.csgraph_from_dense(graph, null_value=np.inf),
+            indices=len(direct),
+            return_predecessors=True,
         )
         order = np.argsort(lengths[:-1], kind="stable")
         order = order[np.isfinite(lengths[order])]
         place = np.full(len(lengths), -1)
         place[order] = np.arange(len(order))
         after = place[before[order]]
-        return Routes((x, y), self.corners[order], lengths[order], after, self.blocks, last)
+        return Routes(
+            (x, y), self.corners[order], lengths[order], after, self.blocks, last
+        )
 
-# %% ../../nbs/play/13_homes.ipynb #13-homes-025
+# %% ../../nbs/play/13_homes.ipynb #13-homes-037
 class Heard(NamedTuple):
     "How the source is heard from somewhere"
 
@@ -499,12 +556,22 @@ class Heard(NamedTuple):
     x: float  # where the sound enters that room; the source itself if it is in there
     y: float
     before: float  # m from the source to that point
-    detour: float  # m by which the whole way is longer than the straight line; 0: nothing is between
+    detour: float  # m by which the way is longer than the straight line
     seen: bool  # no wall, and no furniture higher than the eyes, is between
 
 
 HAIR = 1e-4  # m: half the size of what follows the way of sound
 EYE = 1.5  # m: the height of eyes and ears
+
+# %% ../../nbs/play/13_homes.ipynb #13-homes-039
+def free_grid(
+    room: Float64[np.ndarray, " 4"],  # x0, y0, x1, y1
+    space: Space,  # what is free
+) -> list[tuple[float, float]]:  # x, y of each
+    "Free points of a room, on a grid"
+    u, v = np.meshgrid(*2 * [np.linspace(0.1, 0.9, 9)])
+    points = room[:2] + np.stack([u, v], -1).reshape(-1, 2) * (room[2:] - room[:2])
+    return [(x, y) for x, y in points.tolist() if space.free(x, y)]
 
 
 class Plan:
@@ -521,19 +588,17 @@ class Plan:
         tall = home.boxes[home.boxes[:, 4] > EYE, :4]
         self.hides = np.concatenate([self.air.blocks, tall])
         x, y, _ = home.source
-        self.to_source, self.from_source = self.space.routes(x, y, on=0), self.air.routes(x, y)
+        self.to_source, self.from_source = (
+            self.space.routes(x, y, on=0),
+            self.air.routes(x, y),
+        )
         for number, room in enumerate(home.rooms):
-            if not any(np.isfinite(self.to_source.distance(*p)) for p in self._tries(room)):
+            lengths = [self.to_source.distance(*p) for p in free_grid(room, self.space)]
+            if not np.isfinite(lengths).any():
                 raise UsageError(
-                    f"scene {home.number}: the source at ({x:.2f}, {y:.2f}) can't be reached from room {number}: "
-                    "add a door, or move what stands in the way"
+                    f"scene {home.number}: the source at ({x:.2f}, {y:.2f}) can't be "
+                    f"reached from room {number}: add a door, or move what stands there"
                 )
-
-    def _tries(self, room: np.ndarray) -> list[tuple[float, float]]:
-        "Free points of a room, on a grid"
-        steps = np.linspace(0.1, 0.9, 9)
-        points = [(room[0] + u * (room[2] - room[0]), room[1] + v * (room[3] - room[1])) for u in steps for v in steps]
-        return [point for point in points if self.space.free(*point)]
 
     def heard(
         self,
@@ -544,11 +609,15 @@ class Plan:
         source_x, source_y, _ = self.home.source
         room = self.home.room(x, y)
         corner, length = self.from_source.leg(x, y)
-        to_x, to_y = (source_x, source_y) if corner < 0 else self.from_source.corners[corner]
+        to_x, to_y = (
+            (source_x, source_y) if corner < 0 else self.from_source.corners[corner]
+        )
         leg = math.hypot(to_x - x, to_y - y)
         here = self.home.rooms[room]
         share = _leaves(x, y, to_x - x, to_y - y, here)
-        at_x, at_y = np.clip((x + share * (to_x - x), y + share * (to_y - y)), here[:2], here[2:]).tolist()
+        at_x, at_y = np.clip(
+            (x + share * (to_x - x), y + share * (to_y - y)), here[:2], here[2:]
+        ).tolist()
         detour = 0.0 if corner < 0 else length - math.hypot(source_x - x, source_y - y)
         seen = corner < 0 and clear(x, y, source_x, source_y, self.hides)
         return Heard(room, at_x, at_y, length - share * leg, detour, seen)
@@ -562,9 +631,15 @@ class Plan:
         "A free point at some distance from the source"
         for _ in range(10_000):
             x, y = rng.uniform(self.space.within[:2], self.space.within[2:]).tolist()
-            if self.space.free(x, y) and nearest <= self.to_source.distance(x, y) <= farthest:
+            if (
+                self.space.free(x, y)
+                and nearest <= self.to_source.distance(x, y) <= farthest
+            ):
                 return x, y
-        raise UsageError(f"scene {self.home.number} has no free point {nearest} to {farthest} m from the source: allow more")
+        raise UsageError(
+            f"scene {self.home.number} has no free point {nearest} to {farthest} m "
+            "from the source: allow more"
+        )
 
 
 def _leaves(x: float, y: float, dx: float, dy: float, room: np.ndarray) -> float:
@@ -575,7 +650,7 @@ def _leaves(x: float, y: float, dx: float, dy: float, room: np.ndarray) -> float
             share = min(share, ((high if d > 0 else low) - p) / d)
     return max(0.0, float(share))
 
-
+# %% ../../nbs/play/13_homes.ipynb #13-homes-040
 @functools.lru_cache(maxsize=256)
 def make_plan(
     number: int,  # of the scene
@@ -585,7 +660,7 @@ def make_plan(
     "The home with this number, and its shortest paths"
     return Plan(make_home(number, furniture, empty))
 
-# %% ../../nbs/play/13_homes.ipynb #13-homes-027
+# %% ../../nbs/play/13_homes.ipynb #13-homes-042
 def _outline(boxes: np.ndarray) -> tuple[list[float | None], list[float | None]]:
     "Rectangles as one broken line"
     xs: list[float | None] = []
@@ -617,4 +692,8 @@ def floor_plan(
         x, y = np.asarray(points).T
         figure.add_scatter(x=x, y=y, mode="lines", name=name)
     figure.update_xaxes(title="x, m").update_yaxes(title="y, m", scaleanchor="x")
-    return figure.update_layout(width=size + 140 * bool(ways), height=size, margin={"t": 20, "b": 10, "l": 10, "r": 10})
+    return figure.update_layout(
+        width=size + 140 * bool(ways),
+        height=size,
+        margin={"t": 20, "b": 10, "l": 10, "r": 10},
+    )

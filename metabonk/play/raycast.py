@@ -34,7 +34,7 @@ def _rgb(hue: float, saturation: float, value: float) -> np.ndarray:
 def paper(
     rng: np.random.Generator,  # draws the pattern
     hue: float,  # 0 to 1: of its ground
-) -> Float32[np.ndarray, "texels texels 3"]:  # 0 to 255; row 0 is at the ceiling, and columns wrap around
+) -> Float32[np.ndarray, "texels texels 3"]:  # 0 to 255; row 0 at the ceiling
     "A wall paper with a skirting board"
     v, u = np.mgrid[:TEXELS, :TEXELS] / TEXELS
     n = int(rng.integers(2, 6))
@@ -45,15 +45,20 @@ def paper(
         lambda: np.sin(2 * np.pi * n * (u + v)) > 0,  # diagonals
         lambda: v > 0.55,  # a dado
         lambda: np.abs(v - 0.4) < 0.08,  # a band
-        lambda: (n * v % 1 < 0.12) | ((n * u + 0.5 * (np.floor(n * v) % 2)) % 1 < 0.1),  # bricks
+        lambda: (
+            (n * v % 1 < 0.12) | ((n * u + 0.5 * (np.floor(n * v) % 2)) % 1 < 0.1)
+        ),  # bricks
     )
     on = patterns[rng.integers(len(patterns))]()[..., None]
-    ground, figure = _rgb(hue, rng.uniform(0.25, 0.55), 0.85), _rgb(hue + rng.uniform(0.08, 0.4), 0.5, rng.uniform(0.4, 0.7))
+    ground, figure = (
+        _rgb(hue, rng.uniform(0.25, 0.55), 0.85),
+        _rgb(hue + rng.uniform(0.08, 0.4), 0.5, rng.uniform(0.4, 0.7)),
+    )
     picture = np.where(on, figure, ground)
     picture[v > 0.95] = 60  # the skirting board
     return picture.astype(np.float32)
 
-
+# %% ../../nbs/play/13_raycast.ipynb #13-raycast-006
 def floor_cover(
     rng: np.random.Generator,  # draws the pattern
 ) -> Float32[np.ndarray, "texels texels 3"]:  # 0 to 255; wraps around both ways
@@ -63,18 +68,26 @@ def floor_cover(
     if kind == 0:  # boards
         colour, on = _rgb(0.08, 0.5, rng.uniform(0.4, 0.6)), (2 * n * u % 1) < 0.12
     elif kind == 1:  # tiles
-        colour, on = _rgb(rng.random(), 0.1, rng.uniform(0.6, 0.75)), (np.floor(n * u) + np.floor(n * v)) % 2 == 0
+        colour, on = (
+            _rgb(rng.random(), 0.1, rng.uniform(0.6, 0.75)),
+            (np.floor(n * u) + np.floor(n * v)) % 2 == 0,
+        )
     else:  # a carpet
-        colour, on = _rgb(rng.uniform(0.3, 0.8), 0.3, 0.45), ((n * u % 1 - 0.5) ** 2 + (n * v % 1 - 0.5) ** 2) < 0.05
+        colour, on = (
+            _rgb(rng.uniform(0.3, 0.8), 0.3, 0.45),
+            ((n * u % 1 - 0.5) ** 2 + (n * v % 1 - 0.5) ** 2) < 0.05,
+        )
     return (colour * np.where(on, 0.75, 1.0)[..., None]).astype(np.float32)
 
-# %% ../../nbs/play/13_raycast.ipynb #13-raycast-008
+# %% ../../nbs/play/13_raycast.ipynb #13-raycast-009
 class Scene(NamedTuple):
     "A home, ready to be looked at"
 
     rooms: Float64[np.ndarray, "rooms 4"]  # x0, y0, x1, y1
-    portals: Float64[np.ndarray, "rooms 4 most 3"]  # openings of a side: low, high, room behind (-1: none)
-    boxes: Float64[np.ndarray, "boxes 6"]  # x0, y0, x1, y1, bottom, top; the last is the telephone
+    portals: Float64[np.ndarray, "rooms 4 most 3"]  # low, high, room behind (-1: none)
+    boxes: Float64[
+        np.ndarray, "boxes 6"
+    ]  # x0, y0, x1, y1, bottom, top; last the telephone
     colours: Float32[np.ndarray, "boxes 3"]  # 0 to 255
     inside: Int64[np.ndarray, "rooms most"]  # the boxes in each room; -1: no more
     papers: Float32[np.ndarray, "rooms texels texels 3"]
@@ -82,7 +95,7 @@ class Scene(NamedTuple):
     ceilings: Float32[np.ndarray, "rooms 3"]
     height: float  # m
 
-
+# %% ../../nbs/play/13_raycast.ipynb #13-raycast-010
 def paint(
     home: Home,  # the floor plan
 ) -> Scene:  # the same for the same home
@@ -91,28 +104,51 @@ def paint(
     rooms, hue = home.rooms, rng.random()
     portals = np.full((len(rooms), 4, max(1, len(home.doors)), 3), -1.0)
     for door in home.doors:
-        for room, side, behind in ((door.first, 2 * door.axis + 1, door.second), (door.second, 2 * door.axis, door.first)):
+        for room, side, behind in (
+            (door.first, 2 * door.axis + 1, door.second),
+            (door.second, 2 * door.axis, door.first),
+        ):
             free = int((portals[room, side, :, 2] >= 0).sum())
             portals[room, side, free] = door.low, door.high, behind
     x, y, z = home.source
     half = np.array(TELEPHONE) / 2
-    telephone = [x - half[0], y - half[1], x + half[0], y + half[1], z - half[2], z + half[2]]
+    telephone = [
+        x - half[0],
+        y - half[1],
+        x + half[0],
+        y + half[1],
+        z - half[2],
+        z + half[2],
+    ]
     boxes = np.insert(home.boxes, 4, 0.0, axis=1)
     boxes = np.concatenate([boxes, [telephone]])
     inside = np.full((len(rooms), len(boxes)), -1)
     for number, (x0, y0, x1, y1) in enumerate(boxes[:, :4]):
         room = home.room((x0 + x1) / 2, (y0 + y1) / 2)
         inside[room, (inside[room] >= 0).sum()] = number
-    colours = np.array([_rgb(rng.uniform(0.04, 0.75), rng.uniform(0.2, 0.6), rng.uniform(0.35, 0.8)) for _ in boxes])
+    colours = np.array(
+        [
+            _rgb(rng.uniform(0.04, 0.75), rng.uniform(0.2, 0.6), rng.uniform(0.35, 0.8))
+            for _ in boxes
+        ]
+    )
     colours[0], colours[-1] = (240, 235, 225), RED
     return Scene(
-        rooms, portals, boxes, colours.astype(np.float32), inside,
+        rooms,
+        portals,
+        boxes,
+        colours.astype(np.float32),
+        inside,
         np.array([paper(rng, hue + k * 0.618) for k in range(len(rooms))]),
         np.array([floor_cover(rng) for _ in rooms]),
-        np.array([_rgb(rng.random(), 0.08, rng.uniform(0.75, 0.95)) for _ in rooms], np.float32), home.height,
-    )  # fmt: skip
+        np.array(
+            [_rgb(rng.random(), 0.08, rng.uniform(0.75, 0.95)) for _ in rooms],
+            np.float32,
+        ),
+        home.height,
+    )
 
-# %% ../../nbs/play/13_raycast.ipynb #13-raycast-010
+# %% ../../nbs/play/13_raycast.ipynb #13-raycast-012
 MOST = 32  # rooms that one ray can cross
 
 
@@ -126,12 +162,22 @@ def march(
     room: int,  # in which it begins
     rooms: Float64[np.ndarray, "rooms 4"],
     portals: Float64[np.ndarray, "rooms 4 most 3"],
-    ends: Float64[np.ndarray, "most 5"],  # filled: depth, room, side, place along the wall, is it a door
+    ends: Float64[
+        np.ndarray, "most 5"
+    ],  # filled: depth, room, side, place, is it a door
 ) -> int:  # rooms crossed
     "Follow a ray to a wall"
     for count in range(len(ends)):
-        far_x = ((rooms[room, 2] if dx > 0 else rooms[room, 0]) - x) / dx if dx != 0.0 else np.inf
-        far_y = ((rooms[room, 3] if dy > 0 else rooms[room, 1]) - y) / dy if dy != 0.0 else np.inf
+        far_x = (
+            ((rooms[room, 2] if dx > 0 else rooms[room, 0]) - x) / dx
+            if dx != 0.0
+            else np.inf
+        )
+        far_y = (
+            ((rooms[room, 3] if dy > 0 else rooms[room, 1]) - y) / dy
+            if dy != 0.0
+            else np.inf
+        )
         if far_x < far_y:
             depth, side, place = far_x, (1 if dx > 0 else 0), y + far_x * dy
         else:
@@ -142,7 +188,12 @@ def march(
                 break
             if portals[room, side, k, 0] <= place <= portals[room, side, k, 1]:
                 behind = int(portals[room, side, k, 2])
-        ends[count, 0], ends[count, 1], ends[count, 2], ends[count, 3] = depth, room, side, place
+        ends[count, 0], ends[count, 1], ends[count, 2], ends[count, 3] = (
+            depth,
+            room,
+            side,
+            place,
+        )
         ends[count, 4] = 1.0 if behind >= 0 else 0.0
         if behind < 0:
             return count + 1
@@ -150,7 +201,7 @@ def march(
     ends[len(ends) - 1, 4] = 0.0
     return len(ends)
 
-
+# %% ../../nbs/play/13_raycast.ipynb #13-raycast-013
 def wall_depth(
     scene: Scene,  # where
     x: float,  # where the ray begins
@@ -160,10 +211,12 @@ def wall_depth(
 ) -> float:  # m
     "The distance of the wall in one direction"
     ends = np.empty((MOST, 5))
-    count = march(x, y, math.cos(angle), math.sin(angle), room, scene.rooms, scene.portals, ends)
+    count = march(
+        x, y, math.cos(angle), math.sin(angle), room, scene.rooms, scene.portals, ends
+    )
     return float(ends[count - 1, 0])
 
-# %% ../../nbs/play/13_raycast.ipynb #13-raycast-012
+# %% ../../nbs/play/13_raycast.ipynb #13-raycast-015
 FADE = 0.06  # 1/m: how fast colours darken with depth
 
 
@@ -179,10 +232,16 @@ def span(
     blue: float,
 ) -> None:
     "Rows of one colour"
-    for row in range(max(0, math.ceil(top - 0.5)), min(image.shape[0], math.ceil(bottom - 0.5))):
-        image[row, column, 0], image[row, column, 1], image[row, column, 2] = int(red), int(green), int(blue)
+    for row in range(
+        max(0, math.ceil(top - 0.5)), min(image.shape[0], math.ceil(bottom - 0.5))
+    ):
+        image[row, column, 0], image[row, column, 1], image[row, column, 2] = (
+            int(red),
+            int(green),
+            int(blue),
+        )
 
-
+# %% ../../nbs/play/13_raycast.ipynb #13-raycast-016
 @njit(cache=True)
 @no_type_check
 def wall_span(
@@ -198,12 +257,14 @@ def wall_span(
     "Rows of a wall"
     across = int(place / TILE * TEXELS) % TEXELS
     slope = TEXELS / max(bottom - top, 1e-9)
-    for row in range(max(0, math.ceil(top - 0.5)), min(image.shape[0], math.ceil(until - 0.5))):
+    for row in range(
+        max(0, math.ceil(top - 0.5)), min(image.shape[0], math.ceil(until - 0.5))
+    ):
         down = min(TEXELS - 1, max(0, int((row + 0.5 - top) * slope)))
         for c in range(3):
             image[row, column, c] = int(texture[down, across, c] * light)
 
-
+# %% ../../nbs/play/13_raycast.ipynb #13-raycast-017
 @njit(cache=True)
 @no_type_check
 def floor_span(
@@ -219,7 +280,9 @@ def floor_span(
     texture: Float32[np.ndarray, "texels texels 3"],
 ) -> None:
     "Rows of a floor"
-    for row in range(max(0, math.ceil(top - 0.5)), min(image.shape[0], math.ceil(bottom - 0.5))):
+    for row in range(
+        max(0, math.ceil(top - 0.5)), min(image.shape[0], math.ceil(bottom - 0.5))
+    ):
         depth = scale / (row + 0.5 - image.shape[0] / 2)
         u = int((x + depth * dx) / TILE * TEXELS) % TEXELS
         v = int((y + depth * dy) / TILE * TEXELS) % TEXELS
@@ -227,7 +290,7 @@ def floor_span(
         for c in range(3):
             image[row, column, c] = int(texture[v, u, c] * light)
 
-
+# %% ../../nbs/play/13_raycast.ipynb #13-raycast-018
 @njit(cache=True)
 @no_type_check
 def box_depths(
@@ -236,7 +299,9 @@ def box_depths(
     dx: float,  # its direction
     dy: float,
     box: Float64[np.ndarray, " 6"],  # x0, y0, x1, y1, bottom, top
-) -> tuple[float, float, int]:  # depths at which it enters and leaves (enters > leaves: it misses), and the face's axis
+) -> tuple[
+    float, float, int
+]:  # depths of both faces (first > last: it misses), and the first's axis
     "Where a ray meets a box, seen from above"
     near, far, axis = -np.inf, np.inf, 0
     for k in range(2):
@@ -253,10 +318,12 @@ def box_depths(
         far = min(far, last)
     return near, far, axis
 
-# %% ../../nbs/play/13_raycast.ipynb #13-raycast-013
+# %% ../../nbs/play/13_raycast.ipynb #13-raycast-019
 @njit(cache=True)
 @no_type_check
-def _boxes(image, column, x, y, dx, dy, eye, focal, room, boxes, colours, inside, order):
+def _boxes(
+    image, column, x, y, dx, dy, eye, focal, room, boxes, colours, inside, order
+):
     "The boxes of a room, farthest first; the telephone after its table"
     middle, telephone, count = image.shape[0] / 2, len(boxes) - 1, 0
     for k in range(inside.shape[1]):
@@ -265,24 +332,49 @@ def _boxes(image, column, x, y, dx, dy, eye, focal, room, boxes, colours, inside
             break
         near, far, axis = box_depths(x, y, dx, dy, boxes[box])
         if near < far and far > 0:
-            order[count, 0], order[count, 1], order[count, 2], order[count, 3] = max(near, 1e-3), far, axis, box
+            order[count, 0], order[count, 1], order[count, 2], order[count, 3] = (
+                max(near, 1e-3),
+                far,
+                axis,
+                box,
+            )
             count += 1
     for _ in range(count):  # a few: the farthest first
         best, rank = -1, -1.0
         for k in range(count):
-            depth = order[k, 0] if order[k, 3] != telephone else 1e-6  # on its table, which nothing covers in this room
+            depth = order[k, 0] if order[k, 3] != telephone else 1e-6  # after its table
             if order[k, 3] >= 0 and depth > rank:
                 best, rank = k, depth
-        near, far, axis, box = order[best, 0], order[best, 1], order[best, 2], int(order[best, 3])
+        near, far, axis, box = (
+            order[best, 0],
+            order[best, 1],
+            order[best, 2],
+            int(order[best, 3]),
+        )
         order[best, 3] = -1
         light = (1.0 if axis == 0 else 0.82) / (1 + FADE * near)
-        top, bottom = middle + focal * (eye - boxes[box, 5]) / near, middle + focal * (eye - boxes[box, 4]) / near
-        red, green, blue = colours[box, 0] * light, colours[box, 1] * light, colours[box, 2] * light
+        top, bottom = (
+            middle + focal * (eye - boxes[box, 5]) / near,
+            middle + focal * (eye - boxes[box, 4]) / near,
+        )
+        red, green, blue = (
+            colours[box, 0] * light,
+            colours[box, 1] * light,
+            colours[box, 2] * light,
+        )
         if boxes[box, 5] < eye:
-            span(image, column, middle + focal * (eye - boxes[box, 5]) / far, top, 1.1 * red, 1.1 * green, 1.1 * blue)
+            span(
+                image,
+                column,
+                middle + focal * (eye - boxes[box, 5]) / far,
+                top,
+                1.1 * red,
+                1.1 * green,
+                1.1 * blue,
+            )
         span(image, column, top, bottom, red, green, blue)
 
-
+# %% ../../nbs/play/13_raycast.ipynb #13-raycast-021
 @njit(cache=True)
 @no_type_check
 def _column(image, column, x, y, dx, dy, room, eye, focal, scene, ends, order):
@@ -292,16 +384,39 @@ def _column(image, column, x, y, dx, dy, room, eye, focal, scene, ends, order):
     for k in range(march(x, y, dx, dy, room, rooms, portals, ends) - 1, -1, -1):
         depth, here, side = max(ends[k, 0], 1e-3), int(ends[k, 1]), int(ends[k, 2])
         before = max(ends[k - 1, 0], 1e-3) if k else 1e-3
-        top, bottom = middle + focal * (eye - height) / depth, middle + focal * eye / depth
+        top, bottom = (
+            middle + focal * (eye - height) / depth,
+            middle + focal * eye / depth,
+        )
         until = middle + focal * (eye - DOOR_TOP) / depth if ends[k, 4] else bottom
         light = (1.0 if side < 2 else 0.82) / (1 + FADE * depth)
         wall_span(image, column, top, bottom, until, papers[here], ends[k, 3], light)
-        span(image, column, middle + focal * (eye - height) / before, top,
-             ceilings[here, 0], ceilings[here, 1], ceilings[here, 2])  # fmt: skip
-        floor_span(image, column, bottom, middle + focal * eye / before, x, y, dx, dy, focal * eye, floors[here])
-        _boxes(image, column, x, y, dx, dy, eye, focal, here, boxes, colours, inside, order)
+        span(
+            image,
+            column,
+            middle + focal * (eye - height) / before,
+            top,
+            ceilings[here, 0],
+            ceilings[here, 1],
+            ceilings[here, 2],
+        )
+        floor_span(
+            image,
+            column,
+            bottom,
+            middle + focal * eye / before,
+            x,
+            y,
+            dx,
+            dy,
+            focal * eye,
+            floors[here],
+        )
+        _boxes(
+            image, column, x, y, dx, dy, eye, focal, here, boxes, colours, inside, order
+        )
 
-
+# %% ../../nbs/play/13_raycast.ipynb #13-raycast-022
 @njit(cache=True)
 @no_type_check
 def _render(image, x, y, heading, room, eye, scene):

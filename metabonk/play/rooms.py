@@ -19,7 +19,17 @@ from jaxtyping import Int16, UInt8
 
 from ..core.config import Config
 from ..core.errors import UsageError, unknown
-from .binaural import RATE, STEP, Acoustics, AcousticsConfig, Arrival, Listener, Room, doorway_loss, telephone_ring
+from metabonk.play.binaural import (
+    RATE,
+    STEP,
+    Acoustics,
+    AcousticsConfig,
+    Arrival,
+    Listener,
+    Room,
+    doorway_loss,
+    telephone_ring,
+)
 from .game import GameConfig, Machine, Tick, choose_actions
 from .homes import EYE, Heard, Home, Plan, make_plan, scene_numbers, slide
 from .raycast import Scene, look, paint
@@ -28,8 +38,11 @@ from .raycast import Scene, look, paint
 STRIDE = 0.15  # m
 TURN = math.radians(10)
 MOTIONS = {  # by action: m ahead, and rad to the left
-    "forward": (STRIDE, 0.0), "left": (0.0, TURN), "right": (0.0, -TURN), "stop": (0.0, 0.0),
-}  # fmt: skip
+    "forward": (STRIDE, 0.0),
+    "left": (0.0, TURN),
+    "right": (0.0, -TURN),
+    "stop": (0.0, 0.0),
+}
 NEAR = 1.0  # m along the shortest path: a stop that is nearer than this is a success
 
 
@@ -54,7 +67,7 @@ class Moment(NamedTuple):
     collided: int = 0  # something was in the way
     success: int = 0  # stopped near the source
 
-
+# %% ../../nbs/play/13_rooms.ipynb #13-rooms-006
 def wrapped(
     angle: float,  # rad
 ) -> float:  # rad, -pi to pi
@@ -75,13 +88,21 @@ def moved(
         x, y, met = slide(x, y, ahead * cos, ahead * sin, plan.space.blocks)
     dx, dy = x - moment.x, y - moment.y
     return moment._replace(
-        x=x, y=y, heading=wrapped(moment.heading + turn), ticks=moment.ticks + 1,
+        x=x,
+        y=y,
+        heading=wrapped(moment.heading + turn),
+        ticks=moment.ticks + 1,
         distance=plan.to_source.distance(x, y) if ahead else moment.distance,
-        commanded_x=ahead, commanded_y=0.0, commanded_turn=turn,
-        realised_x=cos * dx + sin * dy, realised_y=cos * dy - sin * dx, realised_turn=turn, collided=int(met),
-    )  # fmt: skip
+        commanded_x=ahead,
+        commanded_y=0.0,
+        commanded_turn=turn,
+        realised_x=cos * dx + sin * dy,
+        realised_y=cos * dy - sin * dx,
+        realised_turn=turn,
+        collided=int(met),
+    )
 
-# %% ../../nbs/play/13_rooms.ipynb #13-rooms-007
+# %% ../../nbs/play/13_rooms.ipynb #13-rooms-008
 PATTERNS = ("from_source", "to_source", "random")  # where a walk leads
 
 
@@ -89,8 +110,10 @@ PATTERNS = ("from_source", "to_source", "random")  # where a walk leads
 class RoomsConfig(Config):
     "What only rooms need"
 
-    scenes: str | int | tuple[int, ...] = "train"  # a split, "all", or numbers; one is drawn for each episode
-    pattern: Literal["from_source", "to_source", "random", "mixed"] = "mixed"  # start and goal; mixed: drawn for each episode
+    scenes: str | int | tuple[int, ...] = "train"  # a split, "all", or numbers
+    pattern: Literal["from_source", "to_source", "random", "mixed"] = (
+        "mixed"  # or drawn
+    )
     roam: float = 8.0  # m: how far from the source random walks begin and end
     furniture: bool = True  # False: only the telephone's table
     empty: bool = False  # one room without doors or furniture, as a control
@@ -105,19 +128,31 @@ def begin(
     "The first moment of an episode"
     scene = int(rng.choice(scene_numbers(settings.scenes)))
     plan = make_plan(scene, settings.furniture, settings.empty)
-    pattern = settings.pattern if settings.pattern != "mixed" else PATTERNS[rng.integers(len(PATTERNS))]
+    pattern = (
+        settings.pattern
+        if settings.pattern != "mixed"
+        else PATTERNS[rng.integers(len(PATTERNS))]
+    )
     ends = plan.home.source[:2]
     if pattern == "from_source":
         start, goal = plan.draw_point(rng, 0.0, NEAR), plan.draw_point(rng, 2 * NEAR)
     elif pattern == "to_source":
         start, goal = plan.draw_point(rng, 2 * NEAR), ends
     else:
-        start, goal = plan.draw_point(rng, 0.0, settings.roam), plan.draw_point(rng, 0.0, settings.roam)
+        start, goal = (
+            plan.draw_point(rng, 0.0, settings.roam),
+            plan.draw_point(rng, 0.0, settings.roam),
+        )
     return Moment(
-        scene, PATTERNS.index(pattern), *goal, *start, rng.uniform(-math.pi, math.pi), plan.to_source.distance(*start)
+        scene,
+        PATTERNS.index(pattern),
+        *goal,
+        *start,
+        rng.uniform(-math.pi, math.pi),
+        plan.to_source.distance(*start),
     )
 
-# %% ../../nbs/play/13_rooms.ipynb #13-rooms-009
+# %% ../../nbs/play/13_rooms.ipynb #13-rooms-010
 @functools.lru_cache(maxsize=2_048)
 def acoustics(
     home: Home,  # which home
@@ -139,14 +174,19 @@ def arrival(
 ) -> Arrival:  # as the acoustics of the listener's room take it
     "From where the telephone is heard"
     z, rest = home.source[2], math.hypot(heard.x - x, heard.y - y)
-    rise = heard.before / max(heard.before + rest, 1e-9)  # the way rises evenly from the telephone to the ears
-    return Arrival(heard.x, heard.y, z + rise * (EYE - z), heard.before, doorway_loss(heard.detour))
+    rise = heard.before / max(heard.before + rest, 1e-9)  # evenly up to the ears
+    return Arrival(
+        heard.x, heard.y, z + rise * (EYE - z), heard.before, doorway_loss(heard.detour)
+    )
 
-# %% ../../nbs/play/13_rooms.ipynb #13-rooms-011
+# %% ../../nbs/play/13_rooms.ipynb #13-rooms-012
 class Rooms(Machine):
     "Generated homes, one step of 0.15 s at a time"
 
-    defaults: ClassVar[dict[str, Any]] = {"ticks_per_step": 1, "max_steps": 499}  # 500 frames with the first
+    defaults: ClassVar[dict[str, Any]] = {
+        "ticks_per_step": 1,
+        "max_steps": 499,
+    }  # 500 frames
     settings_class: ClassVar[type[Config]] = RoomsConfig
     name, channels = "rooms", 2
     clock_rate, tick_length, max_tick_samples = 20, 3, STEP  # a tick is 3/20 s
@@ -158,24 +198,40 @@ class Rooms(Machine):
         settings: Any,  # `RoomsConfig`
     ):
         if config.sample_rate not in (None, 0, RATE):
-            raise UsageError(f"rooms sound at {RATE} Hz, not at {config.sample_rate}: choose that, or 0 for no sound")
+            raise UsageError(
+                f"rooms sound at {RATE} Hz, not at {config.sample_rate}: "
+                "choose that, or 0 for no sound"
+            )
         if config.profile not in (None, "none"):
-            raise UsageError(f"profiles are for Game Boy games: leave profile={config.profile!r} out of rooms")
+            raise UsageError(
+                f"profiles are for Game Boy games: leave profile={config.profile!r} out"
+            )
         scene_numbers(settings.scenes)  # an unknown split is told now
-        self.settings, self.sample_rate = settings, RATE if config.sample_rate is None else 0
+        self.settings, self.sample_rate = (
+            settings,
+            RATE if config.sample_rate is None else 0,
+        )
         self.image_shape = config.image_size or (128, 128)
         known = {"noop": (0.0, 0.0), **MOTIONS}
-        offered = choose_actions(known, config.actions or tuple(MOTIONS), lambda name: _no_action(name, known))
+        offered = choose_actions(
+            known,
+            config.actions or tuple(MOTIONS),
+            lambda name: _no_action(name, known),
+        )
         self.action_names, self._motions = list(offered), list(offered.values())
         self.action_space = Discrete(len(offered))
         self.null_action = self.action_names.index("noop") if "noop" in offered else -1
-        self._hearing = AcousticsConfig(order=settings.order, tail=settings.tail, ear_height=EYE)
+        self._hearing = AcousticsConfig(
+            order=settings.order, tail=settings.tail, ear_height=EYE
+        )
         self._listener = Listener(telephone_ring())
 
     @property
     def plan(self) -> Plan:  # shared by all games of the process
         "The home of this episode, with its shortest paths"
-        return make_plan(self.moment.scene, self.settings.furniture, self.settings.empty)
+        return make_plan(
+            self.moment.scene, self.settings.furniture, self.settings.empty
+        )
 
     def start(self, seed: int) -> None:
         rng = np.random.default_rng(seed)
@@ -201,13 +257,17 @@ class Rooms(Machine):
     def _hear(self) -> Int16[np.ndarray, "2 step"]:
         x, y, home = self.moment.x, self.moment.y, self.plan.home
         here = acoustics(home, self._heard.room, self._hearing)
-        response = here.response((x, y, self.moment.heading), arrival(home, self._heard, x, y))
+        response = here.response(
+            (x, y, self.moment.heading), arrival(home, self._heard, x, y)
+        )
         return self._listener.step(response)
 
     def picture(self) -> UInt8[np.ndarray, "height width 3"]:
         if self._image is None:
             m, scene = self.moment, _painted(self.plan.home)
-            self._image = look(scene, m.x, m.y, m.heading, self._heard.room, self.image_shape)
+            self._image = look(
+                scene, m.x, m.y, m.heading, self._heard.room, self.image_shape
+            )
         return self._image
 
     def clock(self) -> int:
@@ -223,7 +283,13 @@ class Rooms(Machine):
         for name in ("goal_x", "goal_y", "ticks"):
             del told[name]
         bearing = wrapped(math.atan2(y - m.y, x - m.x) - m.heading)
-        return {**told, "bearing": bearing, "source_x": x, "source_y": y, "visible": int(self._heard.seen)}
+        return {
+            **told,
+            "bearing": bearing,
+            "source_x": x,
+            "source_y": y,
+            "visible": int(self._heard.seen),
+        }
 
     def save_state(self) -> bytes:
         return struct.pack(_FORMAT, *self.moment) + self._listener.state()

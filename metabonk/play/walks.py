@@ -18,7 +18,7 @@ from .rooms import NEAR, PATTERNS, TURN, Rooms, wrapped
 
 # %% ../../nbs/play/13_walks.ipynb #13-walks-007
 class Walk:
-    "Follow the shortest path to the goal of the episode, with some noise, and stop there"
+    "Follow the shortest path to the episode's goal, with some noise, and stop there"
 
     name = "walks"
 
@@ -31,12 +31,18 @@ class Walk:
         machine = getattr(inner, "machine", None)
         if not isinstance(machine, Rooms):
             called = getattr(inner, "name", inner)
-            raise UsageError(f"the policy 'walks' walks through rooms, not {called}: choose the game rooms")
+            raise UsageError(
+                f"the policy 'walks' walks through rooms, not {called}: "
+                "choose the game rooms"
+            )
         if not 0 <= noise < 1:
-            raise UsageError(f"noise is a probability from 0 to less than 1, not {noise}")
+            raise UsageError(f"noise is a probability, 0 to less than 1, not {noise}")
         lacking = {"forward", "left", "right", "stop"}.difference(inner.action_names)
         if lacking:
-            raise UsageError(f"the policy 'walks' needs all four actions: {', '.join(sorted(lacking))} is missing")
+            missing = ", ".join(sorted(lacking))
+            raise UsageError(
+                f"the policy 'walks' needs all four actions: {missing} is missing"
+            )
         self.machine, self.noise = machine, noise
         self.actions = {name: number for number, name in enumerate(inner.action_names)}
         self.reset(0)
@@ -54,7 +60,11 @@ class Walk:
         if self.routes is None:
             plan, moment = self.machine.plan, self.machine.moment
             to_source = PATTERNS[moment.pattern] == "to_source"
-            self.routes = plan.to_source if to_source else plan.space.routes(moment.goal_x, moment.goal_y)
+            self.routes = (
+                plan.to_source
+                if to_source
+                else plan.space.routes(moment.goal_x, moment.goal_y)
+            )
         return self.routes
 
     def __call__(
@@ -72,7 +82,9 @@ class Walk:
         if self.chance.random() < self.noise:
             return self.actions[("forward", "left", "right")[self.chance.integers(3)]]
         to_x, to_y = way.goal if corner < 0 else way.corners[corner]
-        if corner >= 0 and math.hypot(to_x - x, to_y - y) < 1e-6:  # on the corner: the next one counts
+        if (
+            corner >= 0 and math.hypot(to_x - x, to_y - y) < 1e-6
+        ):  # at it: the next one counts
             after = int(way.after[corner])
             to_x, to_y = way.goal if after < 0 else way.corners[after]
         turn = wrapped(math.atan2(to_y - y, to_x - x) - pose["heading"])
