@@ -209,6 +209,8 @@ class LatentBatch(Columns):
     reward: Any  # (B, G) float32: sum of what is earned on the way there, minus that of the way back for goals in the past
     motion: Any  # (B, G, 3) float32: metres ahead, to the left, radians to the left; or (B, G, actions) counts / 64
     offset: Any  # (B, G) int64: rows from the current one, never 0
+    goal_action: Any  # (B, G, actions) float32: vector of what was done just before each goal; zeros in an episode's first row
+    goal_terminated: Any  # (B, G) bool: whether the episode ended there, by the game's rules
     row: Any  # (B,) int64: the current row in the training cache
 
     def __len__(self) -> int:
@@ -322,9 +324,19 @@ class LatentWindows:
         return LatentBatch(
             image=context.get("image"), audio=context.get("audio"), valid=wanted == seen,
             goal_image=goals.get("image"), goal_audio=goals.get("audio"),
-            reward=earned.astype(np.float32), motion=motion.astype(np.float32), offset=offset, row=self.rows[place],
+            reward=earned.astype(np.float32), motion=motion.astype(np.float32), offset=offset,
+            goal_action=self.done(self.rows[there]), goal_terminated=self.store.table["terminated"][self.rows[there]],
+            row=self.rows[place],
         )  # fmt: skip
 
+    def done(
+        self,
+        rows: Int[np.ndarray, "batch goals"],  # numbers of rows
+    ) -> Float[np.ndarray, "batch goals actions"]:  # float32
+        "Vectors of what was done before rows; zeros where an episode begins"
+        table = self.store.table
+        vectors = self.store.schema.actions.vectors(torch.from_numpy(table["action"][rows])).numpy()
+        return vectors * ~table["first"][rows][..., None]
 
     def reward_scale(
         self,
