@@ -18,6 +18,7 @@ from metabonk.core.errors import DamagedChunk, FolderError, StoreError, UsageErr
 from metabonk.core.run import Run
 from metabonk.play.bonk import ROM
 from metabonk.record.exchange import (
+    copy_store,
     export_media,
     export_minari,
     from_dataset,
@@ -529,3 +530,39 @@ def test_a_film_takes_one_or_two_channels(tmp_path: Path) -> None:
         write_media(
             tmp_path / "x.mp4", [np.zeros((8, 8, 3), np.uint8)], picture_times(np.ones(1)), np.ones((5, 9), np.int16), 9
         )
+
+
+def test_a_recording_made_elsewhere_is_brought_into_a_folder(tmp_path):
+    """The same rows; what is recorded into the copy stays out of the original; damage and other recordings are refused."""
+    record("bonk", tmp_path / "a", steps=60, seed=1, chunk_steps=16)
+    original = Store.open(tmp_path / "a")
+    mark = original.fingerprint()
+    there = copy_store(tmp_path / "a", tmp_path / "b/store")
+    assert there.fingerprint() == mark and len(there) == len(original) and there.episodes[0] == original.episodes[0]
+    assert copy_store(original, tmp_path / "b/store").fingerprint() == mark  # again: nothing happens
+    record("bonk", tmp_path / "b/store", steps=20, seed=2)
+    assert Store.open(tmp_path / "a").check().fingerprint() == mark
+    with pytest.raises(StoreError, match="another recording"):
+        copy_store(original, tmp_path / "b/store")
+    (tmp_path / "film").mkdir()
+    (tmp_path / "film/mine.mp4").write_text("mine")
+    with pytest.raises(FolderError, match="mine.mp4"):
+        copy_store(original, tmp_path / "film")
+    file = sorted((tmp_path / "a/data").glob("*.arrow"))[0]
+    file.write_bytes(file.read_bytes()[:-9] + b"something")
+    with pytest.raises(DamagedChunk):
+        copy_store(tmp_path / "a", tmp_path / "c")
+    assert not (tmp_path / "c").exists() or not list((tmp_path / "c").iterdir())
+
+
+def test_where_links_are_not_possible_files_are_copied(tmp_path, monkeypatch):
+    """Across file systems."""
+    record("bonk", tmp_path / "a", steps=30, seed=1)
+    
+    def across(*_: Any) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(Path, "hardlink_to", across)
+    there = copy_store(tmp_path / "a", tmp_path / "b")
+    assert there.check().fingerprint() == Store.open(tmp_path / "a").fingerprint()
+    assert all(file.stat().st_nlink == 1 for file in (tmp_path / "b/data").iterdir())

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['write_wav', 'read_wav', 'step_edges', 'picture_times', 'write_media', 'export_media', 'to_dataset', 'from_dataset',
-           'export_minari', 'import_minari']
+           'export_minari', 'import_minari', 'copy_store']
 
 # %% ../../nbs/record/25_exchange.ipynb #25-exchange-002
 import io
 import json
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -579,3 +580,33 @@ def import_minari(
                 for row in list(_minari_rows(episode, observed, schema, flat)):  # a damaged episode adds no row
                     writer.add(row, about=known if row.first else None)
     return store
+
+# %% ../../nbs/record/25_exchange.ipynb #25-exchange-034
+def _link(source: Path, target: Path) -> None:
+    "Another name for a file that never changes; a copy of it where names can't cross"
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def copy_store(
+    store: Store | str | Path,  # what to copy, or its folder; it is checked first
+    path: str | Path,  # a folder; nothing happens if the same recording is there already
+) -> Store:  # the copy
+    "The same rows in another folder; `StoreError` if another recording is there"
+    source, path = (store if isinstance(store, Store) else Store.open(store)).check(), Path(path)
+    if Store.exists(path):
+        there = Store.open(path).check()
+        if there.fingerprint() != source.fingerprint():
+            raise StoreError(f"{path} holds another recording than {source.path}: choose another folder")
+        return there
+    claim_folder(path, "store")
+    with replacing(path) as part:
+        (part / "data").mkdir(parents=True)
+        for chunk in source.chunks:
+            _link(source.path / chunk.file, part / chunk.file)
+        for name in ("manifest.jsonl", "store.json", "store.json.copy", "README.md"):
+            if (source.path / name).exists():
+                shutil.copy2(source.path / name, part / name)
+    return Store.open(path).check()
