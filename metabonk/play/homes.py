@@ -389,7 +389,7 @@ def slide(
             dx, dy = dx * (1 - first), 0.0
     return x, y, met
 
-# %% ../../nbs/play/13_homes.ipynb #13-homes-031
+# %% ../../nbs/play/13_homes.ipynb #13-homes-033
 @njit(cache=True)
 @no_type_check
 def best_corner(
@@ -429,7 +429,7 @@ def seen_lengths(
                 lengths[a, b] = lengths[b, a] = gap
     return lengths
 
-# %% ../../nbs/play/13_homes.ipynb #13-homes-033
+# %% ../../nbs/play/13_homes.ipynb #13-homes-035
 @dataclass(frozen=True, eq=False)
 class Routes:
     "The shortest paths to one goal"
@@ -477,7 +477,7 @@ class Routes:
             corner = int(self.after[corner])
         return np.array([*points, self.goal])
 
-# %% ../../nbs/play/13_homes.ipynb #13-homes-035
+# %% ../../nbs/play/13_homes.ipynb #13-homes-037
 class Space:
     "Where a body of some size can be, and its shortest paths"
 
@@ -548,7 +548,7 @@ class Space:
             (x, y), self.corners[order], lengths[order], after, self.blocks, last
         )
 
-# %% ../../nbs/play/13_homes.ipynb #13-homes-037
+# %% ../../nbs/play/13_homes.ipynb #13-homes-039
 class Heard(NamedTuple):
     "How the source is heard from somewhere"
 
@@ -563,7 +563,7 @@ class Heard(NamedTuple):
 HAIR = 1e-4  # m: half the size of what follows the way of sound
 EYE = 1.5  # m: the height of eyes and ears
 
-# %% ../../nbs/play/13_homes.ipynb #13-homes-039
+# %% ../../nbs/play/13_homes.ipynb #13-homes-041
 def free_grid(
     room: Float64[np.ndarray, " 4"],  # x0, y0, x1, y1
     space: Space,  # what is free
@@ -650,7 +650,7 @@ def _leaves(x: float, y: float, dx: float, dy: float, room: np.ndarray) -> float
             share = min(share, ((high if d > 0 else low) - p) / d)
     return max(0.0, float(share))
 
-# %% ../../nbs/play/13_homes.ipynb #13-homes-040
+# %% ../../nbs/play/13_homes.ipynb #13-homes-042
 @functools.lru_cache(maxsize=256)
 def make_plan(
     number: int,  # of the scene
@@ -660,7 +660,7 @@ def make_plan(
     "The home with this number, and its shortest paths"
     return Plan(make_home(number, furniture, empty))
 
-# %% ../../nbs/play/13_homes.ipynb #13-homes-042
+# %% ../../nbs/play/13_homes.ipynb #13-homes-044
 def _outline(boxes: np.ndarray) -> tuple[list[float | None], list[float | None]]:
     "Rectangles as one broken line"
     xs: list[float | None] = []
