@@ -33,7 +33,7 @@ from ..sense.autoencoder import Autoencoder, ImageEncoder
 from ..sense.codec import Codec, PCACodec, SoundCodec, load_codec
 from ..sense.latents import REACH, LatentStore, LatentWindows
 
-# %% ../../nbs/dream/59_av_world.ipynb #59-av-world-003
+# %% ../../nbs/dream/59_av_world.ipynb #59-av-world-005
 def action_moves(
     store: LatentStore,  # of a game with commanded motion
 ) -> Float[np.ndarray, "actions 3"]:  # metres ahead and to the left, radians to the left; zeros for one that was never taken
@@ -68,7 +68,7 @@ def fitted(
         changes["motion"] = (float(REACH),) * windows.store.schema.actions.size
     return config.change(**changes)
 
-# %% ../../nbs/dream/59_av_world.ipynb #59-av-world-004
+# %% ../../nbs/dream/59_av_world.ipynb #59-av-world-007
 class Ending(nn.Module):
     "Whether the episode goes on, from a row's latents and the action that led to it"
 
@@ -98,7 +98,7 @@ class Ending(nn.Module):
         seen = [x.flatten(2) for x in (batch.goal_image, batch.goal_audio) if x is not None]
         return self.head.loss(torch.cat([*seen, batch.goal_action], -1), batch.goal_terminated)
 
-# %% ../../nbs/dream/59_av_world.ipynb #59-av-world-005
+# %% ../../nbs/dream/59_av_world.ipynb #59-av-world-009
 class LatentWorld(WorldModel):
     "A world of latents: frames drawn by diffusion, one step ahead or many"
 
@@ -221,7 +221,7 @@ class LatentWorld(WorldModel):
         "What trains it"
         return AVLearner(self.net, self.diffusion, config, self.ending, self.game)
 
-# %% ../../nbs/dream/59_av_world.ipynb #59-av-world-006
+# %% ../../nbs/dream/59_av_world.ipynb #59-av-world-020
 def heard_windows(
     heard: Int16[Tensor, "batch ears before"],  # what was heard before the rows, the last samples last
     audio: Int16[Tensor, "batch ears samples"],  # sound of the rows, joined
@@ -254,7 +254,7 @@ def context_windows(
     batch = torch.arange(len(rows), device=rows.device)[:, None]
     return joined[batch, index].unflatten(1, (T, m))
 
-# %% ../../nbs/dream/59_av_world.ipynb #59-av-world-007
+# %% ../../nbs/dream/59_av_world.ipynb #59-av-world-023
 def _load_encoders(folder: Path, marks: dict[str, str], given: dict[str, Any]) -> dict[str, Any]:
     "The encoders of a saved world: those of its folder, or those that were given, if they are the same"
     loaders: dict[str, Any] = {"autoencoder": Autoencoder.load, "codec": load_codec}
@@ -269,7 +269,7 @@ def _load_encoders(folder: Path, marks: dict[str, str], given: dict[str, Any]) -
             raise UsageError(f"this {name} has other weights than the one that {folder} was trained with: give that one")
     return made
 
-# %% ../../nbs/dream/59_av_world.ipynb #59-av-world-008
+# %% ../../nbs/dream/59_av_world.ipynb #59-av-world-024
 class AVWorld(LatentWorld):
     "A world that is seen and heard: latents, and the encoders that make them"
 
