@@ -558,7 +558,7 @@ def test_a_recording_made_elsewhere_is_brought_into_a_folder(tmp_path):
 def test_where_links_are_not_possible_files_are_copied(tmp_path, monkeypatch):
     """Across file systems."""
     record("bonk", tmp_path / "a", steps=30, seed=1)
-    
+
     def across(*_: Any) -> None:
         raise OSError(18, "Invalid cross-device link")
 
