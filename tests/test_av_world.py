@@ -454,3 +454,40 @@ def test_a_network_is_fitted_to_what_it_learns_from(played):
     config = fitted(AVCDiTConfig(width=32), played.windows)
     assert (config.width, config.senses, config.vision, config.audio) == (32, "both", (4, 4, 4), (7, 8))
     assert config.motion == (64.0,) * 11 and config.reward_scale == pytest.approx(played.windows.reward_scale())
+
+
+def check_branches(world: AVWorld, monkeypatch) -> None:
+    """What follows each of three actions is what follows each alone."""
+    monkeypatch.setattr("metabonk.dream.av_world.gaussian", lambda shape, like, generator: torch.full(tuple(shape), 0.5))
+    reads, read = [], world.net.read_context
+
+    def counted(context):
+        reads.append(len(context["vision"]))
+        return read(context)
+
+    monkeypatch.setattr(world.net, "read_context", counted)
+    state = {**begun(world), "heard": torch.ones(2, 2, 960, dtype=torch.int16)}
+    actions = torch.eye(4)[torch.tensor([[0, 1, 2], [2, 0, 1]])]  # (2, 3, 4)
+    together = world.branch(state, actions)
+    assert reads == [2]  # once for each context, not for each action
+    for k in range(3):
+        alone = world.advance(state, actions[:, k])
+        for name, column in alone.items():
+            torch.testing.assert_close(together[name][k::3], column, atol=1e-5, rtol=1e-4)
+    assert not together["heard"].any()
+
+
+def test_several_actions_are_tried_with_the_context_read_once(monkeypatch):
+    check_branches(build(), monkeypatch)
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ("self.motion(given[:, None]).view(*actions.shape[:2], -1)", "self.motion(given[:, None]).view(3, 2, -1).transpose(0, 1)"),
+    ("motion.new_ones(actions.shape[:2])", "2 * motion.new_ones(actions.shape[:2])"),
+    ("drawn, given)", "drawn, given.flip(0))"),
+], ids=["motions of others", "two steps", "actions of others"])  # fmt: skip
+def test_branches_that_are_mixed_up_are_caught(old, new, monkeypatch):
+    "Negative controls."
+    monkeypatch.setattr(LatentWorld, "branch", mutant(LatentWorld.branch, old, new))
+    with pytest.raises(AssertionError):
+        check_branches(build(), monkeypatch)

@@ -127,6 +127,7 @@ def test_a_search_that_keeps_everything_is_brute_force(value, stop):
 
 @pytest.mark.parametrize(("old", "new"), [
     ("pick_states(memory, rows)", "pick_states(memory, torch.zeros_like(rows))"),
+    ("tried.flatten(0, 1), A", "tried.flip(2).flatten(0, 1), A"),
     ("repeat_states(memory, k), model", "{n: c.repeat(k, 1) for n, c in memory.items()}, model"),
     ("config.discount * counts * goes_on", "config.discount * counts"),
     ("config.discount * counts * goes_on", "counts * goes_on"),
@@ -136,8 +137,9 @@ def test_a_search_that_keeps_everything_is_brute_force(value, stop):
     ("descending=True", "descending=False"),
     ("counts.repeat_interleave(k, 1)", "counts.repeat(1, k)"),
     ("taken.repeat_interleave(k, 1)", "taken.repeat(1, k, 1)"),
-], ids=["one memory for all", "memories of other beams", "end not counted", "no discount", "value not discounted", "reward late",
-        "games mixed up", "worst first", "chances mixed up", "actions mixed up"])  # fmt: skip
+], ids=["one memory for all", "actions of others", "memories of other beams", "end not counted", "no discount",
+        "value not discounted", "reward late", "games mixed up", "worst first", "chances mixed up",
+        "actions mixed up"])  # fmt: skip
 def test_errors_in_the_search_are_caught(old, new, monkeypatch):
     "Negative controls."
     monkeypatch.setattr(lookahead, "look_ahead", mutant(look_ahead, old, new))

@@ -26,7 +26,7 @@ from ..core.config import Config
 from ..core.errors import UsageError
 from ..dream.interface import State, WorldModel, pick_states, repeat_states
 from ..nn.distributions import Categorical
-from ..nn.noise import Generators, uniform
+from ..nn.noise import Generators, repeat_generators, uniform
 
 # %% ../../nbs/act/68_lookahead.ipynb #68-lookahead-005
 @dataclass(frozen=True)
@@ -123,13 +123,6 @@ class Plan:
     score: Float[Tensor, "batch beams"]  # what is expected of each
 
 
-def _each(generator: Generators, times: int) -> Generators:
-    "The same for rows that are repeated"
-    if generator is None or isinstance(generator, torch.Generator):
-        return generator
-    return [one for one in generator for _ in range(times)]
-
-
 @torch.no_grad()
 def look_ahead(
     model: WorldModel,  # any
@@ -153,8 +146,8 @@ def look_ahead(
         n = earned.shape[1]
         tried = draw_candidates(logits.view(B, n, A), k, stop, config.sample, generator)  # (B, n, k)
         taken = torch.cat([taken.repeat_interleave(k, 1), tried.reshape(B, n * k, 1)], 2)  # (B, n k, steps)
-        action = F.one_hot(tried.flatten(), A).to(logits.dtype)  # (B n k, A)
-        state = model.advance(repeat_states(state, k), action, _each(generator, n * k))
+        action = F.one_hot(tried.flatten(0, 1), A).to(logits.dtype)  # (B n, k, A)
+        state = model.branch(state, action, repeat_generators(generator, n))  # (B n k, ...)
         logits, value, memory = policy.step(repeat_states(memory, k), model, state)
         features = model.features(state)
         reward, goes_on, value = (x.view(B, n * k) for x in (model.reward(features), model.continuation(features), value))

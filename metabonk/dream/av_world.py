@@ -183,6 +183,14 @@ class LatentWorld(WorldModel):
         "As the interface says: the frame at offset 1, which then is the last of the context"
         return self.jump(state, action[:, None], generator=generator)
 
+    def branch(self, state: State, actions: Tensor, generator: Generators = None) -> State:
+        "As the interface says: a context is read once for all that may be done"
+        self._check_action(actions)
+        given = actions.flatten(0, 1).float()  # (batch choices, actions)
+        motion = self.motion(given[:, None]).view(*actions.shape[:2], -1)
+        drawn = self.predict(state, motion, motion.new_ones(actions.shape[:2]), generator)
+        return self._after(repeat_states(state, actions.shape[1]), drawn, given)
+
     def jump(
         self,
         state: State,  # (batch, ...)
@@ -371,11 +379,9 @@ class AVWorld(LatentWorld):
         told |= {} if windows is None else {"heard": windows}
         return {name: x.flatten(0, 1) if every else x[:, -1] for name, x in told.items()}
 
-    def jump(
-        self, state: State, action: Tensor, after: Sequence[int] | None = None, generator: Generators = None
-    ) -> State:
-        "As `SkipStepPredictor` says; of a frame that was drawn, samples of sound are not remembered"
-        moved = super().jump(state, action, after, generator)
+    def _after(self, state: State, drawn: Parts, action: Tensor) -> State:
+        "The same; of a frame that was drawn, samples of sound are not remembered"
+        moved = super()._after(state, drawn, action)
         return moved | ({"heard": torch.zeros_like(moved["heard"])} if "heard" in moved else {})
 
     @torch.no_grad()

@@ -27,7 +27,7 @@ from ..core.capture import CapturedStep
 from ..core.errors import UsageError
 from ..core.seed import spawn_seeds
 from ..core.actions import ActionSpec, as_recorded
-from ..nn.noise import Generators, make_generators
+from ..nn.noise import Generators, make_generators, repeat_generators
 from ..sense.logmel import LogMelConfig
 
 # %% ../../nbs/dream/43_interface.ipynb #43-interface-006
@@ -128,6 +128,16 @@ class WorldModel(nn.Module):
     ) -> State:  # (B, ...)
         "A state that may follow"
         raise NotImplementedError
+
+    def branch(
+        self,
+        state: State,  # (B, ...)
+        actions: Float[Tensor, "batch choices actions"],  # what may be done next, several for each
+        generator: Generators = None,  # where chance comes from: as `observe` takes it
+    ) -> State:  # (B * choices, ...): those of the first state, then those of the second
+        "A state that may follow each of several actions; a model may read what these have in common once"
+        k = actions.shape[1]
+        return self.advance(repeat_states(state, k), actions.flatten(0, 1), repeat_generators(generator, k))
 
     def capture(self) -> Self:  # itself
         "On a GPU: record `advance` for each size of batch and play it back (`CapturedStep`); weights may change, but not move"
