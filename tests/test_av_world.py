@@ -386,6 +386,18 @@ def test_it_learns_from_the_store_endings_included(played, tmp_path):
     assert wrong() < before and frozen and all(torch.equal(x, world.state_dict()[name]) for name, x in frozen.items())
 
 
+def test_a_world_of_one_sense_learns_from_a_store_of_both(played, tmp_path):
+    for sense in ("vision", "audio"):
+        config = AVCDiTConfig(width=16, layers=1, heads=2, senses=sense)
+        world = AVWorld.of(played.windows, played.eyes, played.ears, config)
+        batch = played.windows.sample(4, np.random.default_rng(0)).torch()
+        losses = world.learner(AVLearnerConfig.preset("joint")).losses(batch)
+        assert {*losses} == {"ending", *config.parts}
+        world.eval()
+        after = world.advance(world.observe(rows_of(played)), torch.eye(11)[:3])
+        assert [*world.decode(after)] == [{"vision": "image"}.get(sense, sense)]
+
+
 def test_endings_need_the_row_that_ended():
     ending = Ending(SMALL, 4)
     assert ending.latents == 47 and ending(torch.zeros(2, 3, 51)).shape == (2, 3)

@@ -59,7 +59,7 @@ def fitted(
 ) -> AVCDiTConfig:  # the same, for these latents, motions and rewards
     "A network for a latent store"
     sizes, kind = windows.store.sizes, windows.motion
-    senses = "both" if len(sizes) == 2 else "vision" if "image" in sizes else "audio"
+    senses = config.senses if len(sizes) == 2 else "vision" if "image" in sizes else "audio"
     changes: dict[str, Any] = {"senses": senses, "reward_scale": windows.reward_scale()}
     changes |= {"context": windows.config.context, "reach": windows.config.reach}
     changes |= {"vision": sizes["image"]} if "image" in sizes else {}
@@ -80,7 +80,7 @@ class Ending(nn.Module):
     ):
         super().__init__()
         sizes = [tokens * size for name, (tokens, size) in config.parts.items() if name != "reward"]
-        self.latents = sum(sizes)  # numbers of a row
+        self.latents, self.parts = sum(sizes), tuple(config.parts)  # numbers of a row
         self.head = ContinueHead(self.latents + actions, 1, units)
 
     def forward(
@@ -95,7 +95,8 @@ class Ending(nn.Module):
         batch: Any,  # a `LatentBatch`, tensors
     ) -> Float[Tensor, "batch goals"]:  # nats
         "Cross-entropy to what happened in the goals' rows"
-        seen = [x.flatten(2) for x in (batch.goal_image, batch.goal_audio) if x is not None]
+        goals = {"vision": batch.goal_image, "audio": batch.goal_audio}
+        seen = [goals[name].flatten(2) for name in self.parts if name in goals]
         return self.head.loss(torch.cat([*seen, batch.goal_action], -1), batch.goal_terminated)
 
 # %% ../../nbs/dream/59_av_world.ipynb #59-av-world-009
@@ -319,6 +320,8 @@ class AVWorld(LatentWorld):
         config = fitted(config or AVCDiTConfig(), windows)
         config = config.change(learned_range=Diffusion(diffusion).learned_range)
         net, schema = make_network(config, factorised), store.schema
+        autoencoder = autoencoder if "vision" in config.parts else None
+        codec = codec if "audio" in config.parts else None
         return cls(net, schema.actions, diffusion, autoencoder, codec, moves=moves, game=schema.game)
 
     @property
