@@ -278,6 +278,16 @@ def test_it_learns_by_its_rewards_and_by_its_teacher():
     assert learned(10_000)[1] > before[1] + 0.5  # the teacher always says 1
 
 
+def test_a_stop_counts_more_while_it_is_imitated():
+    losses = {}
+    for stops, told in ((1.0, 3), (10.0, 3), (10.0, 1)):
+        learner = learner_of(small_net(), clone=5, stops=stops)
+        learner._rollouts.teachers = [Always(told)] * 2
+        losses[stops, told] = learner.losses(None)["actor"]
+    assert torch.allclose(losses[10.0, 3], 10 * losses[1.0, 3])
+    assert losses[10.0, 1].mean() < 0.5 * losses[10.0, 3].mean()  # others count 1
+
+
 def test_a_short_training_in_rooms_leaves_a_log_and_an_agent(tmp_path):
     net, config = small_net(), NavigationTraining(games=2, steps=8, epochs=1, batches=2, clone=2)
     agent = train_navigation(net, tmp_path / "run", config, TrainConfig.preset("tiny", steps=4, log_every=1), EASY)
@@ -304,7 +314,8 @@ def test_a_folder_without_an_agent_says_so(tmp_path):
         NavigationAgent.load(folder)
 
 
-@pytest.mark.parametrize(("wrong", "told"), [({"games": 0}, "games"), ({"batches": 9}, "dealt out"), ({"clone": -1}, "clone")])
+@pytest.mark.parametrize(("wrong", "told"), [({"games": 0}, "games"), ({"batches": 9}, "dealt out"), ({"clone": -1}, "clone"),
+                                           ({"trust": 2.0}, "trust"), ({"stops": 0.0}, "stops")])  # fmt: skip
 def test_a_training_that_can_not_be_is_refused(wrong, told):
     with pytest.raises(UsageError, match=told):
         NavigationTraining(**wrong)

@@ -370,6 +370,8 @@ class NavigationTraining(Config):
     epochs: int = 2  # how often a rollout is used
     batches: int = 2  # parts of a rollout; the games are dealt out to them
     clone: int = 0  # updates at first that imitate the walker
+    trust: float = 0.3  # probability that the walker acts at the end of these; it begins with 1
+    stops: float = 10.0  # how much a stop counts while it is imitated; other actions count 1
     discount: float = 0.99  # γ
     lambda_: float = 0.95  # of GAE
     clip: float = 0.2  # ε of PPO
@@ -389,6 +391,8 @@ class NavigationTraining(Config):
                 raise UsageError(f"NavigationTraining.{name} must be at least 1, not {getattr(self, name)}")
         if self.batches > self.games:
             raise UsageError(f"{self.games} games can't be dealt out to {self.batches} batches: set batches to less")
+        if not 0 <= self.trust <= 1 or self.stops <= 0:
+            raise UsageError(f"NavigationTraining: trust is from 0 to 1 and stops above 0, not {self.trust} and {self.stops}")
         if self.clone < 0:
             raise UsageError(f"NavigationTraining.clone can't be below 0, as {self.clone} is")
 
@@ -428,7 +432,8 @@ class NavigationLearner(Learner):
             self._rollouts = self._begin()
         if not cloning:
             self._rollouts.teachers = []
-        rollout = self._rollouts.collect(config.steps, 1 - self.steps_done / config.clone if cloning else 0.0)
+        trust = 1 - (1 - config.trust) * self.steps_done / config.clone if cloning else 0.0
+        rollout = self._rollouts.collect(config.steps, trust)
         gained, returns, chosen = advantages(rollout, config)
         gained = (gained - gained[chosen].mean()) / (gained[chosen].std() + 1e-6)
         for _ in range(config.epochs):
@@ -451,7 +456,8 @@ class NavigationLearner(Learner):
         weight = chosen / chosen.float().mean()
         if cloning:
             told = F.one_hot(rows.teacher[:, :-1].clamp(min=0), self.net.actions.size).float()
-            actor = -weight * policy.log_prob(told)
+            stops = rows.teacher[:, :-1] == (self._rollouts.stop if self._rollouts is not None else -1)
+            actor = -weight * torch.where(stops, self.config.stops, 1.0) * policy.log_prob(told)
             self.watch("as_taught", (policy.mode * told).sum(-1), chosen)
         else:
             actor = self.objective(policy, rows.imagined(hidden, self.net.actions), gained, weight)
