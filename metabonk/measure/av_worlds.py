@@ -383,7 +383,8 @@ def steps_figure(
                 x=line["offset"], y=line["value"], name=str(who), legendgroup=str(who), line=shape,
                 mode="lines", showlegend=place == 1, row=1, col=place,
             )  # fmt: skip
-    figure.update_layout(height=290, margin={"l": 40, "r": 10, "t": 50, "b": 40}, title=title, legend_orientation="h")
+    below = {"orientation": "h", "y": -0.35}
+    figure.update_layout(height=330, margin={"l": 40, "r": 10, "t": 60, "b": 80}, title=title, legend=below)
     figure.update_xaxes(title_text="offset, frames")
     return figure
 
