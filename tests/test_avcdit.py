@@ -348,14 +348,17 @@ def test_bad_sizes_are_refused(changes, said):
 
 
 def trained(
-    tmp_path, stages: dict[str, int], steps: int = 6, net: AVCDiT | None = None, **changes
+    tmp_path, stages: dict[str, int], steps: int = 6, net: AVCDiT | None = None, killed_at: int = 0, **changes
 ) -> tuple[dict, dict]:
-    """Weights of a network before and after some stages."""
+    """Weights of a network before and after some stages, or before it was killed."""
     torch.manual_seed(0)
     net = net or awake(AVCDiT(SMALL)).train()
     before = {name: x.clone() for name, x in net.state_dict().items()}
     learner = AVLearner(net, Diffusion(), AVLearnerConfig(stages=stages, **changes))
-    fit(learner, [batch_of(SMALL)], tmp_path, TrainConfig(steps=steps, lr=1e-2, warmup=0))
+    if killed_at:
+        losses = learner.losses
+        learner.losses = lambda batch: 1 / 0 if learner.steps_done == killed_at else losses(batch)  # type: ignore
+    fit(learner, [batch_of(SMALL)], tmp_path, TrainConfig(steps=steps, lr=1e-2, warmup=0, checkpoint_every=3))
     assert all(p.requires_grad for p in net.parameters()), "nothing stays frozen"
     return before, dict(net.named_parameters())
 
@@ -413,7 +416,8 @@ def test_stages_follow_one_another_in_one_training(tmp_path):
 def test_a_training_that_was_stopped_in_a_stage_goes_on_as_if_it_was_not(tmp_path):
     stages = {"vision": 2, "audio": 2, "joint": 2}
     _, whole = trained(tmp_path / "whole", stages, 6)
-    trained(tmp_path / "part", stages, 3)
+    with pytest.raises(ZeroDivisionError):
+        trained(tmp_path / "part", stages, 6, killed_at=4)
     _, part = trained(tmp_path / "part", stages, 6)
     assert all(torch.equal(x, part[name]) for name, x in whole.items())
 
@@ -532,3 +536,11 @@ def test_adaptive_norm_is_that_of_torch():
     wanted = norm(x) * (1 + scale[:, :, None]) + shift[:, :, None]
     torch.testing.assert_close(modulated(x, shift, scale), wanted)
     assert avcdit.Expert(8).inward.out_features == 32 and math.isclose(AVCDiTConfig().motion[0] * 0.15, 1)
+
+
+def test_a_training_that_ends_before_the_last_stage_is_refused(tmp_path):
+    """It would never learn to hear, and say nothing."""
+    learner = AVLearner(AVCDiT(SMALL), Diffusion(), AVLearnerConfig(stages={"vision": 4, "audio": 2, "joint": 4}))
+    with pytest.raises(UsageError, match="ends before stage 'joint' begins: train for 10 steps"):
+        fit(learner, [batch_of(SMALL)], tmp_path, TrainConfig(steps=6, lr=1e-2, warmup=0))
+    fit(learner, [batch_of(SMALL)], tmp_path, TrainConfig(steps=7, lr=1e-2, warmup=0))
