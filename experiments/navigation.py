@@ -1,13 +1,13 @@
 """Does looking ahead shorten the way to the telephone? Agents of several training seeds, each alone and with a planner.
 
-`python experiments/navigation.py --runs 5` trains a navigation agent for each seed in the rooms of the training scenes (first
-a walker is imitated, then PPO), and lets it play the same held-out episodes alone, with a planner whose model is the game
-itself (an oracle), and, with `--world FOLDER`, with one whose model is a trained `AVWorld`. It writes a row for each agent,
-planner, number of beams and depth to experiments/results/navigation.csv: SPL, SoftSPL, NA and SNA as in Table 8 of arXiv
-2512.00883. There are three moves beside stop: with 3 candidates all of them would be tried, whatever the policy proposes, so
-2 are the default. Then it prints means over training seeds with Student intervals, and for the planners the difference from the same
-agent alone, seed by seed. `--table` prints that alone. An interrupted run goes on where it stopped: training at its last
-checkpoint, evaluation with the next row.
+`python experiments/navigation.py --runs 5` trains a navigation agent for each seed in the rooms of the training scenes
+(first a walker is imitated, then PPO), and lets it play the same held-out episodes alone, with a planner whose model is the
+game itself (an oracle), and, with `--world FOLDER`, with one whose model is a trained `AVWorld`. It writes a row for each
+agent, planner, number of beams and depth to experiments/results/navigation.csv: SPL, SoftSPL, NA and SNA as in Table 8 of
+arXiv 2512.00883. There are three moves beside stop: with 3 candidates all of them would be tried, whatever the policy
+proposes, so 2 are the default. Then it prints means over training seeds with Student intervals, and for the planners the
+difference from the same agent alone, seed by seed. `--table` prints that alone. An interrupted run goes on where it stopped:
+training at its last checkpoint, evaluation with the next row.
 """
 
 import argparse
