@@ -1,0 +1,74 @@
+"""The pipeline of audio-visual worlds from nothing to its report, at the smallest size, as a user starts it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from metabonk.act.navigation import NavigationAgent
+from metabonk.dream.av_world import AVWorld
+from metabonk.pipeline.stages import Pipeline
+from metabonk.record.recorder import record
+from metabonk.record.store import Store
+
+ROOT = Path(__file__).parents[1]
+SMALL = {
+    "record.steps": 2400, "latents.steps": 3, "vision.steps": 3, "audio.steps": 3, "joint.steps": 3, "judge.sequences": 8,
+    "judge.horizon": 7, "navigate.steps": 2, "navigate.clone": 1, "navigate.episodes": 2, "navigate.beams": "[2]",
+    "navigate.depths": "[1]", "navigate.candidates": 2, "report.film_steps": 4,
+}  # fmt: skip
+LEARNED = {"vision": ("shared", "vision"), "audio": ("audio",), "joint": ("shared", "vision", "audio")}
+
+
+def run(pipeline: Path, folder: Path, **given: object) -> subprocess.CompletedProcess[str]:
+    """`metabonk run`."""
+    words = [word for name, value in given.items() for word in ("--set", f"{name}={value}")]
+    command = [sys.executable, "-m", "metabonk.cli", "run", str(pipeline), "--run", str(folder), *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1100)
+
+
+@pytest.mark.timeout(1200)
+def test_the_pipeline_of_rooms_from_nothing_to_its_report(tmp_path):
+    done = run(ROOT / "pipelines/avcdit.yaml", tmp_path / "run", **SMALL)
+    assert done.returncode == 0, done.stderr[-3000:]
+    stages = tmp_path / "run/stages"
+    worlds = {name: dict(AVWorld.load(stages / name / "model").net.named_parameters()) for name in LEARNED}
+    for before, after in (("vision", "audio"), ("audio", "joint")):
+        for name, weight in worlds[after].items():
+            words = set(name.split("."))
+            mine = "audio" if words & {"audio", "reward"} else "vision" if "vision" in words else "shared"
+            assert weight.equal(worlds[before][name]) or mine in LEARNED[after], f"{name} moved in stage {after}"
+        assert not all(weight.equal(worlds[before][name]) for name, weight in worlds[after].items())
+    table = pd.read_csv(stages / "judge/table.csv")
+    assert set(table["who"]) == {"model", "copy last", "mean", "reconstruction"} and set(table["mode"]) == {"fixed", "rollout"}
+    psnr = table[(table["measure"] == "psnr") & (table["offset"] == 1)].groupby("who")["value"].mean()
+    assert psnr["reconstruction"] > psnr["model"], "three steps teach nothing"
+    scores = pd.read_csv(stages / "navigate/scores.csv", index_col=["agent", "score"])
+    assert {"policy alone", "untrained", "the game, 2 beams, 1 deep", "AV-CDiT, 2 beams, 1 deep"} == set(scores.index.levels[0])
+    assert np.isfinite(scores["estimate"].unstack("score")[["SPL", "SoftSPL", "NA", "SNA"]].to_numpy()).all()
+    assert len(Store.open(stages / "navigate/walks/policy-alone").episodes) == 2
+    assert NavigationAgent.load(stages / "navigate/agent").game == "rooms"
+    told = (tmp_path / "run/report.html").read_text()
+    assert "found the telephone" in told and "<video" in told and "sine of the bearing" in told
+
+
+@pytest.mark.timeout(1200)
+def test_a_recording_of_another_game_made_elsewhere(tmp_path):
+    """Bonk, by its buttons; nothing is recorded, and nobody navigates."""
+    record("bonk", tmp_path / "own", steps=500, seed=1, settings={"max_steps": 60})
+    pipeline = (ROOT / "pipelines/avcdit.yaml").read_text()
+    begin, end = pipeline.index("  - name: navigate"), pipeline.index("  - name: report")
+    pipeline = (pipeline[:begin] + pipeline[end:]).replace("[judge, navigate]", "[judge]")
+    (tmp_path / "bonk.yaml").write_text(f"notebooks: {ROOT / 'nbs/stages'}\n{pipeline}")
+    kept = {name: value for name, value in SMALL.items() if not name.startswith("navigate")}
+    names = [stage.name for stage in Pipeline.read(tmp_path / "bonk.yaml").stages]
+    assert names == ["record", "latents", "vision", "audio", "joint", "judge", "report"]
+    done = run(tmp_path / "bonk.yaml", tmp_path / "run", **{**kept, "game": "bonk", "record.store": tmp_path / "own"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert Store.open(tmp_path / "run/stages/record/store").fingerprint() == Store.open(tmp_path / "own").fingerprint()
+    world = AVWorld.load(tmp_path / "run/stages/joint/model")
+    assert world.game == "bonk" and world.moves is None and len(world.config.motion) == world.actions.size
+    assert "found the telephone" not in (tmp_path / "run/report.html").read_text()
