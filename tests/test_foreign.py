@@ -18,6 +18,8 @@ from toy_pipeline import Toy
 
 from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
 from metabonk.act.agent import Agent
+from metabonk.act.navigation import NavigationAgent, NavigationConfig, NavigationNet
+from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import FolderError, MetaBonkError, StoreError
 from metabonk.core.run import Run
 from metabonk.core.training import _load
@@ -105,6 +107,11 @@ KINDS: dict[str, tuple[Callable[[Path], Any], Callable[[Path], Any], str]] = {
     ),
     "shortcut model": (lambda folder: test_dynamics.build().save(folder), ShortcutModel.load, "model.json"),
     "audio-visual world": (lambda folder: test_av_world.build().save(folder), AVWorld.load, "model.json"),
+    "navigation agent": (
+        lambda folder: NavigationAgent(NavigationNet(NavigationConfig(), ActionSpec(categorical=(4,)))).save(folder),
+        NavigationAgent.load,
+        "navigation.json",
+    ),
     "agent": (save_agent, lambda folder: Agent.load(folder, ShortcutModel.load), "agent.json"),
     "cache": (lambda folder: test_tasks.recorded(folder.parent / "store", [[[0, 1, 2]]]), Cache, "cache.json"),
     "run": (save_run, plan, "manifest.json"),
