@@ -46,7 +46,7 @@ def test_the_pipeline_of_rooms_from_nothing_to_its_report(tmp_path):
     assert set(table["who"]) == {"model", "copy last", "mean", "reconstruction"} and set(table["mode"]) == {"fixed", "rollout"}
     psnr = table[(table["measure"] == "psnr") & (table["offset"] == 1)].groupby("who")["value"].mean()
     assert psnr["reconstruction"] > psnr["model"], "three steps teach nothing"
-    scores = pd.read_csv(stages / "navigate/scores.csv", index_col=["agent", "score"])
+    scores = pd.read_csv(stages / "navigate/scores.csv", index_col=["agent", "score"], keep_default_na=False, na_values=[""])
     assert {"policy alone", "untrained", "the game, 2 beams, 1 deep", "AV-CDiT, 2 beams, 1 deep"} == set(scores.index.levels[0])
     assert np.isfinite(scores["estimate"].unstack("score")[["SPL", "SoftSPL", "NA", "SNA"]].to_numpy()).all()
     assert len(Store.open(stages / "navigate/walks/policy-alone").episodes) == 2
