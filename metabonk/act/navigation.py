@@ -380,7 +380,8 @@ class NavigationTraining(Config):
     seed: int = 0  # of episodes and choices
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny": {"clone": 400}, "small": {"games": 16, "steps": 128, "epochs": 4, "batches": 4},
+        "tiny": {"games": 16, "steps": 32, "epochs": 3, "clone": 900},
+        "small": {"games": 16, "steps": 128, "epochs": 4, "batches": 4},
         "paper": {"games": 16, "steps": 150, "epochs": 4, "batches": 2},
     }  # fmt: skip
 
