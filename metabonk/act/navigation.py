@@ -40,7 +40,10 @@ from ..play.vector import GameVector, make_vector
 from ..play.walks import Walk
 
 # %% ../../nbs/act/67_navigation.ipynb #67-navigation-005
-FFT, HOP, WINDOW, POOL = 512, 160, 400, 4  # of AV-Nav
+FFT = 512  # points of a transform; this and the next three as AV-Nav has them
+HOP = 160  # samples from one to the next
+WINDOW = 400  # samples of each
+POOL = 4  # bands, and moments, that are averaged
 GAIN = 100.0  # g, ours
 
 
