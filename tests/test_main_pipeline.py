@@ -180,3 +180,31 @@ def test_a_record_stage_that_was_stopped_records_what_is_missing(tmp_path):
     after = Store.open(store)
     assert before.items() <= {chunk.file: chunk.sha256 for chunk in after.chunks}.items() and not after.verify()
     assert len(after) - len(after.episodes) == 9000 and {episode.stream for episode in after.episodes} == {0, 1}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_curious_record_stage_goes_on_after_a_sigterm(tmp_path):
+    head = f"title: Record\nnotebooks: {ROOT / 'nbs/stages'}\nstages:\n  - notebook: record\n    resume: true\n"
+    (tmp_path / "record.yaml").write_text(head)
+    sizes = {"policy": "curious", "steps": 150, "rounds": 3, "games": 1, "model_steps": 6, "explorer_steps": 4, "episode_steps": 30,
+             "image_size": 0}  # fmt: skip
+    command = [sys.executable, "-m", "metabonk.cli", "run", str(tmp_path / "record.yaml"), "--run", str(tmp_path / "run"),
+               "--game", "minatar:breakout", *(part for name, value in sizes.items() for part in ("--set", f"{name}={value}"))]
+    folder = tmp_path / "run/stages/record"
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 500
+    while not (folder / "explorer/exploration.json").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    first.send_signal(signal.SIGTERM)
+    assert first.communicate(timeout=200)[1].count("SIGTERM") and first.returncode == 143
+    before = {chunk.file: chunk.sha256 for chunk in Store.open(folder / "store").chunks}
+    again = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert again.returncode == 0, again.stderr[-2000:]
+    after = Store.open(folder / "store")
+    assert before.items() <= {chunk.file: chunk.sha256 for chunk in after.chunks}.items() and not after.verify()
+    assert len(after) - len(after.episodes) == 150 and pd.read_csv(folder / "rounds.csv")["steps"].tolist() == [50, 100, 150]
+    assert {(e.about["exploration"], e.about["policy"]) for e in after.episodes} == {
+        (0, "sticky_random"), (1, "curious"), (2, "curious")
+    }  # fmt: skip
+    assert not list(folder.glob("explorer.*")) and (folder / "explorer/round-002/agent/agent.json").exists()
