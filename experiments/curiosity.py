@@ -246,7 +246,8 @@ def explore(player: str, music: str, seed: int, base: Path, folder: Path, argume
         row = {"player": player, "music": music, "seed": seed, "round": number, "steps": arguments.steps * (number + 1)}
         row |= coverage(table)
         if number:  # of the round that was just played
-            row["held"] = float((table["action"][~table["first"]][-arguments.steps :] == 5).mean())
+            remote = Store.open(store).schema.action_names.index("b")
+            row["held"] = float((table["action"][~table["first"]][-arguments.steps :] == remote).mean())
         if curious:
             if number:
                 train_model(model, store, folder / f"model-{number}", arguments.model_updates, chance)

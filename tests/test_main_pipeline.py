@@ -187,8 +187,8 @@ def test_a_record_stage_that_was_stopped_records_what_is_missing(tmp_path):
 def test_a_curious_record_stage_goes_on_after_a_sigterm(tmp_path):
     head = f"title: Record\nnotebooks: {ROOT / 'nbs/stages'}\nstages:\n  - notebook: record\n    resume: true\n"
     (tmp_path / "record.yaml").write_text(head)
-    sizes = {"policy": "curious", "steps": 150, "rounds": 3, "games": 1, "model_steps": 6, "explorer_steps": 4, "episode_steps": 30,
-             "image_size": 0}  # fmt: skip
+    sizes = {"policy": "curious", "steps": 150, "rounds": 3, "games": 1, "model_steps": 6, "explorer_steps": 4,
+             "episode_steps": 30, "image_size": 0}  # fmt: skip
     command = [sys.executable, "-m", "metabonk.cli", "run", str(tmp_path / "record.yaml"), "--run", str(tmp_path / "run"),
                "--game", "minatar:breakout", *(part for name, value in sizes.items() for part in ("--set", f"{name}={value}"))]
     folder = tmp_path / "run/stages/record"
