@@ -47,7 +47,8 @@ class StickyEpsilon(Player):
         mean_steps: float = 8.0,  # how long a random action is held, on average
     ):
         if not 0 <= share <= 1 or mean_steps < 1:
-            raise UsageError(f"the share of random steps is from 0 to 1, and they last 1 step at least, not {share}, {mean_steps}")
+            given = f"share={share}, mean_steps={mean_steps}"
+            raise UsageError(f"the share of random steps is from 0 to 1, and they last 1 step at least, not {given}")
         self.player, self.share, self.mean_steps = player, share, mean_steps
         self.begins = share / (mean_steps * (1 - share) + share)  # p
         super().__init__(player.model, player.make_senses, player.greedy, player.game)

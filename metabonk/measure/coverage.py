@@ -27,7 +27,7 @@ def picture_cells(
     images: UInt8[np.ndarray, "rows height width 3"],  # as recorded
     squares: int = 8,  # along each side
     shades: int = 4,  # that are told apart in each
-) -> UInt8[np.ndarray, "rows squares*squares"]:  # shade of each square
+) -> UInt8[np.ndarray, "rows cells"]:  # shade of each square
     "Pictures, so coarse that small things in them don't count"
     rows, height, width, _ = images.shape
     if height < squares or width < squares:
