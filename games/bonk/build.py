@@ -5,26 +5,18 @@ file, and writes both to `metabonk/play/roms/`. Needs Debian's `sdcc`, no Python
 same bytes.
 """
 
-import argparse
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-ROMS = HERE.parents[1] / "metabonk" / "play" / "roms"
-TOOLS = ("sdcc", "sdasgb", "makebin")
+sys.path.insert(0, str(HERE.parent))
+
+from cartridge import FONT, BuildError, build_rom, c_array, command_line, pitch_table, read_art, read_font  # noqa: E402
+
 SOURCES = ("video", "sound", "play", "main")
-SHADES = {".": 0, ":": 1, "o": 2, "#": 3}  # also the order light to dark on a lit screen
 CELLS = ".#OSLGK"  # index = number of the cell kind in memory
 NOTES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
-
-
-class BuildError(Exception):
-    """Something in the sources or the tools is wrong; the message says what."""
 
 
 # --- memory map ---------------------------------------------------------------------------------------------------
@@ -76,58 +68,6 @@ def memory_table(rows: list[tuple[int, str, str, str]]) -> str:
 
 
 # --- pictures -----------------------------------------------------------------------------------------------------
-def tile_bytes(rows: list[str], left: int, top: int) -> list[int]:
-    """Sixteen bytes of the 8 x 8 tile at (left, top) of a picture in text."""
-    out = []
-    for y in range(top, top + 8):
-        shades = [SHADES[c] for c in rows[y][left : left + 8]]
-        out.append(sum((s & 1) << (7 - i) for i, s in enumerate(shades)))
-        out.append(sum((s >> 1) << (7 - i) for i, s in enumerate(shades)))
-    return out
-
-
-def read_font() -> list[int]:
-    """64 tiles for the characters 32 to 95, from blocks of 5 x 7 glyphs side by side."""
-    glyphs: dict[str, list[str]] = {}
-    lines = [line for line in (HERE / "font.txt").read_text().splitlines() if not line.startswith("//")]
-    while any(line.strip() for line in lines):
-        while not lines[0].strip():
-            lines.pop(0)
-        names, block, lines = lines[0].split(), lines[1:8], lines[8:]
-        for i, name in enumerate(names):
-            glyphs[name] = [row.split()[i] for row in block]
-            if {len(row) for row in glyphs[name]} != {5}:
-                raise BuildError(f"font.txt: glyph {name} is not 5 wide")
-    blank = ["." * 8] * 8
-    out: list[int] = []
-    for code in range(32, 96):
-        glyph = glyphs.get(chr(code))
-        out += tile_bytes(blank if glyph is None else [f".{row}.." for row in glyph] + ["." * 8], 0, 0)
-    return out
-
-
-def read_art() -> tuple[list[int], dict[str, int]]:
-    """All tiles from 64 on, and the number of the first tile of each picture."""
-    data: list[int] = []
-    names: dict[str, int] = {}
-    for block in re.split(r"^@", (HERE / "art.txt").read_text(), flags=re.M)[1:]:
-        head, *rows = [line for line in block.splitlines() if line.strip() and not line.startswith("//")]
-        kind, name = head.split()
-        wide, tall = {"tile": (8, 8), "cell": (16, 16), "sprite": (16, 16), "half": (16, 32)}[kind]
-        if len(rows) != tall or any(len(row) != wide for row in rows):
-            raise BuildError(f"art.txt: {name} must be {wide} x {tall}")
-        across = [(x, y) for y in range(0, tall, 8) for x in range(0, wide, 8)]
-        down = [(x, y) for b in range(0, tall, 16) for x in range(0, wide, 8) for y in (b, b + 8)]
-        if kind in ("sprite", "half") and len(data) // 16 % 2:
-            data += [0] * 16  # tall sprites start at an even tile
-        names[name] = 64 + len(data) // 16
-        for x, y in across if kind in ("tile", "cell") else down:
-            data += tile_bytes(rows, x, y)
-    if len(data) // 16 > 192:
-        raise BuildError(f"art.txt: {len(data) // 16} tiles, 192 fit")
-    return data, names
-
-
 # --- tunes --------------------------------------------------------------------------------------------------------
 def note_number(text: str) -> int:
     """Number of a note: 2 for C2, one more a semitone; 0 holds, 1 rests."""
@@ -151,11 +91,6 @@ def read_tunes() -> list[dict]:
         if len(tune["lead"]) != len(tune["bass"]) or not 1 <= len(tune["lead"]) <= 128:
             raise BuildError(f"tunes.txt: {tune['name']} has {len(tune['lead'])} lead and {len(tune['bass'])} bass steps")
     return tunes
-
-
-def pitch_table() -> list[int]:
-    """Frequency registers of the pulse channels for C2 and the 71 semitones above it."""
-    return [round(2048 - 131072 / (440 * 2 ** ((i - 33) / 12))) for i in range(72)]
 
 
 # --- maps ---------------------------------------------------------------------------------------------------------
@@ -184,15 +119,9 @@ def read_world() -> list[dict]:
 
 
 # --- C tables -----------------------------------------------------------------------------------------------------
-def c_array(kind: str, name: str, values: list[int]) -> str:
-    """One constant array in C."""
-    lines = [", ".join(str(v) for v in values[i : i + 20]) for i in range(0, len(values), 20)]
-    return f"const {kind} {name}[{len(values)}] = {{\n  " + ",\n  ".join(lines) + "\n};\n"
-
-
 def tables() -> tuple[str, str]:
     """Header and source of everything that is data: pictures, tunes, maps."""
-    font, (art, names), tunes, screens = read_font(), read_art(), read_tunes(), read_world()
+    font, (art, names), tunes, screens = read_font(FONT), read_art(HERE / "art.txt"), read_tunes(), read_world()
     head = ["/* made by build.py */", *(f"#define T_{name.upper()} {tile}" for name, tile in names.items())]
     arrays: list[tuple[str, str, list[int]]] = [
         ("u8", "tile_data", font + art),
@@ -222,71 +151,6 @@ def tables() -> tuple[str, str]:
 
 
 # --- build --------------------------------------------------------------------------------------------------------
-def run(*command: str, cwd: Path) -> None:
-    """Run one tool; its output goes into the error when it fails."""
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
-    if done.returncode:
-        raise BuildError(f"{command[0]} failed:\n{done.stdout}{done.stderr}")
-    warnings = [w for w in (done.stdout + done.stderr).splitlines() if "warning" in w]
-    if warnings:
-        print("\n".join(warnings), file=sys.stderr)
-
-
-def build_rom() -> bytes:
-    """Compile and link in a temporary folder; returns the ROM's 32 KiB."""
-    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
-    if missing:
-        raise BuildError(f"{', '.join(missing)} not found: install Debian's sdcc (apt-get install sdcc)")
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        header, data = tables()
-        declarations, addresses = memory_sources(memory_map())
-        (work / "memory.h").write_text(declarations)
-        (work / "memory.s").write_text(addresses)
-        (work / "tables.h").write_text(header)
-        (work / "tables.c").write_text(data)
-        for name in ("bonk.h", "crt0.s", *(f"{s}.c" for s in SOURCES)):
-            shutil.copy(HERE / name, work / name)
-        for source in ("crt0", "memory"):
-            run("sdasgb", "-plosgff", "-o", f"{source}.rel", f"{source}.s", cwd=work)
-        compiler = ("sdcc", "-msm83", "--opt-code-speed", "--max-allocs-per-node", "3000", "-c")
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda source: run(*compiler, f"{source}.c", cwd=work), (*SOURCES, "tables")))
-        parts = [f"{s}.rel" for s in ("crt0", "memory", *SOURCES, "tables")]
-        run("sdcc", "-msm83", "--no-std-crt0", "--code-loc", "0x200", "--data-loc", "0xC300", *parts, "-o", "bonk.ihx",
-            cwd=work)
-        used = check_areas((work / "bonk.map").read_text())
-        run("makebin", "-Z", "-yN", "-yo", "2", "-yn", "BONK", "bonk.ihx", "bonk.gb", cwd=work)
-        rom = (work / "bonk.gb").read_bytes()
-    print(f"{used} of 32256 bytes of code and data used")
-    return check_rom(rom)
-
-
-def check_areas(link_map: str) -> int:
-    """The link map must show code within 32 KiB and no initialised variables (crt0 only clears memory)."""
-    sizes: dict[str, int] = {}
-    for name, size in re.findall(r"^(_\w+)\s+[0-9A-F]{8}\s+([0-9A-F]{8})", link_map, flags=re.M):
-        sizes[name] = max(sizes.get(name, 0), int(size, 16))
-    if sizes.get("_INITIALIZED"):
-        raise BuildError("a static variable has an initial value: crt0 only clears memory, set it in code")
-    code = sum(sizes.get(a, 0) for a in ("_CODE", "_HOME", "_GSINIT", "_GSFINAL"))
-    if code > 0x8000 - 0x200:
-        raise BuildError(f"{code} bytes of code and data do not fit")
-    return code
-
-
-def check_rom(rom: bytes) -> bytes:
-    """Size, empty logo area and header checksum."""
-    if len(rom) != 0x8000 or any(rom[0x104:0x134]):
-        raise BuildError("the ROM must have 32 KiB and an empty logo area")
-    check = 0
-    for byte in rom[0x134:0x14D]:
-        check = (check - byte - 1) & 0xFF
-    if rom[0x14D] != check:
-        raise BuildError("makebin wrote a wrong header checksum")
-    return rom
-
-
 def readme_with_map() -> str:
     """README.md with the memory table between its two marks made anew."""
     text = (HERE / "README.md").read_text()
@@ -294,28 +158,15 @@ def readme_with_map() -> str:
                   flags=re.S)
 
 
-def main() -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROMS, help="folder for bonk.gb and bonk.sym")
-    parser.add_argument("--check", action="store_true", help="build, compare with what is there, write nothing")
-    options = parser.parse_args()
-    try:
-        made = {options.out / "bonk.gb": build_rom(), options.out / "bonk.sym": symbol_file(memory_map()).encode(),
-                HERE / "README.md": readme_with_map().encode()}
-    except BuildError as error:
-        print(f"build.py: {error}", file=sys.stderr)
-        return 1
-    if options.check:
-        stale = [str(path) for path, data in made.items() if not path.exists() or path.read_bytes() != data]
-        print("up to date" if not stale else f"not up to date: {', '.join(stale)}")
-        return bool(stale)
-    options.out.mkdir(parents=True, exist_ok=True)
-    for path, data in made.items():
-        path.write_bytes(data)
-    print(f"wrote {options.out / 'bonk.gb'}")
-    return 0
+def files(out: Path) -> dict[Path, bytes]:
+    """Everything that is built, and where it lies."""
+    header, data = tables()
+    declarations, addresses = memory_sources(memory_map())
+    made = {"memory.h": declarations, "memory.s": addresses, "tables.h": header, "tables.c": data}
+    rom = build_rom("BONK", HERE, (*SOURCES, "tables"), made, ("crt0", "memory"))
+    return {out / "bonk.gb": rom, out / "bonk.sym": symbol_file(memory_map()).encode(),
+            HERE / "README.md": readme_with_map().encode()}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line(__doc__, files))
