@@ -52,7 +52,7 @@ def walk_to(machine, x, y, until, limit=400):
         if until():
             return True
         if i % 4 == 0:
-            action = players.walk(players.View(machine), x, y) or "noop"
+            action = players.walk(players.View(machine.read), x, y) or "noop"
         machine.tick(action)
     return until()
 
@@ -245,7 +245,7 @@ def test_slow_hero_is_hurt_and_fast_hero_wins(console):
 
     machine, player = console(start_screen=3, chargers=0), players.Collector()
     while not machine.beaten and machine.frame < 1500:
-        machine.tick(player(players.View(machine)), 4)
+        machine.tick(player(players.View(machine.read)), 4)
     assert machine.beaten == 1 and machine.bonk_speed >= 24
     assert machine.xp > 0 and machine.score >= 2
 
@@ -272,7 +272,7 @@ def test_charger_is_announced_by_side_and_row_before_it_is_seen(console):
     for seed, height in enumerate((24, 40, 56, 72, 88, 104), 1):
         machine = console(seed, music=0, opponents=0, chargers=2, charger_gap=6, start_screen=7, darkness=0)
         while machine.announced == 0:
-            machine.tick(players.walk(players.View(machine), 72, height) or "noop")
+            machine.tick(players.walk(players.View(machine.read), 72, height) or "noop")
         row, side = machine.charger_row, machine.charger_side
         machine.sounds, empty, ticks = [], machine.picture(), 0
         while machine.charger_phase == 1:
@@ -300,8 +300,8 @@ def test_charger_hurts_who_stays_and_misses_who_hears(console):
     hears, player = console(seed=2, music=0, opponents=0, chargers=2, charger_gap=1, start_screen=0), players.Collector(ears=True)
     sees, blind = console(seed=2, music=0, opponents=0, chargers=2, charger_gap=1, start_screen=0), players.Collector()
     for _ in range(200):
-        hears.tick(player(players.View(hears)), 4)
-        sees.tick(blind(players.View(sees)), 4)
+        hears.tick(player(players.View(hears.read)), 4)
+        sees.tick(blind(players.View(sees.read)), 4)
     assert hears.announced > 4
     assert hears.charger_hits < sees.charger_hits
 
@@ -326,7 +326,7 @@ def test_hidden_coin_is_invisible_and_hums_louder_when_near(console):
     for _ in range(120):
         if machine.coins:
             break
-        machine.tick(players.walk(players.View(machine), machine.coin_x, machine.coin_y) or "noop")
+        machine.tick(players.walk(players.View(machine.read), machine.coin_x, machine.coin_y) or "noop")
         note()
     assert machine.coins == 1 and machine.score == 2
     away, loud, level = np.array(heard).T
@@ -440,13 +440,10 @@ def test_the_game_can_be_won(console):
     machine.record = False
     total = 0.0
 
-    def read(address, length):
-        return bytes(machine.boy.memory[address : address + length])
-
-    profile.step(read)
+    profile.step(machine.read)
     while not profile.ended and machine.frame < 8000:
-        machine.tick(player(players.View(machine)), 4)
-        total += sum(profile.step(read)[1].values())
+        machine.tick(player(players.View(machine.read)), 4)
+        total += sum(profile.step(machine.read)[1].values())
     assert (machine.win, machine.game_over, machine.badges, machine.late) == (1, 1, 3, 0)
     reached = profile.milestones_reached
     order = [reached[name] for name in ("key", "lock_open", "boss_1_met", "badge_1", "gate_open", "boss_2_met", "badge_2")]

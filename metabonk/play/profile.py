@@ -7,7 +7,7 @@ __all__ = ['SPEC', 'KINDS', 'Number', 'Memory', 'Rows', 'REMEMBER', 'LOOK', 'NUM
            'DEEPEST', 'MACHINES', 'SECTIONS', 'PROFILES', 'Probe', 'spans', 'compile_probes', 'was', 'gain', 'loss',
            'changed', 'best', 'new', 'since', 'row_changes', 'row_gain', 'row_loss', 'divide', 'Translator',
            'compile_expressions', 'read_sections', 'check_names', 'check_actions', 'Profile', 'rom_title',
-           'ProfileState', 'find_yaml', 'load_profile', 'profile_names', 'profile_for', 'compile_profile',
+           'ProfileState', 'find_yaml', 'load_profile', 'profile_names', 'profile_for', 'compile_profile', 'inherited',
            'compile_table']
 
 # %% ../../nbs/play/16_profile.ipynb #16-profile-002
@@ -404,7 +404,9 @@ def compile_expressions(
 
 # %% ../../nbs/play/16_profile.ipynb #16-profile-029
 MACHINES = {"gameboy": ("a", "b", "start", "select", "up", "down", "left", "right")}  # the buttons of each
-SECTIONS = ("title", "machine", "rom", "notes", "actions", "probes", "records", "values", "terms", "milestones", "ends", "names")
+SECTIONS = (
+    "title", "like", "machine", "rom", "notes", "actions", "probes", "records", "values", "terms", "milestones", "ends", "names"
+)
 PROFILES = Path(metabonk.__file__).parent / "play" / "profiles"  # those that come with the package
 
 
@@ -420,7 +422,7 @@ def read_sections(
     for section, value in content.items():
         if section not in sections:
             raise UsageError(f"{path}: {unknown('section', str(section), sections)}")
-        if section not in ("title", "machine", "notes", "ends") and not isinstance(value, dict):
+        if section not in ("title", "like", "machine", "notes", "ends") and not isinstance(value, dict):
             raise UsageError(f"{path}: section {section!r} must hold lines 'name: ...', not {value!r}")
     return content
 
@@ -629,6 +631,7 @@ def compile_profile(
     weights: Mapping[str, Number] | None = None,  # instead of the file's
 ) -> Profile:  # ready to use
     "A profile from the sections of its file"
+    content = inherited(content, path)
     machine = content.get("machine", "gameboy")
     if not isinstance(machine, str) or machine not in MACHINES:
         raise UsageError(f"{path}: {unknown('machine', str(machine), MACHINES)}")
@@ -693,6 +696,23 @@ def compile_profile(
         fingerprint=hashlib.sha256(repr(decisive).encode()).hexdigest(),
         probes=compile_probes(table), _update=update, _places=translator.places,
     )  # fmt: skip
+
+# %% ../../nbs/play/16_profile.ipynb #8f60d53b
+def inherited(
+    content: Mapping[str, Any],  # the sections of a file
+    path: str,  # of it, for errors
+) -> Mapping[str, Any]:  # all of its sections
+    "A profile's own sections, and for the rest those of the profile that it is like; never that one's ROM"
+    if "like" not in content:
+        return content
+    name = content["like"]
+    if name not in profile_names():
+        raise UsageError(f"{path}: like: {unknown('profile', str(name), profile_names())}")
+    rest = read_sections(PROFILES / f"{name}.yaml")
+    if "like" in rest:
+        raise UsageError(f"{path}: like: {name} is itself like {rest['like']}: name that one")
+    own = {section: value for section, value in content.items() if section != "like"}
+    return {**{section: value for section, value in rest.items() if section != "rom"}, **own}
 
 # %% ../../nbs/play/16_profile.ipynb #16-profile-037
 def compile_table(
