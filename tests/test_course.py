@@ -87,7 +87,8 @@ class Walkthrough:
     def status(self) -> None:
         "Open the status and read its pages"
         pages: list[str] = []
-        probes = dict(self.step("noop"))
+        for _ in range(4):  # a map may still be drawn
+            probes = dict(self.step("noop"))
         self.step("start")
         for _ in range(20):
             if not self.step("noop")["dialog"]:
@@ -324,7 +325,7 @@ def test_one_goes_on_from_a_state(course: Walkthrough, tmp_path: Path) -> None:
 
 
 # --- sound
-@pytest.mark.parametrize(("name", "action"), [("bump", "up"), ("page", "start")])
+@pytest.mark.parametrize(("name", "action"), [("bump", "down"), ("page", "start")])
 def test_events_are_heard(course: Walkthrough, name: str, action: str) -> None:
     def listen(do: str) -> tuple[np.ndarray, int]:
         game = make(state=str(course.folder / "pewter_city.state"), sample_rate=32_768)
@@ -336,7 +337,7 @@ def test_events_are_heard(course: Walkthrough, name: str, action: str) -> None:
         return np.concatenate(sounds[7:], 1), told
 
     (still, _), (heard, told) = listen("noop"), listen(action)
-    assert told == {"bump": told, "page": 3}[name]
+    assert told == {"bump": 1, "page": 3}[name]
     length = min(still.shape[1], heard.shape[1])
     assert still.std() > 0 and np.abs(heard[:, :length].astype(int) - still[:, :length]).max() > 0
 
@@ -370,8 +371,8 @@ def test_with_noise_it_reaches_its_milestones_and_is_recorded(tmp_path: Path) ->
     record(f"gameboy:{ROM}", tmp_path / "store", policy="scripted:0.1", steps=400, seed=2, settings=settings)
     store = Store.open(tmp_path / "store")
     assert store.episodes[0].about["policy"] == "scripted:0.1"
-    episode = store.read(store.episodes[0].row, store.episodes[0].row + store.episodes[0].rows)
-    assert episode["probes"]["party_count"].max() >= 1 and 1 in episode["probes"]["map"]
+    episode = store.read(0)
+    assert episode.probes["party_count"].max() >= 1 and 1 in episode.probes["map"]
 
 
 def test_a_game_without_a_player_says_so() -> None:

@@ -245,6 +245,18 @@ def test_files_that_are_not_there_or_not_text(tmp_path: Path) -> None:
         make(bets=1.0)
 
 
+def test_a_profile_like_another_takes_all_but_its_rom(tmp_path: Path) -> None:
+    path = tmp_path / "blue.yaml"
+    path.write_text("title: Another\nlike: pokemon_red\nterms: {badge: best(popcount(badges))}\n")
+    like, red = load_profile(path), load_profile("pokemon_red")
+    assert (like.table, like.milestones, like.labels) == (red.table, red.milestones, red.labels)
+    assert like.weights == {"badge": 1.0} and (like.rom_title, like.rom_sha1) == (None, None)
+    for named, said in (("pokemon_rde", "did you mean 'pokemon_red'"), ("course", "itself like pokemon_red"), ("[a]", "unknown")):
+        path.write_text(f"title: Another\nlike: {named}\n")
+        with pytest.raises(UsageError, match=said):
+            load_profile(path)
+
+
 def test_what_ships_loads() -> None:
     assert {"generic", "pokemon_red"} <= set(profile_names())
     for name in profile_names():

@@ -163,7 +163,7 @@ static u8 next_alive(void) {
 
 static void draw_name(u8 y, u8 species, const u8 *hp, const u8 *most, u8 level) {
   char shown[21];
-  put_hp(put(put(shown, " "), kinds[species]), hp, most, level);
+  put_hp(put(shown, kinds[species]), hp, most, level);
   text(0, y, shown);
 }
 
