@@ -223,5 +223,6 @@ class CoursePlayer:
         self,
         seen: Mapping[str, int],  # the probes
     ) -> int:  # `HIT`, `BALL` or `RUN`
-        "What to do in a fight: catch the first wild one, hit the rest"
-        return BALL if seen["in_battle"] == 1 and seen["species_owned"] < 2 and seen["bag_count"] else HIT
+        "What to do in a fight: catch the first wild one once it is tired, hit the rest"
+        catch = seen["in_battle"] == 1 and seen["species_owned"] < 2 and seen["bag_count"]
+        return BALL if catch and 2 * seen["opponent_hp"] <= seen["opponent_max_hp"] else HIT
