@@ -62,7 +62,8 @@ class Walkthrough:
         self.rows.append((now, self.info["terms"]))
         if now["in_battle"] and not before["in_battle"]:
             self.texts.append([])
-        if now["in_battle"] and now["dialog"] and panel(self.game) not in self.texts[-1][-1:]:
+        open_panel = self.game.unwrapped.machine.read(0xFF4A, 1)[0] == 96  # only then it is drawn to its end
+        if now["in_battle"] and now["dialog"] and open_panel and panel(self.game) not in self.texts[-1][-1:]:
             self.texts[-1].append(panel(self.game))
         self.look(now)
         for name, at in self.game.milestones.items():
@@ -330,11 +331,11 @@ def test_events_are_heard(course: Walkthrough, name: str, action: str) -> None:
     def listen(do: str) -> tuple[np.ndarray, int]:
         game = make(state=str(course.folder / "pewter_city.state"), sample_rate=32_768)
         game.reset(seed=0)
-        plan = ["right"] * 1 + ["noop"] * 6 + [do, "noop", "a" if name == "page" else "noop", *["noop"] * 4]
+        plan = ["noop"] * 6 + ["right"] + ["noop"] * 5 + [do, "noop", "a" if name == "page" else "noop", *["noop"] * 4]
         sounds = [game.step(game.action_names.index(a))[0]["audio"] for a in plan]
         told = game.unwrapped.machine.read(0xC0EE, 1)[0]
         game.close()
-        return np.concatenate(sounds[7:], 1), told
+        return np.concatenate(sounds[12:], 1), told
 
     (still, _), (heard, told) = listen("noop"), listen(action)
     assert told == {"bump": 1, "page": 3}[name]

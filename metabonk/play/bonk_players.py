@@ -17,7 +17,8 @@ from .bonk import symbols
 Read = Callable[[int, int], bytes]  # read(address, length): memory
 AT = {name: symbol.address for name, symbol in symbols().items()}
 PAD = ("up", "down", "left", "right")
-FLOOR, KEY = 0, 6  # kinds of cells that the hero can enter
+FLOOR = 0  # kinds of cells that the hero can enter
+KEY = 6
 BOSS = 3  # kind of opponent
 NEIGHBOURS = {0: "E", 1: "SEW", 2: "SW", 3: "ES", 4: "NESW", 5: "WNS", 6: "N", 7: "NE", 8: "WN"}  # doors of each screen
 SCREEN_STEP = {"N": -3, "S": 3, "E": 1, "W": -1}

@@ -97,7 +97,9 @@ def door_towards(
 
 # %% ../../nbs/play/18_course.ipynb #bbdad552
 Read = Callable[[int, int], bytes]  # read(address, length): memory
-HIT, BALL, RUN = range(3)  # the lines of the menu in a fight
+HIT = 0  # the lines of the menu in a fight
+BALL = 1
+RUN = 2
 TITLE_TUNE = 4
 HALLS = (54, 65)  # the maps where badges are won, by whoever stands at (4, 1)
 GRASS = (51, 14)  # where to learn before each
