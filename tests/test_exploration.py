@@ -1,5 +1,6 @@
 """Exploration: what is left to chance, what pays, rounds of recording, and what an interruption costs."""
 
+import shutil
 import signal
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from metabonk.act.agent import Player
 from metabonk.act.curiosity import CuriosityConfig
 from metabonk.act.exploration import CuriousUpdates, Exploration, ExplorationConfig, StickyEpsilon, make_explorer
 from metabonk.core.actions import ActionSpec
-from metabonk.core.errors import UsageError
+from metabonk.core.errors import FolderError, UsageError
 from metabonk.core.training import Learner, TrainConfig
 from metabonk.dream.interface import WorldModel
 from metabonk.measure.coverage import covered, picture_cells, sound_cells
@@ -276,6 +277,15 @@ def test_what_was_stopped_is_not_built_on(tmp_path, monkeypatch):
     done = exploration_in(tmp_path)
     done.run()
     assert done.table["steps"].tolist() == [20, 40, 60]  # it goes on as if nothing were missing
+
+
+def test_a_damaged_explorer_is_told(whole, tmp_path):
+    shutil.copytree(whole[0] / "explorer", tmp_path / "explorer")
+    path = tmp_path / "explorer/round-002/explorer.safetensors"
+    for write in (lambda: path.write_bytes(b"no weights"), lambda: save_file({"x": torch.zeros(1)}, path), path.unlink):
+        write()
+        with pytest.raises(FolderError, match="can't be read"):
+            exploration_in(tmp_path).run()
 
 
 def test_coverage_counts_what_is_different(tmp_path):
