@@ -270,13 +270,14 @@ def test_a_recording_that_was_stopped_records_what_is_missing(whole, tmp_path, m
     assert [rounds.count(number) for number in range(3)] == [20, 20, 20] and not store.verify()
 
 
-def test_what_was_stopped_is_not_built_on(tmp_path, monkeypatch):
+def test_what_was_stopped_is_not_built_on(whole, tmp_path, monkeypatch):
     "Negative control: without the check, a policy learns in the dreams of a model that was left half trained."
     monkeypatch.setattr(exploration, "_whole", lambda learner: None)
     monkeypatch.setattr(GlanceLearner, "countdown", 3)
     done = exploration_in(tmp_path)
     done.run()
-    assert done.table["steps"].tolist() == [20, 40, 60]  # it goes on as if nothing were missing
+    assert done.table["steps"].tolist() == [20, 40, 60]  # as if nothing were missing
+    assert not weights(done).equal(weights(whole[1]))
 
 
 def test_a_damaged_explorer_is_told(whole, tmp_path):
