@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import gymnasium as gym
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from .curiosity import AudioCuriosity, Curiosity, CuriosityConfig, Explorer, Exp
 from .dreaming import DreamConfig
 from .rounds import Rounds
 from ..core.config import Config
-from ..core.errors import UsageError, unknown
+from ..core.errors import FolderError, UsageError, unknown
 from ..core.files import disk_errors
 from ..core.seed import seed_everything, spawn_seeds
 from ..core.training import Learner, TrainConfig, fit
@@ -170,8 +171,12 @@ class Exploration(Rounds):
         number = len(self.rows) if self._learned(len(self.rows)) else len(self.rows) - 1
         if number > 0:
             self.agent = Agent.load(self.place(number) / "agent", self.updates.load)
-            self.explorer = self.updates.explorer(self.agent.model)
-            self.explorer.load_state_dict(load_file(self.place(number) / "explorer.safetensors"))
+            self.explorer, path = self.updates.explorer(self.agent.model), self.place(number) / "explorer.safetensors"
+            try:
+                self.explorer.load_state_dict(load_file(path))
+            except (OSError, RuntimeError, SafetensorError) as error:
+                told = str(error).splitlines()[0]
+                raise FolderError(f"{path} can't be read ({told}): delete {self.folder} and its store, and begin anew") from None
 
     def play(
         self,
