@@ -25,6 +25,7 @@ from metabonk.measure.listening import (
     code_rows,
     code_use,
     codes_tell,
+    codes_verdict,
     consensus,
     consensus_claims,
     consensus_figure,
@@ -259,6 +260,28 @@ def test_codes_are_sorted_by_use() -> None:
     assert told["area"] > 0.95 and told["turned low"] < 0.5 < told["turned high"] < 0.75
     shuffled = rows.assign(kind=np.random.default_rng(5).permutation(rows["kind"]))
     assert not (code_use(shuffled, 9)["used by"].isin(["effects", "music"])).any()
+
+
+@pytest.mark.parametrize("own", [0, 1, 5])
+@pytest.mark.parametrize("area", [0.4, 0.9])
+def test_the_verdict_on_codes_agrees_with_the_counts(own: int, area: float) -> None:
+    """Whatever the counts are, "has words" is said only where some are effects' own and other rows bear it out."""
+    use = pd.DataFrame({"used by": ["music"] * 7 + ["both"] * 3 + ["effects"] * own})
+    verdict = codes_verdict(use, {"area": area, "turned high": 0.6})
+    assert ("has words" in verdict) == (own > 0 and area > 0.6)
+    assert ("no word" in verdict) == (own == 0)
+    assert ("does not hold" in verdict) == (own > 0 and area < 0.6)
+
+
+def test_a_hum_that_lasts_is_background(tmp_path: Path) -> None:
+    """In the dark a hidden coin hums all the time: rows with the hum are calm ones, and a ding in them is an effect."""
+    hum = np.array([3, 3, 3, 3, 3, 1, 0, 3, 3, 3, 3, 3])
+    steps = _steps(reward=[0] * 12, coins=[0] * 12, decoys=[0] * 12, sfx=hum, noise=[0] * 12, loud=[1] * 12)
+    store = Store.create(tmp_path / "store", Schema())
+    wanted = ["", "music", "music", "music", "", "effect", "", "", "music", "music", "music", "music"]
+    assert RowKinds(store, span=1).of(steps).tolist() == wanted
+    deaf_to_hums = RowKinds(store, span=1, effects={"sfx": (0,), "noise": (0,)})
+    assert "music" not in deaf_to_hums.of(steps)  # negative control
 
 
 def test_log_odds_by_hand() -> None:

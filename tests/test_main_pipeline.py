@@ -24,18 +24,17 @@ from metabonk.sense.logmel import LogMelConfig
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
-    "record.steps": 500, "record.episode_steps": 90, "record.ticks_per_step": 4,
+    "record.steps": 600, "record.episode_steps": 90,
     "tokenise.picture_steps": 10, "tokenise.sound_steps": 10, "model.steps": 5,
     "dream.steps": 3, "play.rounds": 1, "play.round_episodes": 2, "play.episodes": 2,
-    "listen.moments_each": 6, "listen.decoy_steps": 400, "listen.decoys": 64, "listen.after": 1, "report.dream_steps": 15,
+    "listen.moments_each": 6, "listen.decoy_steps": 600, "report.dream_steps": 15,
 }  # fmt: skip
 
 
 def metabonk(*arguments: str, **sets: object) -> subprocess.CompletedProcess[str]:
     """Run the command as a user does, one thread a process."""
     given = [part for name, value in {**SMALL, **sets}.items() for part in ("--set", f"{name}={value}")]
-    pipeline = (str(ROOT / "pipelines/metabonk.yaml"), "--game", "bonk")  # in the light there is music without a hum, too
-    command = [sys.executable, "-m", "metabonk.cli", "run", *pipeline, *arguments, *given]
+    command = [sys.executable, "-m", "metabonk.cli", "run", str(ROOT / "pipelines/metabonk.yaml"), *arguments, *given]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 
@@ -43,8 +42,12 @@ def what_is_left(run: Path) -> None:
     """Every stage left what the next one needs; nothing that was recorded is lost, and real play joined it."""
     stages = run / "stages"
     scores = pd.read_csv(stages / "play/scores.csv", index_col=0, header=[0, 1])
-    assert list(scores.index) == ["best agent", "before real play", "sticky random", "random"]
+    assert list(scores.index) == ["fine-tuned", "dreams only", "sticky random", "random"]
     assert len(pd.read_csv(stages / "play/episodes.csv")) == 8
+    parts = pd.read_csv(stages / "play/parts.csv", index_col="part")
+    assert {"score", "by score", "coins", "screens", "bonks", "dreamed", "dreamed / score"} <= set(parts.index)
+    assert (parts.filter(like="by ", axis=0).sum() - parts.loc["score"]).abs().max() < 1e-9
+    assert list(parts.columns[parts.loc["dreamed"].notna()]) == ["fine-tuned", "dreams only"]
     assert len(pd.read_csv(stages / "play/rounds.csv")) == 2
     agent = Agent.load(stages / "play/agent", TokenModel.load)
     assert agent.game == "bonk" and agent.model.actions.size == 11
@@ -56,7 +59,7 @@ def what_is_left(run: Path) -> None:
 def what_is_shown(run: Path) -> None:
     """The report has the score, the curves, and films and sounds that can be played."""
     page = (run / "report.html").read_text()
-    for words in ("<video", "<audio", "sticky random", "before real play", "loss/audio"):
+    for words in ("<video", "<audio", "sticky random", "dreams only", "fine-tuned", "dreamed / score", "loss/audio"):
         assert words in page, words
     assert json.loads((run / "manifest.json").read_text())["status"] == "done"
 
@@ -72,13 +75,16 @@ def what_runs_again(run: Path) -> None:
 
 
 def what_is_heard(run: Path) -> None:
-    """The listen stage measures every part on Bonk, even where the model has learned next to nothing."""
+    """The listen stage leaves no part out in the default world, even where the model has learned next to nothing."""
+    assert Store.open(run / "stages/record/store").schema.config["settings"]["darkness"] == 2
     found = pd.read_csv(run / "stages/listen/listening.csv", index_col="part")["what was found"]
     assert list(found.index) == ["attribution", "exchange", "codes", "decoys"]
     assert not found.str.startswith("left out").any(), found.to_dict()
     exchanged = pd.read_csv(run / "stages/listen/exchange.csv", index_col=["kind", "sound"])
     assert exchanged.loc[("ding", "its own"), "change"] == 0 and ("music", "from ding") in exchanged.index
     assert len(pd.read_csv(run / "stages/listen/decoys.csv")) == 2
+    own = pd.read_csv(run / "stages/listen/codes.csv")["used by"].value_counts()
+    assert ("the vocabulary has words for them" in found["codes"]) <= (own.get("effects", 0) > 0), found["codes"]
 
 
 @pytest.mark.timeout(1200)

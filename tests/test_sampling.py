@@ -525,3 +525,45 @@ def test_two_builders(store: Store) -> None:
 def test_configurations_that_make_no_sense(wrong: dict) -> None:
     with pytest.raises(UsageError):
         SequenceConfig.from_dict(wrong)
+
+
+# Marked rows
+
+
+def test_marked_rows_are_drawn_as_often_as_was_asked_for(cache: Cache) -> None:
+    "Every sequence that holds a marked row may come, the more often the more it holds; without marks nothing changes"
+    sequences, plain = Sequences(cache, 4), Sequences(cache, 4)
+    every = cache.gather(sequences.places(np.arange(len(sequences))))
+    episode, step = int(every.episode[-1, 0]), int(every.step[-1, -1])  # the last row there is
+    marks = np.array([[episode, step], [int(every.episode[0, 0]), int(every.step[0, 1])], [10**9, 0]])
+    held = sum(((every.episode == e) & (every.step == s)).sum(1) for e, s in marks)
+    assert 0 < held.sum() < len(held)
+    np.testing.assert_array_equal(np.diff(sequences.mark(marks).chances, prepend=0), held)
+    config = SequenceConfig(length=4, batch_size=4_000, marked=0.3, seed=5)
+    drawn, usual = draw(len(sequences), config, 1, sequences.chances), draw(len(plain), config, 1)
+    chosen = drawn != usual
+    assert 0.2 < chosen.mean() <= 0.33 and (held[drawn[chosen]] > 0).all()
+    shares = np.bincount(drawn[chosen], minlength=len(held))[held > 0] / chosen.sum()
+    np.testing.assert_allclose(shares, held[held > 0] / held.sum(), atol=0.05)
+    assert (draw(len(plain), config.change(marked=0.0), 1, sequences.chances) == usual).all()
+    nothing = plain.mark(np.zeros((0, 2)))
+    assert (draw(len(plain), config, 1, nothing.chances) == usual).all()
+
+
+def test_marks_come_from_a_file_that_may_not_be_there_yet(store: Store, tmp_path: Path) -> None:
+    config = SequenceConfig(length=4, batch_size=64, marked=1.0)
+    rows = []
+    for written in (False, True):
+        data = ExperienceData(store.path, config, marks=tmp_path / "marks.csv")
+        data.prepare_data()
+        data.setup()
+        batch = next(iter(data.train_dataloader()))
+        rows.append(((batch.episode == store.episodes[0].number) & (batch.step == 3)).any(1).float().mean())
+        if not written:
+            (tmp_path / "marks.csv").write_text(f"episode,step,round\n{store.episodes[0].number},3,1\n")
+    assert rows[0] < 0.5 and rows[1] == 1
+
+
+def test_recent_and_marked_share_a_batch() -> None:
+    with pytest.raises(UsageError, match="too much"):
+        SequenceConfig(recent=0.7, marked=0.5)

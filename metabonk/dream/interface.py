@@ -338,6 +338,7 @@ class DreamVector(VectorEnv[dict[str, np.ndarray], Any, np.ndarray]):
         count: int = 1,  # how many are dreamed at once
         max_steps: int = 200,  # an episode is cut off after so many
         ends_below: float = 0.5,  # it ends where it goes on with a smaller probability
+        action_space: gym.Space[Any] | None = None,  # of the game, if it limits controls; those of `model.actions` if not given
     ):
         if count < 1:
             raise UsageError(f"at least one dream is needed, not {count}")
@@ -348,7 +349,10 @@ class DreamVector(VectorEnv[dict[str, np.ndarray], Any, np.ndarray]):
         seeds = np.random.SeedSequence().generate_state(count).tolist()  # until `reset` gives others
         self.generators = make_generators(seeds, self.device)  # of everything that is dreamed
         self.single_observation_space = gym.spaces.Dict({name: _box(x[0]) for name, x in self._decode().items()})
-        self.single_action_space = model.actions.space()
+        self.single_action_space = model.actions.space() if action_space is None else action_space
+        if action_space is not None and ActionSpec.of(action_space) != model.actions:
+            raise UsageError(f"actions of {action_space} are not those of the model, which knows {model.actions.told}: "
+                             "give the space of the game that it learned")
         self.observation_space = batch_space(self.single_observation_space, count)
         self.action_space = batch_space(self.single_action_space, count)
 
@@ -418,9 +422,11 @@ class DreamVector(VectorEnv[dict[str, np.ndarray], Any, np.ndarray]):
         infos = {"features": features.cpu().numpy().copy(), "continuation": goes_on}
         return self._decode(), reward, ended, cut, infos
 
-
+# %% ../../nbs/dream/43_interface.ipynb #b81b6193
 class DreamEnv(gym.Env):
     "A world model as a game"
+
+    name = "dream"  # of the game, where one is asked for
 
     def __init__(
         self,
@@ -428,20 +434,37 @@ class DreamEnv(gym.Env):
         starts: State,  # (N, ...) states to start from: what `model.observe` gave
         max_steps: int = 200,  # an episode is cut off after so many
         ends_below: float = 0.5,  # it ends where it goes on with a smaller probability
+        action_space: gym.Space[Any] | None = None,  # of the game, if it limits controls; those of `model.actions` if not given
+        action_names: Sequence[str] = (),  # a word for each action, so that a person has keys; their numbers if not given
+        sample_rate: int = 0,  # of the sound, in Hz; if not given, what the model hears by, or 0: it can't be played
+        step_rate: float = 5.0,  # steps a second for a person, where sound does not tell
     ):
-        self.dream = DreamVector(model, starts, 1, max_steps, ends_below)
+        self.dream = DreamVector(model, starts, 1, max_steps, ends_below, action_space)
+        self.model, self.steps = model, 0
         self.observation_space, self.action_space = self.dream.single_observation_space, self.dream.single_action_space
+        choices = int(self.action_space.n) if isinstance(self.action_space, gym.spaces.Discrete) else 0
+        self.action_names = list(action_names or map(str, range(choices)))
+        if len(self.action_names) != choices:
+            raise UsageError(f"{len(self.action_names)} names for {choices} actions: give a word for each, or none")
+        logmel = model.logmel if isinstance(model, LogMelPredictor) else None
+        self.sample_rate = sample_rate or (logmel.sample_rate if logmel else 0)
+        sounds = self.observation_space.spaces.get("audio")  # type: ignore[attr-defined]
+        samples = sounds.shape[-1] if sounds is not None else 0
+        rate = self.sample_rate / samples if self.sample_rate and samples else step_rate
+        self.clock_rate, self.ticks = 1_000, 1_000 / rate  # milliseconds, and how many a step takes
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": rate}
 
     def reset(
         self,
         *,
         seed: int | None = None,  # for the choice of a start, and of all that is dreamed
         options: dict[str, Any] | None = None,  # {"start": 3} for a certain one
-    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:  # observation; info with the state's "features"
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:  # observation; info with the state's "features" and the "clock"
         "Begin in one of the start states"
         super().reset(seed=seed)
         observation, info = self.dream.reset(seed=None if seed is None else [seed], options=options)
-        return _only(observation), _only(info)
+        self.steps = 0
+        return self._seen(observation), self._told(info)
 
     def step(
         self,
@@ -450,9 +473,20 @@ class DreamEnv(gym.Env):
         "Dream one step"
         self.dream.over[:] = False  # whoever plays one game says when another begins
         observation, reward, ended, cut, info = self.dream.step([action])
-        told = {**_only(info), "continuation": float(info["continuation"][0])}
-        return _only(observation), float(reward[0]), bool(ended[0]), bool(cut[0]), told
+        self.steps += 1
+        told = {**self._told(info), "continuation": float(info["continuation"][0])}
+        return self._seen(observation), float(reward[0]), bool(ended[0]), bool(cut[0]), told
 
+    def render(self) -> np.ndarray:  # (height, width, 3) uint8
+        "The picture that was seen last"
+        if "image" not in self.seen:
+            raise UsageError("this dream has no picture: its model does not see")
+        return self.seen["image"]
 
-def _only(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: column[0] for name, column in columns.items()}
+    def _seen(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.seen = {name: column[0] for name, column in columns.items()}
+        return self.seen
+
+    def _told(self, columns: dict[str, np.ndarray]) -> dict[str, Any]:
+        clock = {"ticks": round(self.steps * self.ticks), "samples": 0}
+        return {**{name: column[0] for name, column in columns.items()}, "clock": clock}

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['Rows', 'real_rows', 'dreamed_rows', 'match_events', 'count_rows', 'rates', 'shuffled', 'reality_check', 'summarise',
-           'reality_figure', 'LiveReality', 'play_and_compare']
+           'reality_figure', 'LiveReality', 'play_and_compare', 'RewardSound', 'RoundCheck', 'first_rows',
+           'dreamed_returns']
 
 # %% ../../nbs/measure/82_reality.ipynb #82-reality-002
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -17,14 +19,16 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int
 from plotly.subplots import make_subplots
 
 from ..core.errors import UsageError, unknown
-from ..dream.interface import TokenPredictor, WorldModel, dream_along
+from ..core.files import write_atomic
+from ..dream.interface import Policy, TokenPredictor, WorldModel, dream_along, imagine, pick_states
 from .evaluation import evaluation_seeds
 from ..play.game import make_game
 from ..record.experience import Batch
+from ..record.store import Store
 
 # %% ../../nbs/measure/82_reality.ipynb #82-reality-009
 @dataclass
@@ -398,3 +402,144 @@ def _notice(senses: Any, observation: Mapping[str, np.ndarray]) -> Any:
     "What senses make of one game's observation: a (1, 1) batch"
     plain = {name: observation[name][None] for name in ("image", "vector") if name in observation}
     return senses({**plain, "audio": [observation["audio"]]})
+
+# %% ../../nbs/measure/82_reality.ipynb #922d4e45
+@dataclass
+class RewardSound:
+    "The sound of rewards, as codes tell it"
+
+    score: np.ndarray  # (codes,) log-odds of each in rows with a reward, less that in others
+    limit: float  # a row whose codes' scores sum to more sounds of reward
+
+    @classmethod
+    def of(
+        cls,
+        tokens: Int[np.ndarray, "rows tokens"],  # of the sound of recorded rows
+        rewarded: Bool[np.ndarray, " rows"],  # which of them earned something
+        codes: int,  # how many the tokenizer has
+        prior: float = 10.0,  # average rows added to both sides
+    ) -> "RewardSound":
+        "Learned from a recording; it hears none where nothing was earned"
+        there = np.zeros((len(tokens), codes), bool)
+        there[np.arange(len(tokens))[:, None], tokens] = True
+        usual = there.mean(0)
+        with_, without = ((there[rows].sum(0) + prior * usual, rows.sum() + prior) for rows in (rewarded, ~rewarded))
+        odds = [np.log((y + 1e-9) / (n - y + 1e-9)) for y, n in (with_, without)]
+        score = odds[0] - odds[1]
+        sums, earned = there @ score, int(rewarded.sum())
+        return cls(score, float(np.sort(sums)[-earned - 1]) if 0 < earned < len(sums) else np.inf)
+
+    def __call__(
+        self,
+        tokens: Int[np.ndarray, "rows tokens"],  # of the sound
+    ) -> Bool[np.ndarray, " rows"]:  # which sound of reward
+        "Listen to rows"
+        there = np.zeros((len(tokens), len(self.score)), bool)
+        there[np.arange(len(tokens))[:, None], tokens] = True
+        return there @ self.score > self.limit
+
+# %% ../../nbs/measure/82_reality.ipynb #163bd568
+class RoundCheck:
+    "Hallucinated and missed rewards and reward sounds of each round of fine-tuning, counted and marked"
+
+    def __init__(
+        self,
+        folder: str | Path,  # for `marks.csv`
+        data: Callable[[Path], Any],  # store -> a `TokenData` of it
+        threshold: float = 0.5,  # above it, a reward counts as one
+        slack: int = 1,  # how many steps too early or late are forgiven
+        seed: int = 0,  # of what the model draws
+    ) -> None:
+        self.marks, self.data = Path(folder) / "marks.csv", data
+        self.threshold, self.slack, self.seed = threshold, slack, seed
+
+    def __call__(
+        self,
+        agent: Any,  # whose `model` is checked
+        store: Path,  # with the round's episodes, whose `about` tells the round
+    ) -> dict[str, float]:  # rewards, reward sounds; of both: hallucinated, missed
+        "Check the latest round; rows around mistakes go to `marks.csv`"
+        rounds = {e.number: int(e.about["round"]) for e in Store.open(store).episodes if "round" in e.about}
+        now = max(rounds.values(), default=0)
+        data = self.data(store)
+        data.prepare_data()
+        cache = data.open()
+        pieces = [p for p in cache.pieces[:, :7].tolist() if rounds.get(p[4]) == now and p[3] > 1]
+        heard = self._sound(cache, agent.model)
+        counts, wrong = dict.fromkeys(_COUNTED, 0.0), []
+        for _, _, _, rows, episode, step, place in pieces:
+            lines = self._piece(agent.model, cache.gather([[(place, place + rows)]]).torch(), heard, counts)
+            wrong += [(episode, step + line, now) for line in lines]
+        self._keep(pd.DataFrame(wrong, columns=["episode", "step", "round"]), now)
+        return counts
+
+    def _sound(self, cache: Any, model: WorldModel) -> RewardSound | None:
+        "How rewards sound, if the model predicts sound"
+        if "audio" not in cache.table.dtype.names or not isinstance(model, TokenPredictor):
+            return None
+        rewarded = cache.table["reward"] > self.threshold
+        return RewardSound.of(cache.table["audio"].astype(np.int64), rewarded, cache.sizes["audio"][1])
+
+    @torch.no_grad()
+    def _piece(self, model: WorldModel, batch: Any, heard: RewardSound | None, counts: dict[str, float]) -> list[int]:
+        "Count what is wrong in some rows of an episode: the rows"
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        generator, training = torch.Generator(device).manual_seed(self.seed), model.training
+        batch = batch.to(device)
+        model.eval()
+        states = pick_states(model.observe(batch, every=True, generator=generator), slice(0, -1))
+        features = model.features(model.advance(states, model.actions.vectors(batch.action)[0, 1:], generator))
+        model.train(training)
+        real, told = batch.reward[0, 1:].cpu().numpy(), model.reward(features).cpu().numpy()
+        events = {"rewards": (told > self.threshold, real > self.threshold)}
+        if heard is not None and isinstance(model, TokenPredictor):
+            logits = model.token_logits(features).get("audio")
+            if logits is not None:
+                events["sounds"] = heard(logits.argmax(-1).cpu().numpy()), heard(batch.audio[0, 1:].cpu().numpy())
+        wrong = np.zeros(len(real), bool)
+        for name, (predicted, came) in events.items():
+            found, met = match_events(predicted, came, self.slack)
+            parts = {"": came, "hallucinated ": predicted & ~found, "missed ": came & ~met}
+            for part, rows in parts.items():
+                counts[part + name] += int(rows.sum())
+            wrong |= parts["hallucinated "] | parts["missed "]
+        return (np.flatnonzero(wrong) + 1).tolist()
+
+    def _keep(self, rows: pd.DataFrame, number: int) -> None:
+        "Note what was wrong, beside that of other rounds"
+        before = pd.read_csv(self.marks) if self.marks.exists() else rows.head(0)
+        self.marks.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.marks, pd.concat([before[before["round"] != number], rows]).to_csv(index=False))
+
+
+_COUNTED = [part + name for name in ("rewards", "sounds") for part in ("", "hallucinated ", "missed ")]
+
+# %% ../../nbs/measure/82_reality.ipynb #1b52b0cb
+def first_rows(
+    cache: Any,  # a `TokenCache`, or another `RowSource`
+    rows: int = 8,  # how many of each episode
+    count: int = 20,  # episodes, at most
+) -> Any:  # (B, rows), tensors
+    "How recorded episodes began"
+    _, _, _, many, _, step, place = cache.pieces[:, :7].T
+    places = [(begin, begin + rows) for begin in place[(step == 0) & (many >= rows)].tolist()]
+    if not places:
+        raise UsageError(f"no episode of {cache.path} begins with {rows} rows in one piece: ask for fewer, or record longer ones")
+    return cache.gather([[run] for run in places[:count]]).torch()
+
+
+@torch.no_grad()
+def dreamed_returns(
+    model: WorldModel,  # in which is dreamed
+    policy: Policy,  # features to a distribution over action vectors
+    rows: Any,  # (B, T) first rows of episodes, as the model reads them: `first_rows`
+    steps: int,  # length of an episode
+    seed: int = 0,  # of the dreams
+) -> Float[np.ndarray, " batch"]:  # return of each dreamed episode
+    "What a policy earns in dreams of whole episodes"
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    generator = torch.Generator(device).manual_seed(seed)
+    dream = imagine(model, policy, model.observe(rows.to(device), generator=generator), steps, generator=generator)
+    goes_on = dream.continuation[:, 1:-1].cumprod(1)
+    goes_on = torch.cat([torch.ones_like(goes_on[:, :1]), goes_on], 1)  # (B, steps)
+    return (dream.reward[:, 1:] * goes_on).sum(1).double().cpu().numpy()

@@ -149,7 +149,7 @@ function render({ model, el }) {
   }
   function play(view, channels) {
     const length = view.byteLength / 2 / channels;
-    if (!speaker || speaker.state !== "running" || !length) return;
+    if (!model.get("rate") || !speaker || speaker.state !== "running" || !length) return;
     const now = speaker.currentTime;
     if (next < now) next = now + 0.05;
     if (next > now + 0.5) return;
@@ -367,7 +367,7 @@ async def play(
             seed, score, ended, pacer = None, 0.0, False, Pacer(inner.clock_rate, speed)
             while not ended and (steps is None or done < steps):
                 if screen is not None:
-                    screen.show(game.render(), observation["audio"])
+                    screen.show(game.render(), observation.get("audio", np.zeros((1, 0), np.int16)))
                     while wait and not screen.focused and not screen.stopped:
                         screen.status = f"Click here to play. Episode {over + 1}, reward {score:g}"
                         await asyncio.sleep(0.02)

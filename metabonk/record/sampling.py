@@ -75,6 +75,8 @@ class Sequences:
         start = place[np.flatnonzero(np.diff(joined, prepend=-1))]
         self._place, self._rows = place, rows
         self._end = (start + stretch)[joined]  # up to where the cache holds the run in one stretch
+        self._episode, self._step = episode, step
+        self.chances: np.ndarray | None = None  # (sequences,) marked rows in each and all before it: `mark`
         self._oldest = np.lexsort((stream, row, order))
         self._stop = np.cumsum(count[self._oldest])
         if not len(self):
@@ -91,7 +93,26 @@ class Sequences:
         number: int,  # of the batch
     ) -> Any:  # what the cache gives, NumPy arrays (B, T, ...)
         "The rows of one batch; a subclass may draw in another way"
-        return self.cache.gather(self.places(draw(len(self), config, number)))
+        return self.cache.gather(self.places(draw(len(self), config, number, self.chances)))
+
+    def mark(
+        self,
+        marks: Int[np.ndarray, "marks 2"],  # episode and step of rows; those that the cache lacks are passed over
+    ) -> Self:  # itself
+        "Have a fraction of each batch (`SequenceConfig.marked`) drawn from the sequences that hold marked rows"
+        marks, order = np.asarray(marks, np.int64).reshape(-1, 2), np.lexsort((self._step, self._episode))
+        key = lambda episode, step: episode * 2**32 + step  # noqa: E731
+        found = np.searchsorted(key(self._episode, self._step)[order], key(*marks.T), "right")
+        piece, start = order[np.maximum(found - 1, 0)], np.cumsum(self._rows) - self._rows
+        away = marks[:, 1] - self._step[piece]
+        there = (found > 0) & (self._episode[piece] == marks[:, 0]) & (away < self._rows[piece])
+        before = np.zeros(int(self._rows.sum()) + 1, np.int64)  # marks before each row, recording by recording
+        np.add.at(before, (start[piece] + away)[there] + 1, 1)
+        before = before.cumsum()
+        count = np.diff(self._stop, prepend=0)
+        begin = np.repeat(start[self._oldest] - self._stop + count, count) + np.arange(len(self))
+        self.chances = np.cumsum(before[begin + self.length] - before[begin])
+        return self
 
     def places(
         self,
@@ -135,6 +156,7 @@ class SequenceConfig(Config):
     seed: int = 0  # all draws follow from it
     recent: float = 0.0  # fraction of each batch drawn recent-first, 0 to 1
     half_life: float = 10_000.0  # age in sequences at which a recent-first draw is half as likely
+    marked: float = 0.0  # fraction of each batch drawn around marked rows (`Sequences.mark`), if there are any
     cross_episodes: bool = False  # whether a sequence may run on into the next episode
     validation: float = 0.0  # fraction of the episodes held out
     validation_batches: int = 20  # batches of a validation
@@ -148,9 +170,12 @@ class SequenceConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("recent", "validation"):
+        for name in ("recent", "marked", "validation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"SequenceConfig.{name} is a fraction from 0 to 1, not {getattr(self, name)}")
+        if self.recent + self.marked > 1:
+            told = f"{self.recent} and {self.marked} are too much"
+            raise UsageError(f"SequenceConfig.recent and marked are fractions of one batch: {told}")
         for name in ("length", "batch_size", "batches_per_epoch", "validation_batches"):
             if getattr(self, name) < 1:
                 raise UsageError(f"SequenceConfig.{name} must be at least 1, not {getattr(self, name)}")
@@ -170,6 +195,7 @@ def draw(
     total: int,  # how many sequences there are
     config: SequenceConfig,  # how to draw
     batch: int,  # number of the batch
+    chances: Int[np.ndarray, " sequences"] | None = None,  # weights of the marked draws, summed up (`Sequences.mark`)
 ) -> Int[np.ndarray, " batch"]:  # numbers of sequences, below `total`
     "The sequences of one batch"
     random = np.random.Generator(np.random.Philox(key=config.seed % 2**64, counter=[0, 0, 0, batch]))
@@ -178,7 +204,11 @@ def draw(
     rate = np.log(2) / config.half_life
     age = -np.log1p(u * np.expm1(-rate * total)) / rate  # inverse of the geometric law's distribution, cut at `total`
     newest = total - 1 - np.minimum(age.astype(np.int64), total - 1)
-    return np.where(chance < config.recent, newest, numbers)
+    numbers = np.where(chance < config.recent, newest, numbers)
+    if chances is None or not chances[-1] or not config.marked:
+        return numbers
+    held = np.searchsorted(chances, random.integers(chances[-1], size=config.batch_size), "right")
+    return np.where(chance >= 1 - config.marked, held, numbers)
 
 
 @runtime_checkable
@@ -263,9 +293,11 @@ class ExperienceData(L.LightningDataModule):
         store: str | Path,  # folder of the store
         config: SequenceConfig | None = None,  # which sequences to draw; the defaults if not given
         cache: str | Path | None = None,  # folder of the training cache; beside the store if not given
+        marks: str | Path | None = None,  # CSV file of rows to draw more often: episode, step; may not be there yet
     ) -> None:
         super().__init__()
         self.store, self.config, self.cache_path = Path(store), config or SequenceConfig(), cache
+        self.marks = None if marks is None else Path(marks)
         self._state: dict[str, Any] | None = None
         self.train: SequenceLoader | None = None
         self.validation: SequenceLoader | None = None
@@ -314,8 +346,18 @@ class ExperienceData(L.LightningDataModule):
 
         self.train = loader(~out, False)
         self.validation = loader(out, True) if config.validation or out.any() else None
+        self._mark()
         if self._state:
             self.train.load_state_dict(self._state)
+
+    def _mark(self) -> None:
+        "Read which rows are to be drawn more often"
+        if self.marks is None or not self.marks.exists() or self.train is None:
+            return
+        if not isinstance(self.train.sequences, Sequences):
+            raise UsageError(f"{type(self.train.sequences).__name__} can't draw marked rows more often: leave `marks` out")
+        rows = np.loadtxt(self.marks, np.int64, delimiter=",", skiprows=1, usecols=(0, 1), ndmin=2)
+        self.train.sequences.mark(rows)
 
     def train_dataloader(self) -> SequenceLoader:  # goes on where it stands
         "Batches to train on"

@@ -383,8 +383,9 @@ class TokenData(ExperienceData):
         config: SequenceConfig | None = None,  # which sequences to draw; the defaults if not given
         path: str | Path | None = None,  # folder of the token cache; beside the store if not given
         cache: str | Path | None = None,  # folder of the training cache; beside the store if not given
+        marks: str | Path | None = None,  # rows to draw more often, as `ExperienceData` takes them
     ) -> None:
-        super().__init__(store, config, cache)
+        super().__init__(store, config, cache, marks)
         self.tokenizers = tokenizers
         self.path = self.store.with_name(self.store.name + ".tokens") if path is None else Path(path)
 
