@@ -3,6 +3,8 @@
 `python experiments/hearing.py --runs 5` trains every arm that many times from nothing and writes one row a training run
 to experiments/results/hearing.csv; rows that are there already are not made again. `--table` prints the table alone.
 Runs of the same seed share the recording of random play and the tokenizers; everything else is learned anew.
+One arm more has the reality check act: in the rounds, rows around rewards and reward sounds that the model got wrong are
+drawn more often (`--arms "both senses" "both senses, mistakes more often"`).
 """
 
 import argparse
@@ -26,12 +28,15 @@ from metabonk.core.seed import seed_everything, spawn_seeds
 from metabonk.core.training import TrainConfig, fit
 from metabonk.dream.token_model import TokenModel, TokenModelConfig, WorldModelLearner
 from metabonk.measure.evaluation import evaluate
+from metabonk.measure.reality import RoundCheck
 from metabonk.measure.statistics import ratio_interval, score_table
 from metabonk.record.sampling import SequenceConfig
 from metabonk.record.store import Store
 from metabonk.sense.tokens import Senses, TokenBatch, TokenCache, TokenData, Tokenizers
 
-ARMS = {"both senses": "both", "pictures only": "picture", "sound only": "sound", "sound shuffled in time": "both"}
+MISTAKES = "both senses, mistakes more often"  # rows around rewards and reward sounds that the model got wrong
+ARMS = {"both senses": "both", "pictures only": "picture", "sound only": "sound", "sound shuffled in time": "both",
+        MISTAKES: "both"}  # fmt: skip
 WORLD = "bonk:danger"
 SIZES = {"steps": 20_000, "sound_tokens": 16, "ticks": 12, "episode_steps": 300, "picture_steps": 300, "sound_steps": 500,
          "model_steps": 1_600, "dream_steps": 200, "rounds": 20, "round_episodes": 10, "round_model_steps": 150,
@@ -80,8 +85,9 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
 
 def sequences(arm: str, tokenizers: Tokenizers, seed: int, store: Path, recent: float = 0.5) -> TokenData:
     """What world model and policy learn from."""
-    config = SequenceConfig(length=16, batch_size=16, recent=recent, half_life=3_000.0, seed=seed)
-    return (ShuffledData if "shuffled" in arm else TokenData)(store, tokenizers, config)
+    marked, marks = (0.25, store.parent / "marks.csv") if arm == MISTAKES else (0.0, None)
+    config = SequenceConfig(length=16, batch_size=16, recent=recent, half_life=3_000.0, marked=marked, seed=seed)
+    return (ShuffledData if "shuffled" in arm else TokenData)(store, tokenizers, config, marks=marks)
 
 
 def world_model(arm: str, seed: int, tokenizers: Tokenizers, store: Path, folder: Path, steps: int, scale: float) -> TokenModel:
@@ -123,8 +129,9 @@ def train(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         policy.change(steps=options.round_dream_steps), dreams,
     )
     tuning = FineTuneConfig(rounds=options.rounds, episodes=options.round_episodes, seed=seed)
+    check = RoundCheck(folder, data, seed=seed) if arm == MISTAKES else None
     rounds = FineTune(Agent(model, actor_critic, senses), WORLD, folder / "store", folder / "rounds", update, tuning,
-                      settings(options))
+                      settings(options), check)
     played_rounds = rounds.run()
     best = Agent.load(rounds.best_agent, TokenModel.load, senses=senses)
     fresh = spawn_seeds(1_000 + seed, 1)[0]
@@ -152,7 +159,7 @@ def show(rows: pd.DataFrame) -> None:
 
 def main() -> None:
     """All runs that are not in the results yet."""
-    arms = {"nargs": "*", "default": list(ARMS), "choices": list(ARMS)}
+    arms = {"nargs": "*", "default": [arm for arm in ARMS if arm != MISTAKES], "choices": list(ARMS)}
     keep = {"action": "store_true", "help": "keep the folders of training runs"}
     options, rows = begin("hearing", __doc__, SIZES, arms=arms, keep=keep)
     for seed in options.seeds:
