@@ -1,7 +1,7 @@
 """Do the eyes overrule the ears? A ding without a coin must earn less expected reward than a true one: why it does not.
 
 `python experiments/consensus.py --runs 5` writes one row a training run and arm to experiments/results/consensus.csv and
-prints the table; `--table` prints it alone. `--arms "as recorded"` makes one arm only.
+prints the table; `--table` prints it alone. `--arms "as recorded"` makes one arm only, `--eyes` asks the eyes alone.
 
 Recordings are those of `listening.py`: Bonk with all screens lit and false dings. First the eyes, with no world model in
 between: a logistic regression tells true dings from false ones by what changed between the row before and the row of the
@@ -39,7 +39,7 @@ from metabonk.measure.statistics import mean_interval
 from metabonk.record.cache import Cache
 from metabonk.record.sampling import SequenceConfig
 from metabonk.record.store import Store
-from metabonk.sense.tokens import TokenCache, TokenData
+from metabonk.sense.tokens import TokenCache, TokenData, Tokenizers
 
 ARMS = {"as recorded": 0.0, "around reward sounds": 1.0}
 SIZES = {**LISTENING, "marked": 0.5}
@@ -92,12 +92,17 @@ def marks(store: Path, path: Path) -> Path:
     return path
 
 
-def train(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """One world model, and what it promises at true and false dings of rows that nothing learned from."""
-    begun, folder = time.monotonic(), options.folder / f"seed-{seed}"
+def recorded(seed: int, options: argparse.Namespace) -> tuple[Path, Tokenizers]:
+    """The folder of a seed with its recordings, and its tokenizers."""
+    folder = options.folder / f"seed-{seed}"
     bonk = {"darkness": 0, "chargers": 0, "opponents": 0, "start_screen": 8, "decoys": options.decoys}
     settings = {"max_steps": options.episode_steps, "ticks_per_step": options.ticks, "settings": bonk}
-    tokenizers = prepare(folder, WORLD, settings, seed, options, options.held_out, options.sound_tokens)
+    return folder, prepare(folder, WORLD, settings, seed, options, options.held_out, options.sound_tokens)
+
+
+def train(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """One world model, and what it promises at true and false dings of rows that nothing learned from."""
+    begun, (folder, tokenizers) = time.monotonic(), recorded(seed, options)
     seed_everything(seed)
     schema = Store.open(folder / "store").schema
     config = TokenModelConfig.preset("tiny", reward_scale=options.reward_scale)
@@ -130,7 +135,11 @@ def show(rows: pd.DataFrame) -> None:
 
 def main() -> None:
     """All runs that are not in the results yet."""
-    options, rows = begin("consensus", __doc__, SIZES, arms={"nargs": "*", "default": list(ARMS), "choices": list(ARMS)})
+    arms = {"nargs": "*", "default": list(ARMS), "choices": list(ARMS)}
+    options, rows = begin("consensus", __doc__, SIZES, arms=arms, eyes={"action": "store_true", "help": "train nothing"})
+    if options.eyes:
+        asked = {seed: eyes(recorded(seed, options)[0] / "store") for seed in options.seeds}
+        return print(pd.DataFrame(asked).rename_axis("seed", axis=1).T.round(3).to_string())
     for seed in options.seeds:
         for arm in options.arms:
             if not rows.has(arm=arm, seed=seed):
