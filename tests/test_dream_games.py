@@ -23,6 +23,9 @@ from metabonk.play.keyboard import Keyboard, play
 from metabonk.sense.autoencoder import Autoencoder, AutoencoderConfig
 from metabonk.sense.codec import CodecConfig, PCACodec
 from metabonk.sense.logmel import LogMelConfig
+from metabonk.sense.picture import PictureConfig, PictureTokenizer
+from metabonk.sense.sound import SoundConfig, SoundTokenizer
+from metabonk.sense.tokens import Tokenizers
 
 NAMES = ["noop", "left", "right_a"]
 
@@ -36,9 +39,14 @@ def awake(model: WorldModel) -> WorldModel:
     return model.eval()
 
 
+LOGMEL = LogMelConfig(sample_rate=8_000, n_fft=256, bands=4, frames_per_step=2)  # few bands are quickly a sound again
+
+
 def rssm(latents: str) -> tuple[WorldModel, State]:
     """Tokens of two senses, one kind of random state."""
-    model = awake(token_model(latents=latents, actions=ActionSpec(categorical=(3,))))
+    eyes = PictureTokenizer(PictureConfig(size=(8, 8), grid=(2, 2), codes=4))
+    ears = SoundTokenizer(SoundConfig(channels=1, frames=2, bands=4, tokens=2, codes=4))
+    model = awake(token_model(Tokenizers(eyes, ears, LOGMEL, "light"), ActionSpec(categorical=(3,)), latents=latents))
     return model, model.observe(rows())
 
 
@@ -47,8 +55,7 @@ def shortcut() -> tuple[WorldModel, State]:
     sound: dict[str, Any] = {"channels": 1, "frames": 2, "bands": 4, "sound_patch": (2, 2)}
     code = CausalTokenizerConfig(size=(8, 8), patch=4, latents=2, bottleneck=3, width=16, layers=1, heads=2, **sound)
     config = DynamicsConfig(width=16, heads=2, kv_heads=1, layers=2, context=3, units=8)
-    logmel = LogMelConfig(sample_rate=8_000, n_fft=256, bands=4, frames_per_step=2)
-    model = ShortcutModel(CausalTokenizer(code), ActionSpec(categorical=(3,)), config, logmel=logmel, step_samples=400.0)
+    model = ShortcutModel(CausalTokenizer(code), ActionSpec(categorical=(3,)), config, logmel=LOGMEL, step_samples=400.0)
     awake(model)
     return model, model.start(4)
 
