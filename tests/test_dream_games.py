@@ -31,10 +31,10 @@ NAMES = ["noop", "left", "right_a"]
 
 
 def awake(model: WorldModel) -> WorldModel:
-    """Weights that start at zero would make every dream the same."""
+    """Weights that start at zero would make every dream the same; tokenizers and encoders, which are frozen, stay."""
     with torch.no_grad():
         for p in model.parameters():
-            if p.is_floating_point():
+            if p.requires_grad:
                 p.add_(0.2 * torch.randn_like(p))
     return model.eval()
 

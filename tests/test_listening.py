@@ -278,7 +278,7 @@ def test_a_hum_that_lasts_is_background(tmp_path: Path) -> None:
     hum = np.array([3, 3, 3, 3, 3, 1, 0, 3, 3, 3, 3, 3])
     steps = _steps(reward=[0] * 12, coins=[0] * 12, decoys=[0] * 12, sfx=hum, noise=[0] * 12, loud=[1] * 12)
     store = Store.create(tmp_path / "store", Schema())
-    wanted = ["", "music", "music", "music", "", "effect", "", "", "music", "music", "music", "music"]
+    wanted = ["", "music", "music", "music", "", "effect", "", "music", "music", "music", "music", "music"]
     assert RowKinds(store, span=1).of(steps).tolist() == wanted
     deaf_to_hums = RowKinds(store, span=1, effects={"sfx": (0,), "noise": (0,)})
     assert "music" not in deaf_to_hums.of(steps)  # negative control
