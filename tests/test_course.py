@@ -326,21 +326,21 @@ def test_one_goes_on_from_a_state(course: Walkthrough, tmp_path: Path) -> None:
 
 
 # --- sound
-@pytest.mark.parametrize(("name", "action"), [("bump", "down"), ("page", "start")])
-def test_events_are_heard(course: Walkthrough, name: str, action: str) -> None:
+@pytest.mark.parametrize(("action", "effect"), [("down", 1), ("start", 3)])
+def test_a_bump_and_a_page_are_heard(action: str, effect: int) -> None:
     def listen(do: str) -> tuple[np.ndarray, int]:
-        game = make(state=str(course.folder / "pewter_city.state"), sample_rate=32_768)
+        game = make(sample_rate=32_768)
         game.reset(seed=0)
-        plan = ["noop"] * 6 + ["right"] + ["noop"] * 5 + [do, "noop", "a" if name == "page" else "noop", *["noop"] * 4]
+        opening = [*["noop"] * 20, "start", *["noop"] * 9, "a", *["noop"] * 3]
+        plan = [*opening, do, "noop", "noop", "a", "noop", "noop"]  # below him is a box; A closes the status
         sounds = [game.step(game.action_names.index(a))[0]["audio"] for a in plan]
         told = game.unwrapped.machine.read(0xC0EE, 1)[0]
         game.close()
-        return np.concatenate(sounds[12:], 1), told
+        return np.concatenate(sounds[len(opening) :], 1).astype(int), told
 
     (still, _), (heard, told) = listen("noop"), listen(action)
-    assert told == {"bump": 1, "page": 3}[name]
     length = min(still.shape[1], heard.shape[1])
-    assert still.std() > 0 and np.abs(heard[:, :length].astype(int) - still[:, :length]).max() > 0
+    assert told == effect and still.std() > 0 and np.abs(heard[:, :length] - still[:, :length]).max() > 1_000
 
 
 # --- a policy for recordings
