@@ -11,7 +11,7 @@ from torch import nn
 from metabonk.act import objectives
 from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig, reinforce
 from metabonk.act.dreaming import DreamConfig, DreamLearner
-from metabonk.act.objectives import PMPO, PPO, pmpo_losses
+from metabonk.act.objectives import GRPO, PMPO, PPO, GRPOConfig, pmpo_losses
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import UsageError
 from metabonk.core.training import TrainConfig, fit, read_log
@@ -34,7 +34,7 @@ class Told(ActorCritic):
     def __init__(self):
         super().__init__(ActorCriticConfig(units=4), 6, ActionSpec(categorical=(6,)))
 
-    def policy(self, features):
+    def policy(self, features, goal=None):
         return Categorical(features, unimix=0.0)
 
 
@@ -55,7 +55,7 @@ def test_pmpo_has_the_golden_loss(golden):
     torch.testing.assert_close(p.kl(q).mean(), golden["kl"], atol=1e-10, rtol=0)
 
 
-PRIOR = "self.prior.policy(dream.features[:, :-1])"
+PRIOR = "self.prior.policy(dream.features[:, :-1], dream.row_goal)"
 
 
 @pytest.mark.parametrize(("function", "old", "new"), [
@@ -234,7 +234,9 @@ def test_only_the_first_update_from_a_dream_has_ratios_of_one(tmp_path):
     assert moved == [False, True, True] * 2
 
 
-@pytest.mark.parametrize(("make", "reuse"), [(lambda agent: PPO(), 3), (PMPO, 1), (lambda agent: None, 1)])
+@pytest.mark.parametrize(("make", "reuse"), [
+    (lambda agent: PPO(), 3), (PMPO, 1), (lambda agent: None, 1), (lambda agent: GRPO(agent, GRPOConfig(group=2)), 3),
+])  # fmt: skip
 def test_a_resumed_training_has_the_numbers_of_one_that_went_on(tmp_path, make, reuse):
     config = TrainConfig(steps=7, log_every=1, checkpoint_every=1, warmup=0)
     whole = fit(learner(make, reuse=reuse), DATA, tmp_path / "whole", config)

@@ -228,8 +228,10 @@ class Agent(Player):
         senses: Callable[[int], Any] | None = None,  # number of games -> senses; those that fit the model if not given
         greedy: bool = False,  # whether it always takes the most likely action
         game: str = "",  # the game it is meant for; the model's if not given
+        guidance: float = 0.0,  # how much further than its policy it follows a goal
     ):
-        self.actor_critic = actor_critic
+        self.actor_critic, self.guidance = actor_critic, guidance
+        self.goal: Tensor | None = None  # code of what it is asked for, (goal,) or (games, goal); may change at any time
         if (actor_critic.spec, actor_critic.feature_size) != (model.actions, model.feature_size):
             raise UsageError(
                 f"the policy reads {actor_critic.feature_size} features and has {actor_critic.spec.told}, the model gives "
@@ -252,7 +254,8 @@ class Agent(Player):
             self.model.eval()
         rows = self.read(senses, observations, actions, first)
         state = self.model.observe(rows.to(self.device), state, generator=generator)
-        policy = self.actor_critic.policy(self.model.features(state))
+        goal = None if self.goal is None else self.goal.to(self.device)
+        policy = self.actor_critic.policy(self.model.features(state), goal, self.guidance)
         return state, policy.mode if self.greedy else policy.sample(generator)
 
     @torch.no_grad()

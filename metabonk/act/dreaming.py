@@ -17,10 +17,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .actor_critic import ActorCritic, Objective
+from .actor_critic import ActorCritic, DreamObjective, Objective, drop_goals
+from .objectives import OBJECTIVES, make_objective
 from .returns import DISCOUNT, lambda_returns
 from ..core.config import Config
-from ..core.errors import UsageError
+from ..core.errors import UsageError, unknown
 from ..core.training import Learner
 from ..dream.interface import Imagined, State, WorldModel, imagine
 from ..nn.distributions import TwoHot
@@ -31,10 +32,11 @@ class DreamConfig(Config):
     "How a policy learns in dreams"
 
     horizon: int = 15  # imagined steps
-    starts: int = 0  # rows of a batch from which dreams start, drawn at random; 0 for all of them
+    starts: int = 0  # dreams, each from another row drawn at random; 0 for one from each. GRPO's groups share a row
     replay: float = 0.3  # weight of what the critic learns from the recorded rows; 0 for nothing
     discount: float = DISCOUNT  # γ, of imagined and of recorded rows
     reuse: int = 1  # updates from the same dreams; more than 1 needs an objective for it, and replay 0
+    objective: str = "reinforce"  # what the actor learns: reinforce, pmpo, ppo or grpo
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {"starts": 128, "discount": 0.97}, "small": {}, "paper": {}}
 
@@ -42,6 +44,8 @@ class DreamConfig(Config):
         super().__post_init__()
         if self.horizon < 1 or self.starts < 0 or self.replay < 0 or not 0 <= self.discount <= 1:
             raise UsageError(f"horizon must be at least 1, starts and replay at least 0, discount from 0 to 1: {self}")
+        if self.objective not in OBJECTIVES:
+            raise unknown("DreamConfig.objective", self.objective, OBJECTIVES)
         if self.reuse < 1 or self.reuse > 1 and self.replay:
             raise UsageError(f"reuse must be at least 1, and replay 0 where it is more: reuse {self.reuse}, replay {self.replay}")
 
@@ -97,11 +101,16 @@ class DreamLearner(Learner):
         actor_critic: ActorCritic,  # what learns
         config: DreamConfig | None = None,  # how; as published if not given
         change: Callable[[Imagined], Imagined] | None = None,  # replaces the rewards of dreams
-        objective: Objective | None = None,  # what the actor learns; REINFORCE if not given
+        objective: Objective | None = None,  # what the actor learns; what `config` names, with its defaults, if not given
         before: Callable[[Any], State] | None = None,  # batch -> states in which its reading begins; those of an episode's start
+        goals: Callable[[Any], Tensor] | None = None,  # batch -> codes (B, T, G) of what dreams from its rows are asked for
+        choose: Callable[[Any], Tensor] | None = None,  # batch -> (B, T), how likely dreams start in each row
     ):
         super().__init__()
-        self.config, self.change, self.objective, self.before = config or DreamConfig(), change, objective, before
+        self.config, self.change, self.before = config or DreamConfig(), change, before
+        self.goals, self.choose = goals, choose
+        objective = objective or make_objective(self.config.objective, actor_critic)
+        self.objective, self.group = objective, objective.group if isinstance(objective, DreamObjective) else 1
         if change and self.config.replay:
             raise UsageError("recorded rewards are not of the kind that `change` gives: set replay=0")
         if self.config.reuse > 1 and objective is None:
@@ -121,15 +130,37 @@ class DreamLearner(Learner):
     def dream(
         self,
         batch: Any,  # recorded rows (B, T), as the model was trained on
+        goal: Float[Tensor, "rows goal"] | None = None,  # code of each row; those of `goals` if not given
     ) -> tuple[Imagined, State, Tensor | None]:  # futures; all rows, as `observe_rows` gives them; which of these they start from
         "Read a recording and dream on from its rows"
         self.model.eval()
         states, after = self.model.observe_rows(batch, self.before(batch) if self.before else None)
-        rows = len(next(iter(states.values())))
-        chosen = torch.randperm(rows)[: self.config.starts].to(self.device) if 0 < self.config.starts < rows else None
-        starts = after(slice(None) if chosen is None else chosen)
-        futures = imagine(self.model, self.actor_critic.policy, starts, self.config.horizon)
+        chosen = self._chosen(batch, len(next(iter(states.values()))))
+        index = slice(None) if chosen is None else chosen
+        goal = self._goals(batch) if goal is None else goal
+        asked = None if goal is None else goal[index]
+        futures = imagine(self.model, self.actor_critic.policy, after(index), self.config.horizon, goal=asked)
         return self.change(futures) if self.change else futures, states, chosen
+
+    def _chosen(self, batch: Any, rows: int) -> Tensor | None:
+        "Rows from which dreams start, each as often as a group is large; `None`: each row once"
+        number = (self.config.starts or rows) // self.group
+        if not number:
+            raise UsageError(f"{self.config.starts or rows} dreams are less than a group of {self.group}: set starts higher")
+        if self.choose is not None:
+            likely = self.choose(batch).flatten().to(torch.float)
+            chosen = torch.multinomial(likely, number, replacement=number > int((likely > 0).sum()))
+        elif self.group > 1 or number < rows:
+            chosen = torch.randperm(rows)[:number].to(self.device)
+        else:
+            return None
+        return chosen.repeat_interleave(self.group)
+
+    def _goals(self, batch: Any) -> Tensor | None:
+        "The code of every row (B T, G), some of them left out"
+        if self.goals is None:
+            return None
+        return drop_goals(self.goals(batch).flatten(0, 1).to(self.device), self.actor_critic.config.goal_dropout)
 
     def losses(
         self,
@@ -140,11 +171,12 @@ class DreamLearner(Learner):
         if not fresh:
             futures = self._kept.pop()
         else:
-            futures, states, chosen = self.dream(batch)
+            goal = self._goals(batch)
+            futures, states, chosen = self.dream(batch, goal)
             self._kept = [dataclasses.replace(futures, states=[])] * (self.config.reuse - 1)
         losses, watched = self.actor_critic.losses(futures, self.objective, self.config.discount)
         if self.config.replay:
-            losses["replay"] = self._replay(batch, futures, states, chosen)
+            losses["replay"] = self._replay(batch, futures, states, chosen, goal)
         for name, value in watched.items():
             self.watch(name, value)
         now = time.perf_counter()
@@ -173,20 +205,22 @@ class DreamLearner(Learner):
         dreams = dict(checkpoint.get("futures", {"times": 0}))
         self._kept = [Imagined(**dreams)] * times if (times := dreams.pop("times")) else []
 
-    def _replay(self, batch: Any, futures: Imagined, states: State, chosen: Tensor | None) -> Tensor:
+    def _replay(
+        self, batch: Any, futures: Imagined, states: State, chosen: Tensor | None, goal: Tensor | None
+    ) -> Tensor:
         (B, T), agent = batch.first.shape, self.actor_critic
         if T < 2:
             raise UsageError("sequences of 1 row have no next one to learn from: draw longer ones, or set replay=0")
         with torch.no_grad():
             features = self.model.features(states)  # (B T, F)
-            believed = agent.value(futures.features)
+            believed = agent.value(futures.features, futures.row_goal)
             dreamed = lambda_returns(
                 futures.reward, believed, futures.continuation, agent.config.lambda_, self.config.discount
-            )[:, 0]
-        value = TwoHot(agent.critic(features).unflatten(0, (B, T)))
+            )[:, 0].unflatten(0, (-1, self.group)).mean(1)  # fmt: skip
+        value = TwoHot(agent.value_logits(features, goal).unflatten(0, (B, T)))
         with torch.no_grad():
-            slow = TwoHot(agent.slow_critic(features).unflatten(0, (B, T))).mean
-            worth = dreamed if chosen is None else value.mean.flatten().index_copy(0, chosen, dreamed)
+            slow = TwoHot(agent.value_logits(features, goal, slow=True).unflatten(0, (B, T))).mean
+            worth = dreamed if chosen is None else value.mean.flatten().index_copy(0, chosen[:: self.group], dreamed)
             last = last_rows(batch)
             returns = replay_returns(
                 batch.reward.to(worth.dtype), worth.unflatten(0, (B, T)), batch.terminated, last,

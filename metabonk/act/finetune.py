@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from .actor_critic import Objective
 from .agent import Agent, play_episodes
 from .dreaming import DreamConfig, DreamLearner
 from .rounds import Rounds
@@ -57,6 +58,7 @@ class ShortUpdates:
     model: TrainConfig = TrainConfig.preset("tiny", steps=100)  # how long, how fast
     policy: TrainConfig = TrainConfig.preset("tiny", steps=100)  # the same for the policy
     dreams: DreamConfig = DreamConfig.preset("tiny")  # that the policy learns in
+    objective: Objective | None = None  # one and the same in all rounds, so that its reference stays; else as `dreams` says
 
     def __call__(
         self,
@@ -67,7 +69,8 @@ class ShortUpdates:
         "Learn from the store"
         if self.learner is not None:
             fit(self.learner(agent.model), self.data(store), folder / "model", self.model)
-        fit(DreamLearner(agent.model, agent.actor_critic, self.dreams), self.data(store), folder / "policy", self.policy)
+        dreamer = DreamLearner(agent.model, agent.actor_critic, self.dreams, objective=self.objective)
+        fit(dreamer, self.data(store), folder / "policy", self.policy)
 
 # %% ../../nbs/act/65_finetune.ipynb #65-finetune-009
 class FineTune(Rounds):

@@ -9,7 +9,7 @@ __all__ = ['State', 'Policy', 'pick_states', 'repeat_states', 'join_states', 'Ca
 
 # %% ../../nbs/dream/43_interface.ipynb #43-interface-002
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MethodType
@@ -248,7 +248,7 @@ class Distribution(Protocol):
         "Divergence from another of its kind"
 
 
-Policy = Callable[[Tensor], Any]  # features (*batch, features) -> Distribution over action vectors
+Policy = Callable[..., Any]  # features (*batch, features), and a goal's code if any -> Distribution over action vectors
 
 # %% ../../nbs/dream/43_interface.ipynb #43-interface-016
 @dataclass
@@ -261,6 +261,12 @@ class Imagined:
     reward: Float[Tensor, "batch rows"]  # predicted, earned on the way to each row
     continuation: Float[Tensor, "batch rows"]  # predicted probability that the episode goes on after each row
     states: list[State]  # of every row if they were kept, otherwise of the last row alone
+    goal: Float[Tensor, "batch goal"] | None = None  # code of what each future was asked for; `None`: goals are not known
+
+    @property
+    def row_goal(self) -> Float[Tensor, "batch 1 goal"] | None:  # one for all rows of a future
+        "The goals, as they go with `features`"
+        return None if self.goal is None else self.goal[:, None]
 
     @property
     def reached(self) -> Float[Tensor, "batch rows"]:  # 1 in row 0
@@ -294,17 +300,18 @@ def imagine(
     horizon: int = 15,  # steps
     keep_states: bool = False,  # whether to keep the state of every row, for decoding
     generator: Generators = None,  # where chance comes from: one for all, one for each of the B, or PyTorch's own
+    goal: Float[Tensor, "batch goal"] | None = None,  # code of what each future is asked for, which the policy then reads, too
 ) -> Imagined:  # horizon + 1 rows
     "Futures as model and policy imagine them; without gradients"
     if horizon < 1:
         raise UsageError(f"horizon must be at least 1 step, not {horizon}")
 
     def act(t: int, features: Tensor) -> tuple[Tensor, Tensor]:
-        choice = policy(features)
+        choice = policy(features) if goal is None else policy(features, goal)
         action = choice.sample() if generator is None else choice.sample(generator)  # PyTorch's own distributions take none
         return action, choice.log_prob(action)
 
-    return _unroll(model, state, act, horizon, keep_states, generator)
+    return replace(_unroll(model, state, act, horizon, keep_states, generator), goal=goal)
 
 
 @torch.no_grad()
