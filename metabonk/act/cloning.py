@@ -71,7 +71,7 @@ def goal_divergence(
     "Jensen-Shannon divergence of a policy between goals, state by state"
     if len(codes) < 2 or actor_critic.spec.continuous:
         raise UsageError("goal_divergence compares at least two goals, of a policy over keys and choices")
-    parts = actor_critic.policy(features[:, None], codes[None].expand(len(features), -1, -1)).parts
+    parts = actor_critic.policy(features[:, None].expand(-1, len(codes), -1), codes).parts  # (batch, goals, ...)
     apart = features.new_zeros(len(features))
     first, second = torch.triu_indices(len(codes), len(codes), 1)
     for part in parts:
