@@ -196,9 +196,10 @@ def test_the_critic_is_left_alone_and_learns_afterwards(tmp_path):
     assert all(p.equal(q) and p.requires_grad for p, q in zip(it.actor_critic.critic.parameters(), before, strict=True))
 
 
-def test_divergence_between_goals_by_hand(monkeypatch):
+def test_divergence_between_goals_by_hand():
     agent = ActorCritic(ActorCriticConfig(layers=1, goal_size=3), 9, TWO)
-    agent.policy = lambda features, goal: SimpleNamespace(parts=[SimpleNamespace(probabilities=table.expand(*features.shape[:2], 2))])
+    told = lambda features: SimpleNamespace(probabilities=table.expand(*features.shape[:2], 2))  # noqa: E731
+    agent.policy = lambda features, goal: SimpleNamespace(parts=[told(features)])
     table = torch.tensor([[1 - 1e-7, 1e-7], [1e-7, 1 - 1e-7], [1 - 1e-7, 1e-7]])  # two of three pairs never agree
     torch.testing.assert_close(goal_divergence(agent, torch.zeros(2, 9), torch.eye(3)), torch.full((2,), 2 / 3 * np.log(2)),
                                atol=1e-4, rtol=0)  # fmt: skip
