@@ -165,7 +165,7 @@ def test_decisions_are_matched_with_the_rows_they_were_taken_at():
     action = torch.tensor([[[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]]])  # action 1 was decided in state 0, action 0 in state 1
     dream = Imagined(rows, action, torch.zeros(1, 3), torch.tensor([[0.0, 10.0, 0.0]]), torch.tensor([[0.9, 0.01, 0.9]]), [])
     logits = torch.zeros(1, 2, 2, requires_grad=True)
-    agent.policy = lambda features: Categorical(logits)
+    agent.policy = lambda features, goal: Categorical(logits)
     agent.losses(dream)[0]["actor"].sum().backward()
     assert logits.grad[0, 0, 1] < -0.1 and logits.grad[0, 0, 0] > 0.1
     assert logits.grad[0, 1:].abs().max() < 1e-3

@@ -215,7 +215,7 @@ def test_deliberate_errors_in_ppo_are_caught(monkeypatch, old, new):
 
 def test_dreams_are_used_as_often_as_was_asked(monkeypatch):
     begun, dream = [], DreamLearner.dream
-    monkeypatch.setattr(DreamLearner, "dream", lambda self, batch: begun.append(1) or dream(self, batch))
+    monkeypatch.setattr(DreamLearner, "dream", lambda self, *given: begun.append(1) or dream(self, *given))
     it = learner(lambda agent: PPO(), reuse=3)
     seen = [it.losses(DATA[0])["actor"].detach() for _ in range(7)]
     assert len(begun) == 3 and seen[0].equal(seen[1]) and not seen[0].equal(seen[3])
