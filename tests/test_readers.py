@@ -136,6 +136,7 @@ KNOWN = {
     "play.game._machine_class importlib.import_module": "a module of our own table",
     "play.game._machine_class importlib.util.find_spec": "a library of our own table",
     "play.game.games importlib.util.find_spec": "a library of our own table",
+    "play.policies.PlayerPolicy.__init__ importlib.import_module": "a module of our own table",
     "play.profile.Translator.function exec": "built from checked names and syntax trees",
     "play.profile.compile_probes exec": "built from checked names and numbers",
     "play.retro.library importlib.import_module": "a constant name",
