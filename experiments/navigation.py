@@ -4,8 +4,7 @@
 (first a walker is imitated, then PPO), and lets it play the same held-out episodes alone, with a planner whose model is the
 game itself (an oracle), and, with `--world FOLDER`, with one whose model is a trained `AVWorld`. It writes a row for each
 agent, planner, number of beams and depth to experiments/results/navigation.csv: SPL, SoftSPL, NA and SNA as in Table 8 of
-arXiv 2512.00883. There are three moves beside stop: with 3 candidates all of them would be tried, whatever the policy
-proposes, so 2 are the default. Then it prints means over training seeds with Student intervals, and for the planners the
+arXiv 2512.00883. Then it prints means over training seeds with Student intervals, and for the planners the
 difference from the same agent alone, seed by seed. `--table` prints that alone. An interrupted run goes on where it stopped:
 training at its last checkpoint, evaluation with the next row.
 """
@@ -36,8 +35,8 @@ from metabonk.measure.statistics import difference_interval, mean_interval
 from metabonk.play.game import make_game
 
 SIZES = {"updates": 1200, "clone": 900, "games": 16, "steps": 32, "epochs": 3, "lr": 1e-3, "train_length": 150,
-         "preset": "tiny", "episodes": 20, "length": 300, "candidates": 2, "beams": "1 2", "depths": "1 3 5",
-         "world_looks": "2x3", "value": "leaf"}  # fmt: skip
+         "preset": "tiny", "episodes": 20, "length": 300, "candidates": 3, "draw": "sample", "beams": "1 3", "depths": "1 3",
+         "world_looks": "3x3", "value": "leaf"}  # fmt: skip
 SCORES = ["success", "SPL", "SoftSPL", "NA", "SNA"]
 FOUR = ActionSpec(categorical=(4,))
 
@@ -77,7 +76,7 @@ def score(agent: NavigationAgent, who: dict[str, Any], seed: int, options: argpa
     if who["model"] != "none":
         model = SimulatorModel(make_game("rooms", **settings)) if who["model"] == "oracle" else AVWorld.load(options.world)
         look = LookAheadConfig(
-            candidates=options.candidates, beams=who["beams"], depth=who["depth"], value=options.value
+            candidates=options.candidates, beams=who["beams"], depth=who["depth"], value=options.value, draw=options.draw
         )
         player = LookAheadAgent(model, agent.model, look, stop=3)
     played = evaluate_navigation(player, options.episodes, seed=0, games=4, settings=settings)

@@ -104,7 +104,7 @@ def brute_force(model, policy, place, config, stop=None):
 
 def whole(depth=3, actions=A, **how):
     """Every sequence is kept."""
-    return LookAheadConfig(candidates=actions, beams=actions**depth, depth=depth, discount=0.9, **how)
+    return LookAheadConfig(candidates=actions, beams=actions**depth, depth=depth, discount=0.9, draw="distinct", **how)
 
 
 def check_exhaustive(value="leaf", stop=None):
@@ -196,15 +196,23 @@ def test_what_is_drawn_follows_from_the_seed_and_games_do_not_disturb_each_other
     assert len(found) > 1  # negative control: chance matters
 
 
-def test_candidates_differ_and_the_first_is_the_policys():
+def test_candidates_come_from_the_policy_and_never_stop():
     logits = torch.tensor([2.0, 0.0, 1.0, -100.0]).expand(3000, 1, 4)
-    drawn = draw_candidates(logits, 3, stop=2, generator=torch.Generator().manual_seed(0))[:, 0]
-    assert (drawn != 2).all() and all(len(set(row)) == 3 for row in drawn[:50].tolist())
-    share = (drawn[:, 0] == 0).float().mean()
-    assert share == pytest.approx(float(torch.tensor([2.0, 0.0]).softmax(0)[0]), abs=0.03)
-    assert draw_candidates(logits, 2, sample=False)[0, 0].tolist() == [0, 2]
+    distinct, sampled = (
+        draw_candidates(logits, 3, stop=2, draw=draw, generator=torch.Generator().manual_seed(0))[:, 0]
+        for draw in ("distinct", "sample")
+    )
+    assert (distinct != 2).all() and all(len(set(row)) == 3 for row in distinct[:50].tolist())
+    assert (sampled != 2).all() and (sampled != 3).all()  # what the policy never does is no candidate
+    chance = float(torch.tensor([2.0, 0.0]).softmax(0)[0])
+    for first in (distinct[:, 0], sampled[:, 0], sampled[:, 2]):
+        assert (first == 0).float().mean() == pytest.approx(chance, abs=0.03)
+    same = (sampled[:, 0] == sampled[:, 1]).float().mean()
+    assert same == pytest.approx(chance**2 + (1 - chance) ** 2, abs=0.03)  # each is drawn on its own
+    assert draw_candidates(logits, 2, draw="likeliest")[0, 0].tolist() == [0, 2]
     never = torch.tensor([[[-torch.inf, 0.0, -torch.inf]]])  # the one that stops is the only possible one
-    assert sorted(draw_candidates(never, 2, stop=1)[0, 0].tolist()) == [0, 2]
+    assert sorted(draw_candidates(never, 2, stop=1, draw="distinct")[0, 0].tolist()) == [0, 2]
+    assert (draw_candidates(never, 2, stop=1) != 1).all()
 
 
 @pytest.mark.parametrize("wrong", [{"depth": 0}, {"candidates": 0}, {"beams": 0}, {"candidates": 2, "depth": 2, "beams": 5},
@@ -216,9 +224,9 @@ def test_what_no_planner_can_do_is_said(wrong):
 
 def test_more_candidates_than_actions_are_refused():
     with pytest.raises(UsageError, match="4 different candidates can't be drawn from 3 actions: set"):
-        search(Tabular(), Remembers(), [0], LookAheadConfig(candidates=4))
+        search(Tabular(), Remembers(), [0], LookAheadConfig(candidates=4, draw="distinct"))
     with pytest.raises(UsageError, match="one of which stops"):
-        search(Tabular(), Remembers(), [0], LookAheadConfig(candidates=3), stop=2)
+        search(Tabular(), Remembers(), [0], LookAheadConfig(candidates=3, draw="likeliest"), stop=2)
     model = Tabular()
     model.actions = ActionSpec(binary=2)
     with pytest.raises(UsageError, match="one choice a step"):

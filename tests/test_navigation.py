@@ -401,7 +401,8 @@ def test_with_the_game_as_its_model_it_finds_more():
     net.actor.bias.data = torch.tensor([0.0, 0.0, 0.0, -50.0])  # it never stops
     settings = {**EASY, "pattern": "to_source", "max_steps": 12}
     simulator = make_game("rooms", **settings)
-    ahead = LookAheadAgent(SimulatorModel(simulator), net, LookAheadConfig(candidates=3, beams=9, depth=3), stop=3)
+    looks = LookAheadConfig(candidates=3, beams=9, depth=3, draw="distinct")
+    ahead = LookAheadAgent(SimulatorModel(simulator), net, looks, stop=3)
     alone = NavigationAgent(net)
     walked = {name: evaluate_navigation(player, 2, seed=5, games=2, settings=settings)
               for name, player in (("ahead", ahead), ("alone", alone))}  # fmt: skip
