@@ -134,10 +134,23 @@ def film(chance):
 @pytest.mark.parametrize("late", [-2, 0, 1, 3])
 def test_late_sound_shows_as_lag(film, late):
     image, sound, dry = film
-    found = av.av_correlation(image, np.roll(sound, late, 0), np.roll(dry, late, 0))
+    found = av.av_correlation(image, np.roll(sound, late, 0), dry)
     assert av.av_lag(found) == late and found[late] > 0.9
     backwards = mutant(av.av_correlation, "found[lag] =", "found[-lag] =")
-    assert late == 0 or av.av_lag(backwards(image, np.roll(sound, late, 0), np.roll(dry, late, 0))) != late
+    own_time = mutant(av.av_correlation, "dry[seen]", "dry[after]")  # the ring would have to be late, too
+    for wrong in (backwards, own_time):
+        told = wrong(image, np.roll(sound, late, 0), dry)
+        assert late == 0 or av.av_lag(told) != late or told[late] < 0.9
+
+
+@pytest.mark.parametrize("late", [-1, 0, 1, 2])
+def test_late_sound_is_seen_beside_its_source(film, late):
+    """Whatever the pictures are, and from both ears or one."""
+    _, sound, dry = film
+    assert av.sound_lag(np.roll(sound, late, 0), dry) == av.sound_lag(np.roll(sound[:, :1], late, 0), dry) == late
+    assert np.isnan(av.sound_lag(np.zeros_like(sound), dry))
+    with pytest.raises(UsageError, match="equally many, at least 6"):
+        av.sound_lag(sound[:5], dry[:5])
 
 
 def test_the_dry_ring_is_divided_out(film):

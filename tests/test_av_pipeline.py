@@ -47,6 +47,8 @@ def test_the_pipeline_of_rooms_from_nothing_to_its_report(tmp_path):
     assert set(table["who"]) == {"model", "copy last", "mean", "reconstruction"} and set(table["mode"]) == {"fixed", "rollout"}
     psnr = table[(table["measure"] == "psnr") & (table["offset"] == 1)].groupby("who")["value"].mean()
     assert psnr["reconstruction"] > psnr["model"], "three steps teach nothing"
+    sync = pd.read_csv(stages / "judge/sync.csv").groupby("who")["sound_lag"].median()
+    assert sync["real"] == 0, "the telephone's own ring is found"
     scores = pd.read_csv(stages / "navigate/scores.csv", index_col=["agent", "score"], keep_default_na=False, na_values=[""])
     assert {"policy alone", "untrained", "the game, 2 beams, 1 deep", "AV-CDiT, 2 beams, 1 deep"} == set(scores.index.levels[0])
     assert np.isfinite(scores["estimate"].unstack("score")[["SPL", "SoftSPL", "NA", "SNA"]].to_numpy()).all()

@@ -1,6 +1,7 @@
 """The audio-visual world: what it reads, rollouts from clean frames, motions that turn, jumps, and what it says to bad input."""
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -436,6 +437,12 @@ def test_folders_that_hold_no_world_are_refused(played, tmp_path):
     with pytest.raises(FolderError, match="holds no audio-visual world"):
         AVWorld.load(tmp_path)
     folder = played.world.save(tmp_path / "world")
+    for file, what in (("model.json", "world"), ("autoencoder/autoencoder.json", "autoencoder"), ("codec/codec.json", "codec")):
+        text = (folder / file).read_text()
+        (folder / file).write_text(json.dumps({**json.loads(text), "version": 2}))
+        with pytest.raises(UsageError, match=f"the .*{what} in .* has format 2, this version reads 1: train it again"):
+            AVWorld.load(folder)
+        (folder / file).write_text(text)
     (folder / "model.safetensors").write_bytes(b"x")
     with pytest.raises(FolderError, match="damaged"):
         AVWorld.load(folder)
@@ -503,3 +510,62 @@ def test_branches_that_are_mixed_up_are_caught(old, new, monkeypatch):
     monkeypatch.setattr(LatentWorld, "branch", mutant(LatentWorld.branch, old, new))
     with pytest.raises(AssertionError):
         check_branches(build(), monkeypatch)
+
+
+# On a recording of rooms
+
+
+@pytest.fixture(scope="module")
+def lived(tmp_path_factory) -> SimpleNamespace:
+    """A home that was walked through, its latents, and a world that was made for them: it has learned a little."""
+    folder = tmp_path_factory.mktemp("lived")
+    settings = {"image_size": (32, 32), "scenes": 3, "empty": True}
+    record("rooms", folder / "store", "walks", steps=150, seed=3, settings=settings)
+    torch.manual_seed(0)
+    eyes = Autoencoder(AutoencoderConfig.preset("tiny", size=(32, 32), widths=(8, 16), groups=4))
+    ears = fit_pca(folder / "store", CodecConfig(samples=2400, latents=8))
+    windows = LatentWindows(encode_latents(folder / "store", eyes, ears), WindowConfig(reach=8))
+    world = AVWorld.of(windows, eyes, ears, AVCDiTConfig(width=16, layers=1, heads=2))
+    chance = np.random.default_rng(0)
+    learner = world.learner(AVLearnerConfig.preset("joint"))
+    fit(learner, [windows.sample(4, chance).torch() for _ in range(4)], folder / "fit", TrainConfig(steps=6, lr=1e-2, warmup=0))
+    learner.finish()
+    return SimpleNamespace(folder=folder, world=world.eval())
+
+
+def test_a_world_of_rooms_does_all_that_a_world_model_does(lived):
+    world, rows = lived.world, rows_of(lived)
+    assert world.game == "rooms" and torch.allclose(world.moves.double(), torch.from_numpy(MOVES), atol=1e-6)
+    start = world.observe(rows)
+    every = world.observe(rows, every=True)
+    assert all(torch.equal(every[name].unflatten(0, (3, 6))[:, -1], x) for name, x in start.items())
+    chance = lambda: torch.Generator().manual_seed(5)  # noqa: E731
+    ahead, left = (world.advance(start, vectors(action, batch=3)[:, 0], chance()) for action in (FORWARD, LEFT))
+    assert not torch.equal(ahead["vision"][:, -1], left["vision"][:, -1]), "what is seen depends on what is done"
+    both = world.branch(start, vectors(FORWARD, LEFT, batch=3), chance())
+    assert both["vision"].shape[0] == 6 and torch.equal(both["action"][0::2], ahead["action"])
+    jumped = world.jump(start, vectors(FORWARD, LEFT, FORWARD, batch=3), [1, 3], chance())
+    assert jumped["audio"].shape[0] == 6 and world.reach == 64
+    for state in (start, ahead, both, jumped):
+        features = world.features(state)
+        reward, goes_on = world.reward(features), world.continuation(features)
+        assert features.shape == (len(state["vision"]), world.feature_size) and features.isfinite().all()
+        assert reward.isfinite().all() and ((goes_on >= 0) & (goes_on <= 1)).all()
+        seen = world.decode(state)
+        assert seen["image"].shape[1:] == (32, 32, 3) and seen["image"].dtype == torch.uint8
+        assert seen["audio"].shape[1:] == (2, 2400) and seen["audio"].dtype == torch.int16
+    heard = world.decode(start)["audio"].float()
+    assert (heard[:, 0] - heard[:, 1]).abs().max() > 1, "two ears, not one twice"
+
+
+def test_a_world_of_rooms_is_walked_through(lived):
+    world = lived.world
+    game = DreamEnv(world, world.observe(rows_of(lived)), max_steps=3, ends_below=0.0)
+    first, _ = game.reset(seed=4)
+    walk = [game.step(action) for action in (FORWARD, LEFT, FORWARD)]
+    game.reset(seed=4)
+    again = [game.step(action) for action in (FORWARD, LEFT, FORWARD)]
+    for (seen, reward, *_), (once_more, same, *_) in zip(walk, again, strict=True):
+        assert game.observation_space.contains(seen) and reward == same
+        assert all(np.array_equal(seen[name], once_more[name]) for name in seen)
+    assert first["audio"].shape == (2, 2400) and walk[-1][3], "cut off after three steps"

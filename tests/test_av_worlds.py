@@ -1,6 +1,7 @@
 """What judges audio-visual world models is right about a world that is known exactly, and sees each planted error."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,11 @@ from mutants import mutant
 from metabonk.core.errors import UsageError
 from metabonk.dream.interface import WorldModel
 from metabonk.measure import av_worlds as av
+from metabonk.play.rooms import dry_ring
+from metabonk.record.cache import Cache
+from metabonk.record.recorder import record
+from metabonk.record.sampling import SequenceConfig, Sequences
+from metabonk.record.store import Store
 
 RATE, CONTEXT, HORIZON = 16_000, 3, 4
 LAMP = av.Lamp()
@@ -174,7 +180,12 @@ def test_films_and_other_ears(walks):
         def decode(self, state):
             return {**super().decode(state), "audio": LAMP.listen(state["pose"], state["clock"] - 1)}
 
+    dry = LAMP.hum[batch.step % 64][:, :, None]
+    for model_of, lag in ((av.LampModel, 0), (Late, 1)):
+        lags = av.film_sync(model_of(LAMP), batch, CONTEXT, 11, dry).groupby("who")["sound_lag"].unique()
+        assert lags["model"].tolist() == [lag] and lags["real"].tolist() == [0]
     late = av.film_sync(Late(LAMP), batch, CONTEXT, 11)
+    assert late["sound_lag"].isna().all()
     assert not np.allclose(late[late["who"] == "model"]["av_correlation"], model["av_correlation"], atol=0.05)
 
     class Echo(av.LampModel):
@@ -187,6 +198,37 @@ def test_films_and_other_ears(walks):
 
     assert (av.sound_swap(Echo(LAMP), walks, CONTEXT)["audio"] > 0.1).all()
     assert not av.sound_swap(av.LampModel(LAMP), walks, CONTEXT).to_numpy().any()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A store of rooms, and 16 rows of it, four times."""
+    folder = tmp_path_factory.mktemp("rooms")
+    settings = {"image_size": (16, 16), "scenes": 3, "empty": True}
+    record("rooms", folder / "store", "walks", steps=150, seed=3, settings=settings)
+    store = Store.open(folder / "store")
+    return store, Sequences(Cache.build(store, folder / "cache"), 16).batch(SequenceConfig(batch_size=4), 0)
+
+
+def test_the_ring_of_recorded_rooms_is_known(home, monkeypatch):
+    """A sound that is recorded a step late is seen, and so is a ring of another moment."""
+    store, batch = home
+    dry, sound = av.dry_sound(store, batch), batch.step_audio()[0]
+    assert dry.shape == (4, 16, 1, 2400)
+    lags = lambda sound, dry: [av.sound_lag(one, own) for one, own in zip(sound, dry, strict=True)]  # noqa: E731
+    assert np.median(lags(sound, dry)) == 0
+    assert np.median(lags(sound[:, :-1], dry[:, 1:])) == 1, "what a row should have had came with the next"
+    monkeypatch.setattr(av, "dry_ring", mutant(dry_ring, "rung + sample", "2_400 + rung + sample"))
+    assert np.median(lags(sound, av.dry_sound(store, batch))) != 0
+
+
+def test_the_ring_is_not_made_up(home):
+    store, batch = home
+    assert av.dry_sound(store, replace(batch, episode=None)) is None
+    other = SimpleNamespace(schema=store.schema.change(game="bonk"), episodes=store.episodes)
+    unknown = SimpleNamespace(schema=store.schema, episodes=SimpleNamespace(find=lambda _: SimpleNamespace(about={})))
+    ring = getattr(av.dry_sound, "__wrapped__", av.dry_sound)  # without the check of types: the stores are stand-ins
+    assert ring(other, batch) is None and ring(unknown, batch) is None
 
 
 def test_runs_are_compared_in_pairs():

@@ -232,6 +232,9 @@ class NavigationAgent(Player):
         try:
             about = parse_json((folder / "navigation.json").read_text())
             assert about["format"] == "metabonk navigation agent"
+            if about["version"] != 1:
+                versions = f"format {about['version']}, this version reads 1"
+                raise UsageError(f"the navigation agent in {folder} has {versions}: train it again")
             config, spec = NavigationConfig.from_dict(about["config"]), ActionSpec.from_dict(about["actions"])
         except (OSError, ValueError, AssertionError, KeyError, TypeError):
             raise FolderError(f"{folder} holds no navigation agent: name a folder that `NavigationAgent.save` wrote") from None

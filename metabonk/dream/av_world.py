@@ -433,6 +433,9 @@ class AVWorld(LatentWorld):
         try:
             about = parse_json((folder / "model.json").read_text())
             assert about["format"] == "metabonk audio-visual world"
+            if about["version"] != 1:
+                versions = f"format {about['version']}, this version reads 1"
+                raise UsageError(f"the audio-visual world in {folder} has {versions}: train it again")
             config, spec = AVCDiTConfig.from_dict(about["config"]), ActionSpec.from_dict(about["actions"])
             diffusion = DiffusionConfig.from_dict(about["diffusion"])
         except (OSError, ValueError, AssertionError, KeyError, TypeError):

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['QUIET', 'EPSILON', 'MEASURES', 'ssim', 'heard', 'magnitudes', 'lsd', 'spectral_ssim', 'level_difference',
            'time_difference', 'ild_error', 'itd_error', 'pan', 'pan_score', 'picture_change', 'loudness',
-           'av_correlation', 'av_lag', 'audio_swap', 'compare_steps']
+           'av_correlation', 'av_lag', 'sound_lag', 'audio_swap', 'compare_steps']
 
 # %% ../../nbs/measure/87_audiovisual.ipynb #87-audiovisual-002
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -235,23 +235,30 @@ def av_correlation(
     quiet: float = QUIET,  # dB of full scale
 ) -> pd.Series:  # lag -> correlation, -1 to 1; NaN where fewer than 3 steps are left
     "Correlation of changes of the picture with loudness; at positive lags sound is late"
-    change, loud = picture_change(image), loudness(sound, dry, quiet)
-    if len(change) != len(loud) or len(change) <= most + 2:
+    change, steps = picture_change(image), len(sound)
+    if len(change) != steps or steps <= most + 2:
         raise UsageError(
-            f"{len(change)} pictures and {len(loud)} sounds: lags of {most} steps need "
+            f"{len(change)} pictures and {steps} sounds: lags of {most} steps need "
             f"equally many, at least {most + 3}"
         )
     found = {}
-    for lag in range(-most, most + 1):
-        seen = change[max(0, -lag) : len(change) - max(0, lag)]
-        after = loud[max(0, lag) : len(loud) - max(0, -lag)]
-        both = np.isfinite(seen) & np.isfinite(after)
-        found[lag] = _correlation(seen[both], after[both])
+    for lag, seen, after in _lags(steps, most):
+        own = None if dry is None else dry[seen]
+        found[lag] = _correlation(change[seen], loudness(sound[after], own, quiet))
     return pd.Series(found, name="correlation").rename_axis("lag")
 
 
+def _lags(steps: int, most: int) -> Iterator[tuple[int, slice, slice]]:
+    "Each lag, with the steps of what leads and of what follows"
+    for lag in range(-most, most + 1):
+        early, late = max(0, -lag), max(0, lag)
+        yield lag, slice(early, steps - late), slice(late, steps - early)
+
+
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    "Pearson's; NaN where there is nothing to correlate"
+    "Pearson's, where both have a number; NaN where there is nothing to correlate"
+    both = np.isfinite(a) & np.isfinite(b)
+    a, b = a[both], b[both]
     if len(a) < 3 or a.std() == 0 or b.std() == 0:
         return float("nan")
     return float(np.corrcoef(a, b)[0, 1])
@@ -263,6 +270,25 @@ def av_lag(
     "The lag at which picture and sound correlate most, either way"
     strength = correlation.abs()
     return float(strength.idxmax()) if strength.notna().any() else float("nan")
+
+# %% ../../nbs/measure/87_audiovisual.ipynb #fb8a6a1a
+def sound_lag(
+    sound: Any,  # (steps, channels, samples)
+    dry: Any,  # (steps, channels, samples): what the source itself played in these steps
+    most: int = 3,  # steps, the largest lag: under half a turn of a ring that repeats
+    quiet: float = QUIET,  # dB of full scale; what is softer is taken as so loud
+) -> float:  # steps, positive: sound is late; NaN where nothing correlates
+    "The lag at which a sound follows its source most closely"
+    steps = len(sound)
+    if len(dry) != steps or steps <= most + 2:
+        raise UsageError(
+            f"{steps} sounds and {len(dry)} of their source: lags of {most} steps need "
+            f"equally many, at least {most + 3}"
+        )
+    powers = ((_samples(x) ** 2).mean((-2, -1)) for x in (sound, dry))
+    after, played = (np.log10(np.maximum(power, 10 ** (quiet / 10))) for power in powers)
+    fits = pd.Series({lag: _correlation(played[a], after[b]) for lag, a, b in _lags(steps, most)})
+    return float(fits.idxmax()) if fits.notna().any() else float("nan")
 
 # %% ../../nbs/measure/87_audiovisual.ipynb #87-audiovisual-038
 def audio_swap(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOVES', 'MODES', 'Frames', 'CONTROL', 'Lamp', 'stroll', 'LampModel', 'mean_frame', 'predict_steps', 'steps_table',
-           'steps_figure', 'film_sync', 'sound_swap', 'paired_table']
+           'steps_figure', 'film_sync', 'sound_swap', 'dry_sound', 'paired_table']
 
 # %% ../../nbs/measure/88_av_worlds.ipynb #88-av-worlds-002
 from collections.abc import Iterable, Sequence
@@ -23,10 +23,12 @@ from ..core.actions import ActionSpec
 from ..core.errors import UsageError, unknown
 from ..core.motion import compose, walk_path, wrap
 from ..dream.interface import SkipStepPredictor, State, WorldModel, pick_states, repeat_states
-from .audiovisual import MEASURES, audio_swap, av_correlation, av_lag, compare_steps
+from .audiovisual import MEASURES, audio_swap, av_correlation, av_lag, compare_steps, sound_lag
 from .statistics import Method, difference_interval, mean_interval
 from ..nn.noise import Generators
+from ..play.rooms import RoomsConfig, dry_ring
 from ..record.experience import Batch
+from ..record.store import Store
 
 # %% ../../nbs/measure/88_av_worlds.ipynb #88-av-worlds-005
 MOVES = torch.tensor([[0.3, 0.0, 0.0], [0.0, 0.0, 0.35], [0.0, 0.0, -0.35]], dtype=torch.float64)
@@ -397,7 +399,7 @@ def film_sync(
     dry: Any = None,  # (B, T, channels, samples): the source's own sound in each row; `None`: not known
     most: int = 4,  # steps, the largest lag that is looked for
     seed: int = 0,  # of what the model draws
-) -> pd.DataFrame:  # a row each of "model" and "real", and sequence: "av_lag" in steps, "av_correlation"
+) -> pd.DataFrame:  # a row each of "model" and "real", and sequence: "av_lag", "sound_lag" in steps, "av_correlation"
     "Whether pictures and sounds of a rollout belong together"
     _long_enough(batch, context, horizon)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -411,8 +413,11 @@ def film_sync(
     for who, frames in films.items():
         image, sound = (np.stack([one[name] for one in frames], 1) for name in ("image", "audio"))
         for b in range(len(batch)):
-            found = av_correlation(image[b], sound[b], None if own is None else own[b], most)
-            rows.append({"who": who, "sequence": b, "av_lag": av_lag(found), "av_correlation": found[0]})
+            played = None if own is None else own[b]
+            found = av_correlation(image[b], sound[b], played, most)
+            late = float("nan") if played is None else sound_lag(sound[b], played)
+            row = {"av_lag": av_lag(found), "av_correlation": found[0], "sound_lag": late}
+            rows.append({"who": who, "sequence": b, **row})
     return pd.DataFrame(rows)
 
 
@@ -434,6 +439,24 @@ def sound_swap(
         return _dreamed(model, other, context, 1, "rollout", seed, samples)[0]
 
     return audio_swap(predict, part.image, torch.arange(len(part), device=device))
+
+# %% ../../nbs/measure/88_av_worlds.ipynb #d9dc3038
+def dry_sound(
+    store: Store,  # that the rows are from
+    batch: Batch,  # the rows
+) -> np.ndarray | None:  # (B, T, 1, samples) int16, for `film_sync`; `None` where it is not known
+    "What the telephone itself played in each row of a recording of rooms"
+    schema, batch = store.schema, batch.numpy()
+    if schema.game != "rooms" or batch.episode is None or not batch.audio_length.all():
+        return None
+    settings, length = RoomsConfig.from_dict(schema.config.get("settings", {})), int(batch.audio_length.max())
+    dry = np.zeros((*batch.shape, 1, length), np.int16)
+    for number in np.unique(batch.episode).tolist():
+        seed, rows = store.episodes.find(number).about.get("seed"), batch.episode == number
+        if seed is None:
+            return None
+        dry[rows] = dry_ring(seed, batch.sample[rows], settings, length)
+    return dry
 
 # %% ../../nbs/measure/88_av_worlds.ipynb #88-av-worlds-033
 def paired_table(
