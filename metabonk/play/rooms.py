@@ -111,9 +111,7 @@ class RoomsConfig(Config):
     "What only rooms need"
 
     scenes: str | int | tuple[int, ...] = "train"  # a split, "all", or numbers
-    pattern: Literal["from_source", "to_source", "random", "mixed"] = (
-        "mixed"  # or drawn
-    )
+    pattern: Literal["from_source", "to_source", "random", "mixed"] = "mixed"  # mixed: drawn
     roam: float = 8.0  # m: how far from the source random walks begin and end
     furniture: bool = True  # False: only the telephone's table
     empty: bool = False  # one room without doors or furniture, as a control
