@@ -545,7 +545,7 @@ def test_a_world_of_rooms_does_all_that_a_world_model_does(lived):
     both = world.branch(start, vectors(FORWARD, LEFT, batch=3), chance())
     assert both["vision"].shape[0] == 6 and torch.equal(both["action"][0::2], ahead["action"])
     jumped = world.jump(start, vectors(FORWARD, LEFT, FORWARD, batch=3), [1, 3], chance())
-    assert jumped["audio"].shape[0] == 6 and world.reach == 64
+    assert jumped["audio"].shape[0] == 6 and world.reach == 8
     for state in (start, ahead, both, jumped):
         features = world.features(state)
         reward, goes_on = world.reward(features), world.continuation(features)
