@@ -26,6 +26,7 @@ from metabonk.record.sampling import (
     Sequences,
     draw,
     held_out,
+    held_out_pieces,
 )
 from metabonk.record.store import ChunkBuilder, Store, Writer
 
@@ -254,6 +255,53 @@ def test_held_out_episodes_stay_held_out() -> None:
     assert (held_out(numbers[:50], 0.1) == out[:50]).all()
     assert not held_out(numbers, 0.0).any() and held_out(numbers, 1.0).all()
     assert (held_out(numbers, 0.2) >= out).all()
+
+
+def pieces_of(lengths: list[int], chunk: int = 20) -> np.ndarray:
+    """Pieces of episodes of these lengths, cut where chunks end."""
+    rows = [(episode, at, min(chunk, length - at)) for episode, length in enumerate(lengths) for at in range(0, length, chunk)]
+    place = np.cumsum([0] + [size for *_, size in rows])
+    return np.array([(0, 0, p, size, episode, at, p) for p, (episode, at, size) in zip(place, rows, strict=False)])
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_at_least_one_whole_episode_is_held_out_and_the_longest_never(seed: int) -> None:
+    many = np.random.default_rng(seed).integers(1, 90, 200).tolist()
+    for lengths in ([50] * 2, [30, 90, 60], [5, 5, 5, 70, 40], many):
+        pieces = pieces_of(lengths)
+        for fraction in (0.1, 0.5):
+            out = held_out_pieces(pieces, fraction, seed)
+            held, kept = set(pieces[out, 4]), set(pieces[~out, 4])
+            assert held and not held & kept, "whole episodes"
+            assert int(np.argmax(lengths)) in kept
+        assert not held_out_pieces(pieces, 0.0, seed).any() and held_out_pieces(pieces, 1.0, seed).all()
+    uneven = pieces_of([5, 5, 5, 70, 40])
+    assert set(uneven[held_out_pieces(uneven, 0.001), 4]) == {4}, "none of the short ones"
+    assert not held_out_pieces(pieces_of([50]), 0.5, seed).any(), "one episode alone is learned from"
+    equal = pieces_of([10] * 500)
+    other = held_out_pieces(equal, 0.1, seed + 1)
+    assert 20 < other.sum() < 90 and (other != held_out_pieces(equal, 0.1, seed)).any()
+
+
+def test_one_split_for_sequences_of_every_length(tmp_path: Path) -> None:
+    """Loaders of other lengths and seeds agree; a sequence longer than what is held out, or one episode alone, is no error."""
+    path = record(tmp_path / "store", [play([30, 41, 25, 38], 1)], 16).path
+    held = set()
+    for length, seed in ((1, 0), (8, 5), (24, 9)):
+        data = ExperienceData(path, SequenceConfig(length=length, batch_size=4, batches_per_epoch=9, seed=seed, validation=0.1))
+        data.prepare_data()
+        data.setup()
+        held.add(frozenset(int(e) for batch in data.val_dataloader() for e in batch.episode.flatten()))
+        assert not {int(e) for batch in data.train_dataloader() for e in batch.episode.flatten()} & set().union(*held)
+    assert len(held) == 1 and len(*held) == 1
+    data = ExperienceData(path, SequenceConfig(length=41, batch_size=2, validation=0.1))
+    data.setup()
+    assert data.val_dataloader() == []
+    record(tmp_path / "alone", [play([30], 1)], 16)
+    alone = ExperienceData(tmp_path / "alone", SequenceConfig(length=8, batch_size=2, validation=0.5))
+    alone.prepare_data()
+    alone.setup()
+    assert alone.val_dataloader() == [] and len(alone.train_dataloader().sequences) == 23
 
 
 def fingerprints(loader: SequenceLoader | list[Batch]) -> list[tuple[float, ...]]:

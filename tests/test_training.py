@@ -1,5 +1,6 @@
 """Training: what no page can show: kills, Ctrl-C, several processes, full disks, checkpoints that do not fit."""
 
+import contextlib
 import os
 import random
 import signal
@@ -22,7 +23,7 @@ from metabonk.core.capture import CapturedStep
 from metabonk.core.errors import DiskFull, FolderError, FolderLocked, TrainingStopped, UsageError
 from metabonk.core.files import folder_lock
 from metabonk.core.optimizer import LaProp, Muon, orthogonalize
-from metabonk.core.training import Learner, TrainConfig, fit, read_log
+from metabonk.core.training import Learner, TrainConfig, curves, fit, held_out_verdict, read_log, uninterrupted
 
 Pairs = list[tuple[Tensor, Tensor]]
 
@@ -129,6 +130,61 @@ def test_resume(tmp_path: Path, data: Any, accumulate: int) -> None:
     assert same(whole, outcome(tmp_path / "parts", fit(Noisy(), data(), tmp_path / "parts", config)))
     other = fit(Noisy(), data(), tmp_path / "other", config.change(seed=1))
     assert not same(whole, outcome(tmp_path / "other", other))
+
+
+HELD = CONFIG.change(validate_every=8)  # looks at 8, 16, ..., 40
+
+
+def test_looking_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With batches held out or without: the same weights, buffers and losses, to the last bit. Control: nothing is put back."""
+    without = outcome(tmp_path / "without", fit(Noisy(), Counting(), tmp_path / "without", HELD))
+
+    def looked_at(folder: Path) -> tuple[dict[str, Tensor], pd.DataFrame]:
+        weights, log = outcome(folder, fit(Noisy(), Counting(), folder, HELD, validation=pairs(3)))
+        held = log.dropna(subset="val/loss")
+        assert held["step"].tolist() == [8, 16, 24, 32, 40] and held["val/loss/fit"].nunique() == 5
+        return weights, log[[name for name in log if not name.startswith("val/")]]
+
+    assert same(without, looked_at(tmp_path / "with"))
+    with monkeypatch.context() as patch:
+        patch.setattr("metabonk.core.training._untouched", lambda learner, seed: contextlib.nullcontext())
+        assert not same(without, looked_at(tmp_path / "control"))
+
+
+def test_looks_are_those_of_a_training_that_was_not_stopped(tmp_path: Path) -> None:
+    """Stopped between two looks, and at one: the same log, the held-out numbers included, and the same best step."""
+    whole = fit(Noisy(), Counting(), tmp_path / "whole", HELD, validation=pairs(3))
+    for stop in (11, 16):
+        learner = Noisy()
+        learner.after_step = lambda learner=learner, stop=stop: learner.steps_done == stop and os.kill(  # type: ignore
+            os.getpid(), signal.SIGINT
+        )
+        with pytest.raises(KeyboardInterrupt, match=f"step {stop}"):
+            uninterrupted(fit(learner, Counting(), tmp_path / "parts", HELD, validation=pairs(3)))
+    parts = uninterrupted(fit(Noisy(), Counting(), tmp_path / "parts", HELD, validation=pairs(3)))
+    assert same(outcome(tmp_path / "whole", whole), outcome(tmp_path / "parts", parts)) and parts.best == whole.best
+    assert fit(Noisy(), Counting(), tmp_path / "parts", HELD).best == whole.best
+
+
+def test_training_ends_where_what_is_held_out_gets_worse(tmp_path: Path) -> None:
+    """Held out is the opposite of what is learned: patience ends the training and names the best step, a warning tells."""
+    opposite = [(x, -50 * y) for x, y in pairs()]  # from the first step on
+    config = HELD.change(patience=3, steps=60)
+    folder = tmp_path / "patient"
+    learner = fit(Sharing(), pairs(), folder, config, validation=opposite)
+    assert learner.best is not None and learner.best[0] + 3 * 8 == learner.steps_done < 60
+    assert learner.stopped == f"held-out loss: 3 looks without a lower one than at step {learner.best[0]}"
+    assert uninterrupted(learner).stopped  # no Ctrl-C
+    again = fit(Sharing(), pairs(), folder, config, validation=opposite)
+    assert (again.steps_done, again.stopped, again.best) == (learner.steps_done, learner.stopped, learner.best)
+    on = fit(Sharing(), pairs(), folder, config.change(patience=0), validation=opposite)
+    assert on.steps_done == 60 and held_out_verdict(folder).startswith("Warning: held out, loss rose from")
+    fit(Sharing(), pairs(), tmp_path / "same", config, validation=pairs())
+    assert "it did not rise" in held_out_verdict(tmp_path / "same")
+    fit(Sharing(), pairs(), tmp_path / "none", config)
+    assert held_out_verdict(tmp_path / "none").startswith("Nothing was held out")
+    dashed = [line for line in curves(folder).data if line.line.dash == "dash"]
+    assert {line.name for line in dashed} == {"loss, held out", "loss/fit, held out"}
 
 
 def test_killed(tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ class DreamLearner(Learner):
     "Teaches an actor-critic in dreams that start from recorded rows"
 
     frozen = ("model",)
+    validates = False  # what it learns from is dreamed, and its returns are no errors
 
     def __init__(
         self,

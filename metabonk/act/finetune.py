@@ -20,7 +20,7 @@ from ..core.config import Config
 from ..core.errors import UsageError
 from ..core.files import disk_errors, write_atomic
 from ..core.seed import spawn_seeds
-from ..core.training import Learner, TrainConfig, fit
+from ..core.training import Learner, TrainConfig, fit, uninterrupted
 from ..dream.interface import Saveable
 from ..record.store import Store
 
@@ -68,9 +68,9 @@ class ShortUpdates:
     ) -> None:
         "Learn from the store"
         if self.learner is not None:
-            fit(self.learner(agent.model), self.data(store), folder / "model", self.model)
+            uninterrupted(fit(self.learner(agent.model), self.data(store), folder / "model", self.model))
         dreamer = DreamLearner(agent.model, agent.actor_critic, self.dreams, objective=self.objective)
-        fit(dreamer, self.data(store), folder / "policy", self.policy)
+        uninterrupted(fit(dreamer, self.data(store), folder / "policy", self.policy))
 
 # %% ../../nbs/act/65_finetune.ipynb #65-finetune-009
 class FineTune(Rounds):

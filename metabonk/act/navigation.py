@@ -32,7 +32,7 @@ from ..core.config import Config
 from ..core.errors import FolderError, UsageError
 from ..core.files import claim_folder, replacing, write_atomic
 from ..core.text import loads, parse_json
-from ..core.training import Learner, TrainConfig, fit
+from ..core.training import Learner, TrainConfig, fit, uninterrupted
 from ..dream.interface import Imagined, State, WorldModel
 from ..nn.distributions import Categorical
 from ..nn.noise import Generators
@@ -500,7 +500,7 @@ def train_navigation(
     "Teach a navigation agent in the games themselves"
     learner = NavigationLearner(net, config, settings)
     try:
-        fit(learner, [torch.zeros(1)], folder, train or TrainConfig.preset("tiny"))
+        uninterrupted(fit(learner, [torch.zeros(1)], folder, train or TrainConfig.preset("tiny")))
     finally:
         learner.close()
     return NavigationAgent(net)

@@ -243,12 +243,12 @@ class AVLearner(AveragedLearner):
         batch: Any,  # a `LatentBatch` of B contexts, tensors
     ) -> dict[str, Tensor]:  # (batch, goals) each
         "Errors in the parts of this stage"
-        stage = self.config.stage(self.steps_done)
+        stage = self.stage if self.stage and not self.training else self.config.stage(self.steps_done)  # a look begins none
         if stage != self.stage:
             self.begin(stage)
         task = make_task(self.model.config, batch, STAGES[stage].parts)
         step = self.diffusion.draw_steps(tuple(task.offset.shape))
-        losses = task_losses(self.model, self.diffusion, task, step)
+        losses = task_losses(self.model if self.training else self.average, self.diffusion, task, step)  # what is kept is judged
         if self.ending is not None and "ending" in STAGES[stage].learns:
             losses["ending"] = self.ending.loss(batch)
         return losses

@@ -599,6 +599,8 @@ class CausalTokenizer(nn.Module):
 class CausalTokenizerLearner(Learner):
     "Trains a causal tokenizer on clips"
 
+    criterion = "watch/error"  # losses are divided by their running size, which falls with them
+
     def __init__(
         self,
         tokenizer: CausalTokenizer,  # what learns
@@ -617,7 +619,9 @@ class CausalTokenizerLearner(Learner):
         for part in (self.tokenizer.encoder, self.tokenizer.decoder):
             if isinstance(part, Transformer):
                 part.check_length(batch.shape[1])
-        return self.tokenizer.losses(batch)
+        losses = self.tokenizer.losses(batch)
+        self.watch("error", self.tokenizer.rms.whole(losses, self.scales))
+        return losses
 
 
 def _without_measure(tokenizer: nn.Module, weights: dict[str, Tensor], prefix: str, _: Any) -> None:

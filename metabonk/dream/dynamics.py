@@ -567,6 +567,7 @@ def cut_clip(
 class DynamicsLearner(Learner):
     "Trains the dynamics on clips"
 
+    criterion = "watch/error"  # losses are divided by their running size, which falls with them
     frozen = ("model.tokenizer",)
     blocks = ("model.dynamics.transformer.layers",)
 
@@ -600,4 +601,6 @@ class DynamicsLearner(Learner):
         self.model.dynamics.transformer.check_length(batch.shape[1])
         if self.short:
             batch = cut_clip(batch, batch_length(self.steps_done, self.train_config.steps, self.short, batch.shape[1]))
-        return self.model.losses(batch, self.learned + self.steps_done)
+        losses = self.model.losses(batch, self.learned + self.steps_done)
+        self.watch("error", self.model.rms.whole(losses, self.scales))
+        return losses

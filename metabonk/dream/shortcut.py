@@ -7,7 +7,7 @@ __all__ = ['Denoiser', 'per_frame', 'corrupt', 'advance_level', 'sample', 'ramp'
            'ShortcutConfig', 'draw_levels', 'grid_index', 'bootstrap_rows', 'RunningRMS']
 
 # %% ../../nbs/dream/53_shortcut.ipynb #53-shortcut-002
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -215,6 +215,15 @@ class RunningRMS(nn.Module):
         "What a loss is divided by"
         i = self.names.index(name)
         return (self.squares[i] / self.weights[i].clamp(min=1e-8)).sqrt().clamp(min=self.floor)
+
+    @torch.no_grad()
+    def whole(
+        self,
+        losses: Mapping[str, Float[Tensor, "..."]],  # divided by their sizes
+        scales: Mapping[str, float],  # weights in the sum
+    ) -> Float[Tensor, ""]:  # can be compared with that of any other step
+        "The sum of the losses as they were before they were divided"
+        return torch.stack([scales[name] * self.size(name) * loss.float().mean() for name, loss in losses.items()]).sum()
 
     def forward(
         self,

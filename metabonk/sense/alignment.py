@@ -28,7 +28,7 @@ from ..core.products import Linear
 from ..core.training import Learner
 from ..record.cache import Cache
 from ..record.experience import Columns
-from ..record.sampling import ExperienceData, SequenceConfig, held_out
+from ..record.sampling import ExperienceData, SequenceConfig
 from ..record.store import Store
 from .logmel import LogMel, LogMelConfig
 from .tokens import Hearing, pick_senses
@@ -165,8 +165,8 @@ class AlignmentData(ExperienceData):
     ) -> Int[np.ndarray, " episodes"]:  # their numbers
         "Which episodes are for what"
         self.prepare_data()
-        numbers = np.unique(self.open().pieces[:, 4])
-        chosen = numbers[held_out(numbers, self.config.validation) == held]
+        cache = self.open()
+        chosen = np.unique(cache.pieces[self.held_out(cache) == held, 4])
         if not len(chosen):
             raise StoreError(f"no episode of {self.store} is {'held out' if held else 'left to train on'}: record more of them")
         return chosen

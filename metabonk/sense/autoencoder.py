@@ -27,7 +27,7 @@ from ..core.errors import MissingLibrary, UsageError
 from ..core.files import claim_folder, disk_errors, write_atomic
 from ..core.seed import seed_everything, spawn_seeds
 from ..core.text import loads, parse_json
-from ..core.training import Learner, TrainConfig, fit
+from ..core.training import Learner, TrainConfig, fit, uninterrupted
 from ..record.cache import Cache
 from ..record.store import Store
 from .tokens import RowData, Rows, weights_fingerprint
@@ -464,6 +464,7 @@ def train_autoencoder(
     seed: int = 0,  # first weights and all draws follow from it
     cache: str | Path | None = None,  # folder of the training cache; beside the store if not given
     perceptual: nn.Module | None = None,  # compares (n, 3, height, width) from -1 to 1: a distance each
+    validation: float = 0.0,  # fraction of the episodes held out
 ) -> Autoencoder:  # frozen, and saved in `folder`
     "Train an autoencoder on a recording; called again after an interruption it goes on where it stood"
     store = store if isinstance(store, Store) else Store.open(store)
@@ -475,8 +476,9 @@ def train_autoencoder(
     source = Cache.build(store, cache)
     images = torch.from_numpy(source.image[spread_rows(source, 4096)])
     seed_everything(seeds[0])
-    autoencoder, data = Autoencoder(config).start_from(images), RowData(store.path, None, batch_size, seeds[1], cache)
-    fit(AutoencoderLearner(autoencoder, perceptual), data, folder, training or TrainConfig.preset("tiny"))
+    autoencoder = Autoencoder(config).start_from(images)
+    data = RowData(store.path, None, batch_size, seeds[1], cache, validation)
+    uninterrupted(fit(AutoencoderLearner(autoencoder, perceptual), data, folder, training or TrainConfig.preset("tiny")))
     autoencoder.cpu().requires_grad_(False).eval().calibrate(images)
     autoencoder.save(folder)
     return autoencoder

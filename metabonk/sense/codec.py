@@ -25,7 +25,7 @@ from ..core.config import Config
 from ..core.errors import UsageError
 from ..core.seed import seed_everything, spawn_seeds
 from ..core.text import loads
-from ..core.training import Learner, TrainConfig, fit
+from ..core.training import Learner, TrainConfig, fit, uninterrupted
 from ..record.cache import Cache
 from ..record.encoded import Sounds
 from ..record.experience import Columns, Schema
@@ -493,8 +493,9 @@ class CropData(ExperienceData):
         batch_size: int = 16,  # crops in a batch
         seed: int = 0,  # all draws follow from it
         cache: str | Path | None = None,  # folder of the training cache; beside the store if not given
+        validation: float = 0.0,  # fraction of the episodes held out
     ) -> None:
-        super().__init__(store, SequenceConfig(length=1, batch_size=batch_size, seed=seed), cache)
+        super().__init__(store, SequenceConfig(length=1, batch_size=batch_size, seed=seed, validation=validation), cache)
         self.samples = samples
 
     def open(self) -> CropCache:
@@ -569,6 +570,7 @@ def train_codec(
     crop: float = 0.38,  # seconds of sound in each, beside the step before it
     seed: int = 0,  # first weights and all draws follow from it
     cache: str | Path | None = None,  # folder of the training cache; beside the store if not given
+    validation: float = 0.0,  # fraction of the episodes held out
 ) -> Codec:  # frozen, and saved in `folder`
     "Train a codec on a recording; called again after an interruption it goes on where it stood"
     store = store if isinstance(store, Store) else Store.open(store)
@@ -577,8 +579,8 @@ def train_codec(
     seed_everything(seeds[0])
     codec = Codec(config).start_from(pca)
     samples = round(crop * config.sample_rate / config.frame) * config.frame
-    data = CropData(store.path, config.samples + samples, batch_size, seeds[1], cache)
-    codec = fit(CodecLearner(codec), data, folder, training or TrainConfig.preset("tiny")).codec.cpu()
+    data = CropData(store.path, config.samples + samples, batch_size, seeds[1], cache, validation)
+    codec = uninterrupted(fit(CodecLearner(codec), data, folder, training or TrainConfig.preset("tiny"))).codec.cpu()
     crops, source = CropCache(data.training_cache(), 2 * config.samples), data.training_cache()
     both = torch.from_numpy(np.stack([crops.until(int(row)) for row in spread_rows(source, 1024)]))
     past, now = both.split(config.samples, 2)

@@ -74,6 +74,7 @@ class Quantizer(nn.Module):
     ):
         super().__init__()
         self.size, self.codes, self.least, self.cosine = size, codes, least, cosine
+        self.commitment = commitment
         self.vq = VectorQuantize(size, codes, decay=decay, commitment_weight=commitment, use_cosine_sim=cosine)
         self.register_buffer("started", torch.tensor(False))
 
@@ -95,7 +96,8 @@ class Quantizer(nn.Module):
         "Codes in place of vectors (the gradient passes through), their numbers, and the commitment loss; learns in training"
         if not self.training:
             tokens = self.encode(vectors)
-            return self.decode(tokens), tokens, vectors.new_zeros(())
+            quantized = self.decode(tokens)
+            return quantized, tokens, self.commitment * nn.functional.mse_loss(self._place(vectors), quantized)
         flat = self._place(vectors.detach().flatten(0, 1))
         if not self.started:
             self._put(torch.arange(self.codes, device=flat.device), spread(flat, self.codes), len(flat) / self.codes)

@@ -24,7 +24,7 @@ from ..core.errors import UsageError, unknown
 from ..core.files import claim_folder, disk_errors, write_atomic
 from ..core.seed import seed_everything, spawn_seeds
 from ..core.text import loads, parse_json
-from ..core.training import Learner, TrainConfig, fit
+from ..core.training import Learner, TrainConfig, fit, uninterrupted
 from ..record.cache import Cache
 from ..record.encoded import EncodedRows, Sounds
 from ..record.experience import Columns, Schema
@@ -519,8 +519,9 @@ class RowData(ExperienceData):
         batch_size: int = 64,  # rows in a batch
         seed: int = 0,  # all draws follow from it
         cache: str | Path | None = None,  # folder of the training cache; beside the store if not given
+        validation: float = 0.0,  # fraction of the episodes held out
     ) -> None:
-        super().__init__(store, SequenceConfig(length=1, batch_size=batch_size, seed=seed), cache)
+        super().__init__(store, SequenceConfig(length=1, batch_size=batch_size, seed=seed, validation=validation), cache)
         self.logmel = logmel
 
     def open(self) -> RowCache:
@@ -559,6 +560,7 @@ def train_tokenizers(
     batch_size: int = 64,  # rows in a batch
     seed: int = 0,  # first weights and all draws follow from it
     cache: str | Path | None = None,  # folder of the training cache; beside the store if not given
+    validation: float = 0.0,  # fraction of the episodes held out
 ) -> Tokenizers:  # frozen, and saved in `folder`
     "Train eyes and ears on a recording; called again after an interruption it goes on where it stood"
     store, folder = store if isinstance(store, Store) else Store.open(store), Path(folder)
@@ -581,8 +583,8 @@ def train_tokenizers(
     for name, tokenizer, heard, config, chance in parts:
         if tokenizer is not None:
             tokenizer.requires_grad_(True).train()
-            data = RowData(store.path, heard, batch_size, chance, cache)
-            fit(TokenizerLearner(tokenizer), data, folder / name, config)
+            data = RowData(store.path, heard, batch_size, chance, cache, validation)
+            uninterrupted(fit(TokenizerLearner(tokenizer), data, folder / name, config))
     tokenizers = Tokenizers(eyes, ears, logmel if hear else None, schema.game).cpu()
     tokenizers.save(folder)
     return tokenizers
