@@ -177,20 +177,21 @@ def test_looks_are_those_of_a_training_that_was_not_stopped(tmp_path: Path) -> N
 
 def test_training_ends_where_what_is_held_out_gets_worse(tmp_path: Path) -> None:
     """Held out is the opposite of what is learned: patience ends the training and names the best step, a warning tells."""
-    opposite = [(x, -50 * y) for x, y in pairs()]  # from the first step on
+    taught = [(x, 3 * x.sum(1, keepdim=True)) for x, _ in pairs()]
+    opposite = [(x, -y) for x, y in taught]  # worse from the first step on
     config = HELD.change(patience=3, steps=60)
     folder = tmp_path / "patient"
-    learner = fit(Sharing(), pairs(), folder, config, validation=opposite)
+    learner = fit(Sharing(), taught, folder, config, validation=opposite)
     assert learner.best is not None and learner.best[0] + 3 * 8 == learner.steps_done < 60
     assert learner.stopped == f"held-out loss: 3 looks without a lower one than at step {learner.best[0]}"
     assert uninterrupted(learner).stopped  # no Ctrl-C
-    again = fit(Sharing(), pairs(), folder, config, validation=opposite)
+    again = fit(Sharing(), taught, folder, config, validation=opposite)
     assert (again.steps_done, again.stopped, again.best) == (learner.steps_done, learner.stopped, learner.best)
-    on = fit(Sharing(), pairs(), folder, config.change(patience=0), validation=opposite)
+    on = fit(Sharing(), taught, folder, config.change(patience=0), validation=opposite)
     assert on.steps_done == 60 and held_out_verdict(folder).startswith("Warning: held out, loss rose from")
-    fit(Sharing(), pairs(), tmp_path / "same", config, validation=pairs())
+    fit(Sharing(), taught, tmp_path / "same", config, validation=taught)
     assert "it did not rise" in held_out_verdict(tmp_path / "same")
-    fit(Sharing(), pairs(), tmp_path / "none", config)
+    fit(Sharing(), taught, tmp_path / "none", config)
     assert held_out_verdict(tmp_path / "none").startswith("Nothing was held out")
     dashed = [line for line in curves(folder).data if line.line.dash == "dash"]
     assert {line.name for line in dashed} == {"loss, held out", "loss/fit, held out"}
