@@ -491,6 +491,7 @@ sections = [
     "milestones",
     "ends",
     "names",
+    "planner",
 ]
 odd = st.recursive(
     st.none()

@@ -26,6 +26,7 @@ from ..core.config import check_value
 from ..core.errors import RomError, UsageError, nearest, unknown
 from ..core.files import unpinned
 from ..core.text import read_yaml
+from .planning import Planning, read_planning
 
 # %% ../../nbs/play/16_profile.ipynb #16-profile-007
 SPEC = re.compile(r"0x([0-9a-fA-F]{1,6}) +([a-z]+[0-9]{0,4}(?:le|be)?)")
@@ -405,7 +406,8 @@ def compile_expressions(
 # %% ../../nbs/play/16_profile.ipynb #16-profile-029
 MACHINES = {"gameboy": ("a", "b", "start", "select", "up", "down", "left", "right")}  # the buttons of each
 SECTIONS = (
-    "title", "like", "machine", "rom", "notes", "actions", "probes", "records", "values", "terms", "milestones", "ends", "names"
+    "title", "like", "machine", "rom", "notes", "actions", "probes", "records", "values", "terms", "milestones", "ends", "names",
+    "planner",
 )
 PROFILES = Path(metabonk.__file__).parent / "play" / "profiles"  # those that come with the package
 
@@ -475,7 +477,8 @@ class Profile:
     milestones: list[str]  # names, in the order of the file
     labels: dict[str, dict[int, str]]  # what the numbers of a probe are called
     value_names: list[str]  # numbers made of probes
-    fingerprint: str  # SHA-256 of the file's sections, title and notes aside
+    planning: Planning  # what a planner is told
+    fingerprint: str  # SHA-256 of what decides what is played and recorded: not of title, notes, and a planner's words
     probes: Callable[[Callable[[int, int], bytes]], dict[str, int]] = field(repr=False)  # reads all, by name
     _update: Callable[[Mapping[str, int], Memory], tuple[Any, ...]] = field(repr=False)  # the compiled expressions
     _places: int = field(repr=False)  # size of the memory they need
@@ -665,11 +668,14 @@ def compile_profile(
         translator.define(key, text, f"value {key!r}")
     check_names(path, "term", content.get("terms", {}))
     check_names(path, "milestone", content.get("milestones", {}))
+    labels = {key: check_value(given, dict[int, str], f"{path}: names: {key}") for key, given in content.get("names", {}).items()}
+    planning = read_planning(path, content, labels)
+    expressions = {key: milestone.reached for key, milestone in planning.milestones.items()}
     terms = {key: translator.term(text, f"term {key!r}") for key, text in content.get("terms", {}).items()}
     parts = [
         [f"x_{key}" for key in content.get("values", {})],
         [source for _, source in terms.values()],
-        [translator.number(translator.parse(t, f"milestone {k!r}")) for k, t in content.get("milestones", {}).items()],
+        [translator.number(translator.parse(t, f"milestone {k!r}")) for k, t in expressions.items()],
     ]
     ends = translator.number(translator.parse(content.get("ends", 0), "ends"))
     result = ", ".join("(" + "".join(f"{source}, " for source in part) + ")" for part in parts)
@@ -682,17 +688,17 @@ def compile_profile(
         if key not in used:
             raise unknown(f"reward term of {name}", key, used)
         used[key] = check_value(weight, float, f"the weight of {key} in {name}")
-    decisive = {key: value for key, value in content.items() if key not in ("title", "notes")}
-    labels = content.get("names", {})
+    decisive = {key: value for key, value in content.items() if key not in ("title", "notes", "planner")}
+    decisive |= {"milestones": expressions} if "milestones" in content else {}
     for key in labels:
         if key not in taken:
             raise UsageError(f"{path}: names: {unknown('probe', str(key), taken)}")
-        check_value(labels[key], dict[int, str], f"{path}: names: {key}")
+    compile_expressions(planning.expressions, [*table, *content.get("values", {})], path, "planner")
     return Profile(
         name=name, title=content["title"], machine=machine, notes=str(content.get("notes", "")),
         rom_title=rom.get("title"), rom_sha1=sha1.lower() if sha1 else None,
         actions=check_actions(path, machine, content.get("actions", {})), table=table, weights=used,
-        milestones=list(content.get("milestones", {})), labels=labels, value_names=list(content.get("values", {})),
+        milestones=list(expressions), labels=labels, value_names=list(content.get("values", {})), planning=planning,
         fingerprint=hashlib.sha256(repr(decisive).encode()).hexdigest(),
         probes=compile_probes(table), _update=update, _places=translator.places,
     )  # fmt: skip
