@@ -51,7 +51,8 @@ def main() -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     config = LanguagePlannerConfig(base_url=f"http://127.0.0.1:{server.server_port}/v1", model="double", deadline=options.answer + 30)
     goals, game, random = Goals(load_profile("bonk")), make_game("bonk", hp=9), np.random.default_rng(0)
-    planner, taken = LanguagePlanner(goals, config), {"no call": [], "a call": []}  # type: dict[str, list[tuple[float, float]]]
+    planner = LanguagePlanner(goals, config)
+    taken: dict[str, list[tuple[float, float]]] = {"no call": [], "a call": []}
 
     def block(kind: str, seconds: float) -> None:
         _, info = game.reset(seed=1)

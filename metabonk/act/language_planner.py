@@ -164,7 +164,6 @@ async def exchange(
 
     none = openai.Omit()
     headers: Any = {"OpenAI-Organization": none, "OpenAI-Project": none, "Accept-Encoding": "identity"}
-    headers |= {} if key else {"Authorization": none}
     try:
         async with asyncio.timeout(config.deadline):
             http = openai.DefaultAsyncHttpxClient(follow_redirects=False, trust_env=False, event_hooks={"response": [refused]})

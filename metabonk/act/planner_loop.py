@@ -34,7 +34,7 @@ class LoopConfig(Config):
     latency_steps: int | None = None  # steps from question to answer, whatever it took: runs repeat bit for bit; None: real time
     stuck_steps: int = 100  # steps without anything new after which he is stuck
     gap_steps: int = 15  # from one call to the next, at least
-    stale_steps: int = 1000  # an older answer is dropped
+    stale_steps: int = 3600  # an older answer is dropped: a minute at 60 steps a second
     step_seconds: float = 4 / 59.7275  # length of a step, for the waits of a loop with fixed latency
     first_wait: float = 2.0  # seconds after a failure; doubled by each further one
     longest_wait: float = 300.0  # seconds
