@@ -49,7 +49,8 @@ def main() -> None:
     Double.seconds = options.answer
     server = ThreadingHTTPServer(("127.0.0.1", 0), Double)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    config = LanguagePlannerConfig(base_url=f"http://127.0.0.1:{server.server_port}/v1", model="double", deadline=options.answer + 30)
+    url, deadline = f"http://127.0.0.1:{server.server_port}/v1", options.answer + 30
+    config = LanguagePlannerConfig(base_url=url, model="double", deadline=deadline)
     goals, game, random = Goals(load_profile("bonk")), make_game("bonk", hp=9), np.random.default_rng(0)
     planner = LanguagePlanner(goals, config)
     taken: dict[str, list[tuple[float, float]]] = {"no call": [], "a call": []}
