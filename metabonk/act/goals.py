@@ -170,9 +170,9 @@ class Watch:
         told = self.goals.planning
         new = {name for name in told.milestones if found[f"milestone/{name}"]} - self._reached
         self._reached = self._reached | new if new else self._reached
-        lists = [tuple(found[f"{kind}/{i}"] for i in range(len(getattr(told, kind)))) for kind in ("moves", "replan")]
+        moves, replan = (tuple(found[f"{kind}/{i}"] for i in range(len(getattr(told, kind)))) for kind in ("moves", "replan"))
         place = told.places.get(int(found["place"]), "") if told.place else ""
-        return Seen(self._step, place, self._state(found), *lists, bool(found["lost"]), self._reached)
+        return Seen(self._step, place, self._state(found), moves, replan, bool(found["lost"]), self._reached)
 
     def _state(self, found: Mapping[str, Number]) -> dict[str, Any]:
         labels, state = self.goals.profile.labels, {}
