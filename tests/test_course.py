@@ -243,7 +243,7 @@ def test_milestones_come_in_the_order_of_the_way(course: Walkthrough) -> None:
     reached = {name: step for name, step in course.game.milestones.items() if step is not None}
     way = ["first_member", "viridian_city", "viridian_forest", "pewter_city", "boulder_badge", "mt_moon", "cerulean_city"]
     assert sorted(way, key=reached.__getitem__) == way and reached["cascade_badge"] > reached["cerulean_city"]
-    assert set(reached) == {*way, "first_win", "cascade_badge"}
+    assert {*way, "first_win", "cascade_badge"} <= set(reached)
     first = next(i for i, (_, terms) in enumerate(course.rows, 1) if terms["battle"])
     assert reached["first_win"] == first
     assert not course.game.over  # the profile knows no end: an episode's length is the player's choice
