@@ -41,8 +41,10 @@ from metabonk.dream.interface import dream_along
 from metabonk.dream.shortcut import ShortcutConfig
 from metabonk.measure.clips import log_spectral_distance, psnr, restored
 from metabonk.measure.dreams import Film, dream_films
+from metabonk.measure.movers import empty_rooms, places_of
 from metabonk.play.game import make_game
 from metabonk.play.policies import ScriptedPolicy
+from metabonk.play.profile import load_profile
 from metabonk.record.cache import Cache
 from metabonk.record.exchange import picture_times, write_media
 from metabonk.record.recorder import record
@@ -96,17 +98,8 @@ def on_map(screen: Tensor, place: Tensor) -> Tensor:
 
 def probes(cache: Cache) -> tuple[Tensor, Tensor]:
     """Screen (rows,) and place in it (rows, 2) of the hero, as the game has them."""
-    screen, x, y = (torch.from_numpy(cache.table[f"probes/{name}"].astype(np.int64)) for name in ("screen", "x", "y"))
-    return screen, torch.stack([x, y], -1).float()
-
-
-def empty_rooms(image: np.ndarray, screen: Tensor) -> Tensor:
-    """Each of the nine screens without a hero: the median of some of its pictures, (9, size, size, 3)."""
-    rooms = torch.zeros(9, *image.shape[1:])
-    for which in screen.unique():
-        rows = (screen == which).nonzero()[:, 0]
-        rooms[which] = torch.from_numpy(image[rows[:: max(1, len(rows) // 200)].numpy()]).float().median(0).values
-    return rooms
+    place, screen = places_of(cache, load_profile("bonk").movers["hero"])
+    return screen, place
 
 
 def paled(image: Tensor, rooms: Tensor, screen: Tensor, place: Tensor, left: Tensor) -> Tensor:
@@ -122,7 +115,7 @@ def train_reader(cache: Cache, tokenizer: CausalTokenizer, codes: Any, steps: in
     """A reader of frames as they were and as the tokenizer restores them, of half of them with a hero who is pale or gone."""
     torch.manual_seed(seed)
     screen, place = probes(cache)
-    reader = Reader(empty_rooms(cache.image, screen))
+    reader = Reader(empty_rooms(cache.image, screen, 9))
     optimizer = torch.optim.AdamW(reader.parameters(), 2e-3)
     for _ in range(steps):
         rows = torch.randint(len(screen), (64,)).sort().values

@@ -6,9 +6,9 @@
 __all__ = ['SPEC', 'KINDS', 'Number', 'Memory', 'Rows', 'REMEMBER', 'LOOK', 'NUMBERS', 'TABLES', 'OPERATORS', 'LONGEST',
            'DEEPEST', 'MACHINES', 'SECTIONS', 'PROFILES', 'Probe', 'spans', 'compile_probes', 'was', 'gain', 'loss',
            'changed', 'best', 'new', 'since', 'row_changes', 'row_gain', 'row_loss', 'divide', 'Translator',
-           'compile_expressions', 'read_sections', 'check_names', 'check_actions', 'Profile', 'rom_title',
-           'ProfileState', 'find_yaml', 'load_profile', 'profile_names', 'profile_for', 'compile_profile', 'inherited',
-           'compile_table']
+           'compile_expressions', 'read_sections', 'check_names', 'check_actions', 'Mover', 'check_mover', 'Profile',
+           'rom_title', 'ProfileState', 'find_yaml', 'load_profile', 'profile_names', 'profile_for', 'compile_profile',
+           'inherited', 'compile_table']
 
 # %% ../../nbs/play/16_profile.ipynb #16-profile-002
 import ast
@@ -407,7 +407,7 @@ def compile_expressions(
 MACHINES = {"gameboy": ("a", "b", "start", "select", "up", "down", "left", "right")}  # the buttons of each
 SECTIONS = (
     "title", "like", "machine", "rom", "notes", "actions", "probes", "records", "values", "terms", "milestones", "ends", "names",
-    "planner",
+    "planner", "movers",
 )
 PROFILES = Path(metabonk.__file__).parent / "play" / "profiles"  # those that come with the package
 
@@ -461,6 +461,39 @@ def check_actions(path: str, machine: str, actions: Mapping[Any, Any]) -> dict[s
     return checked
 
 # %% ../../nbs/play/16_profile.ipynb #16-profile-033
+@dataclass(frozen=True)
+class Mover:
+    "Something that moves in the picture, and which probes say where"
+
+    x: str  # probe: of its middle, from the left edge of the picture
+    y: str  # probe: of its middle, from the upper edge
+    within: tuple[int, int]  # width and height of the whole picture, in the probes' own unit: pixels of the machine, mostly
+    size: tuple[int, int]  # width and height of what moves, in that unit
+    room: str = ""  # probe: which background it moves before; "": always the same
+
+
+def check_mover(
+    spec: Any,  # its line in a profile
+    where: str,  # what to call it in an error
+    probes: Iterable[str],  # that there are
+) -> Mover:  # checked
+    "A mover from its line in a profile"
+    wanted = check_value(spec, dict[str, Any], where)
+    for key in wanted:
+        if key not in Mover.__annotations__:
+            raise UsageError(f"{where}: {unknown('entry', key, Mover.__annotations__)}")
+    missing = [key for key in ("x", "y", "within", "size") if key not in wanted]
+    if missing:
+        raise UsageError(f"{where} has no {missing[0]!r}: write {{x: PROBE, y: PROBE, within: [160, 144], size: [16, 16]}}")
+    for key in ("x", "y", "room"):
+        if wanted.get(key, "") not in ("", *probes):
+            raise UsageError(f"{where}: {key}: {unknown('probe', str(wanted[key]), probes)}")
+    sizes = {key: check_value(wanted[key], tuple[int, int], f"{where}: {key}") for key in ("within", "size")}
+    if min(*sizes["within"], *sizes["size"]) < 1:
+        raise UsageError(f"{where}: within and size are a width and a height of at least 1, not {sizes}")
+    return Mover(**{**wanted, **sizes})
+
+
 @dataclass(frozen=True, eq=False)
 class Profile:
     "What is known of one game: probes, reward terms, milestones, actions"
@@ -478,6 +511,7 @@ class Profile:
     labels: dict[str, dict[int, str]]  # what the numbers of a probe are called
     value_names: list[str]  # numbers made of probes
     planning: Planning  # what a planner is told
+    movers: dict[str, Mover]  # what moves in the picture, by name
     fingerprint: str  # SHA-256 of what decides what is played and recorded: not of title, notes, and a planner's words
     probes: Callable[[Callable[[int, int], bytes]], dict[str, int]] = field(repr=False)  # reads all, by name
     _update: Callable[[Mapping[str, int], Memory], tuple[Any, ...]] = field(repr=False)  # the compiled expressions
@@ -688,17 +722,19 @@ def compile_profile(
         if key not in used:
             raise unknown(f"reward term of {name}", key, used)
         used[key] = check_value(weight, float, f"the weight of {key} in {name}")
-    decisive = {key: value for key, value in content.items() if key not in ("title", "notes", "planner")}
+    decisive = {key: value for key, value in content.items() if key not in ("title", "notes", "planner", "movers")}
     decisive |= {"milestones": expressions} if "milestones" in content else {}
     for key in labels:
         if key not in taken:
             raise UsageError(f"{path}: names: {unknown('probe', str(key), taken)}")
     compile_expressions(planning.expressions, [*table, *content.get("values", {})], path, "planner")
+    movers = {key: check_mover(spec, f"{path}: mover {key!r}", table) for key, spec in content.get("movers", {}).items()}
     return Profile(
         name=name, title=content["title"], machine=machine, notes=str(content.get("notes", "")),
         rom_title=rom.get("title"), rom_sha1=sha1.lower() if sha1 else None,
         actions=check_actions(path, machine, content.get("actions", {})), table=table, weights=used,
         milestones=list(expressions), labels=labels, value_names=list(content.get("values", {})), planning=planning,
+        movers=movers,
         fingerprint=hashlib.sha256(repr(decisive).encode()).hexdigest(),
         probes=compile_probes(table), _update=update, _places=translator.places,
     )  # fmt: skip
