@@ -59,7 +59,8 @@ def what_is_left(run: Path) -> None:
 def what_is_shown(run: Path) -> None:
     """The report has the score, the curves, and films and sounds that can be played."""
     page = (run / "report.html").read_text()
-    for words in ("<video", "<audio", "sticky random", "dreams only", "fine-tuned", "dreamed / score", "loss/audio"):
+    scores = "sticky random", "dreams only", "fine-tuned", "dreamed / score"
+    for words in ("<video", "<audio", *scores, "loss/audio", "hero there", "other actions"):
         assert words in page, words
     assert json.loads((run / "manifest.json").read_text())["status"] == "done"
 
