@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_measure import PLACES, Walker, walks
 
-from metabonk.core.errors import UsageError
+from metabonk.core.errors import StoreError, UsageError
 from metabonk.measure import reality
 from metabonk.measure.evaluation import score_parts
 from metabonk.measure.reality import RewardSound, RoundCheck, dreamed_returns, first_rows
@@ -139,3 +139,10 @@ def test_a_score_is_the_sum_of_its_parts() -> None:
         "score": 4, "by score": 5, "by hurt": -1, "coins": 2, "screens": 2, "dreamed": 12, "dreamed / score": 3}  # fmt: skip
     assert table.loc["dreamed"].isna()["random"] and "bonks" not in table.index
     assert "dreamed" not in score_parts({"random": none}).index
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"episode,step\n1,2\n"])
+def test_a_damaged_file_of_marks_is_told(check: RoundCheck, content: bytes) -> None:
+    check.marks.write_bytes(content)
+    with pytest.raises(StoreError, match="no list of rows"):
+        check(agent(), "store")

@@ -615,3 +615,12 @@ def test_marks_come_from_a_file_that_may_not_be_there_yet(store: Store, tmp_path
 def test_recent_and_marked_share_a_batch() -> None:
     with pytest.raises(UsageError, match="too much"):
         SequenceConfig(recent=0.7, marked=0.5)
+
+
+@pytest.mark.parametrize("content", [b"episode,step\nx,3\n", b"\xff\xfe\x00", b"episode,step\n1\n"])
+def test_a_damaged_file_of_marks_is_told(store: Store, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "marks.csv").write_bytes(content)
+    data = ExperienceData(store.path, SequenceConfig(length=4, marked=0.5), marks=tmp_path / "marks.csv")
+    data.prepare_data()
+    with pytest.raises(StoreError, match="no list of rows"):
+        data.setup()
