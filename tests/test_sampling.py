@@ -617,7 +617,7 @@ def test_recent_and_marked_share_a_batch() -> None:
         SequenceConfig(recent=0.7, marked=0.5)
 
 
-@pytest.mark.parametrize("content", [b"episode,step\nx,3\n", b"\xff\xfe\x00", b"episode,step\n1\n"])
+@pytest.mark.parametrize("content", [b"episode,step\nx,3\n", b"episode,step\n\xff\xfe\x00", b"episode,step\n1\n"])
 def test_a_damaged_file_of_marks_is_told(store: Store, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "marks.csv").write_bytes(content)
     data = ExperienceData(store.path, SequenceConfig(length=4, marked=0.5), marks=tmp_path / "marks.csv")

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from plotly.subplots import make_subplots
 
-from ..core.errors import UsageError, unknown
+from ..core.errors import StoreError, UsageError, unknown
 from ..core.files import write_atomic
 from ..dream.interface import Policy, TokenPredictor, WorldModel, dream_along, imagine, pick_states
 from .evaluation import evaluation_seeds
@@ -507,7 +507,10 @@ class RoundCheck:
 
     def _keep(self, rows: pd.DataFrame, number: int) -> None:
         "Note what was wrong, beside that of other rounds"
-        before = pd.read_csv(self.marks) if self.marks.exists() else rows.head(0)
+        try:
+            before = pd.read_csv(self.marks)[["episode", "step", "round"]] if self.marks.exists() else rows.head(0)
+        except (ValueError, KeyError):
+            raise StoreError(f"{self.marks} is no list of rows: delete it to go on without marks") from None
         self.marks.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(self.marks, pd.concat([before[before["round"] != number], rows]).to_csv(index=False))
 

@@ -385,7 +385,10 @@ class ExperienceData(L.LightningDataModule):
             return
         if not isinstance(self.train.sequences, Sequences):
             raise UsageError(f"{type(self.train.sequences).__name__} can't draw marked rows more often: leave `marks` out")
-        rows = np.loadtxt(self.marks, np.int64, delimiter=",", skiprows=1, usecols=(0, 1), ndmin=2)
+        try:
+            rows = np.loadtxt(self.marks, np.int64, delimiter=",", skiprows=1, usecols=(0, 1), ndmin=2)
+        except ValueError:
+            raise StoreError(f"{self.marks} is no list of rows: delete it to go on without marks") from None
         self.train.sequences.mark(rows)
 
     def train_dataloader(self) -> SequenceLoader:  # goes on where it stands
