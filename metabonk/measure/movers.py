@@ -254,13 +254,13 @@ def check_movers(
     if restore is not None:
         look("tokenizer", 0, restore(came(0)), None)
     shown = [show(model, state)]
-    look("read", 0, shown[0], probe and probe(model.features(state)))
+    look("read", 0, shown[0], probe(model.features(state)) if probe else None)
     for what, done in (("dream", action), ("other actions", action.roll(len(action) // 2, 0))):
         chance = torch.Generator().manual_seed(seed)
         states = dream_along(model, state, done, keep_states=True, generator=chance).states
         for far in ahead:
             image = show(model, states[far])
-            look(what, far, image, probe and probe(model.features(states[far])))
+            look(what, far, image, probe(model.features(states[far])) if probe else None)
             shown += [image] if what == "dream" else []
     for far in ahead:
         look("stays", far, came(0), place[last])
