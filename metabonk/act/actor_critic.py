@@ -150,7 +150,7 @@ class FiLM(nn.Module):
         changes = self.changes(goal).unflatten(-1, (len(self.units), 2, -1))  # (..., layers, 2, width)
         for i, unit in enumerate(self.units):
             gamma, beta = 1 + changes[..., i, 0, :], changes[..., i, 1, :]
-            x = F.silu(gamma * unit.norm(unit.linear(x)) + beta)
+            x = F.silu(gamma * unit.norm(unit.linear(x)) + beta)  # type: ignore[operator]
         return self.output(x)
 
 

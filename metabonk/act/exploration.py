@@ -70,7 +70,7 @@ class StickyEpsilon(Player):
         spec = self.model.actions
         chance = uniform((len(first), 2), vectors, generator)
         anything = ActionChoice(vectors.new_zeros(len(first), spec.outputs), spec).sample(generator)
-        if wanders is None:
+        if wanders is None or held is None:
             wanders, held = torch.zeros_like(chance[:, 0], dtype=torch.bool), anything
         goes_on = wanders & ~torch.tensor(first, device=vectors.device) & (chance[:, 0] * self.mean_steps >= 1)
         begins = ~goes_on & (chance[:, 1] < self.begins)
@@ -162,7 +162,7 @@ class Exploration(Rounds):
         self.config, self.compare = config or ExplorationConfig(), compare
         self.agent: Agent | None = None  # none before the first round is learned from
         self.explorer: Explorer | None = None
-        about = {"game": game if isinstance(game, str) else game.unwrapped.name, **self.config.to_dict()}
+        about = {"game": game if isinstance(game, str) else game.get_wrapper_attr("name"), **self.config.to_dict()}
         super().__init__(folder, self.config.rounds, about)
         self.seeds = spawn_seeds(self.config.seed, 2 * self.count)  # to play and to learn in each round
 

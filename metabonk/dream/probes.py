@@ -191,7 +191,8 @@ class ProbeLearner(Learner):
             values = {name: value.to(features.device) for name, value in self.probes(batch).items()}
             losses |= self.heads.losses(features, values)
         if self.goals is not None and self.reached is not None:
-            true, logits = self.reached(batch).to(features.device), self.goals.every(features, self.codes)
+            codes = self.get_buffer("codes")
+            true, logits = self.reached(batch).to(features.device), self.goals.every(features, codes)
             losses["reached"] = F.binary_cross_entropy_with_logits(logits, true.to(logits.dtype), reduction="none")
             precision, recall = precision_recall(logits > 0, true)
             self.watch("precision", precision)

@@ -55,7 +55,7 @@ def covered(
     "How much a recording had covered when"
     store = store if isinstance(store, Store) else Store.open(store)
     rows = Cache.build(store, cache)
-    probes = [name.removeprefix("probes/") for name in rows.table.dtype.names if name.startswith("probes/")]
+    probes = [name.removeprefix("probes/") for name in rows.table.dtype.names or () if name.startswith("probes/")]
     for name in places:
         if name not in probes:
             raise unknown("probe", name, probes)
