@@ -32,8 +32,13 @@ from ..record.tasks import in_time
 class TextEncoder(Protocol):
     "Text to numbers"
 
-    name: str  # kept with a policy
-    size: int  # numbers
+    @property
+    def name(self) -> str:
+        "Kept with a policy"
+
+    @property
+    def size(self) -> int:
+        "How many numbers"
 
     def __call__(self, text: str) -> np.ndarray:
         "(size,) float32"
@@ -221,7 +226,7 @@ def hindsight_goals(
     config, rows = config or HindsightConfig(), len(place)
     random, row = np.random.default_rng(seed), np.arange(rows)
     end = _next(begins) - 1  # the last row that this one leads to
-    event = _next(reached.any(1))
+    event = _next(np.asarray(reached.any(1)))
     has_milestone = event <= end
     milestone = 1 + reached[np.minimum(event, rows - 1)].argmax(1)
     ahead = row + random.integers(config.nearest, config.farthest + 1, rows)

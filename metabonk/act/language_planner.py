@@ -286,8 +286,8 @@ class LanguagePlanner:
     def plan(self, situation: Situation) -> Plan:
         "One goal, after at most `deadline` seconds"
         if self.calls >= self.config.calls or self.tokens >= self.config.tokens:
-            spent = f"{self.calls} of {self.config.calls} calls, {self.tokens} of {self.config.tokens} tokens"
-            raise PlannerFailed("budget", f"the budget is used up ({spent})", lasting=True)
+            used = f"{self.calls} of {self.config.calls} calls, {self.tokens} of {self.config.tokens} tokens"
+            raise PlannerFailed("budget", f"the budget is used up ({used})", lasting=True)
         choices = self.goals.choices(situation.reached)
         request = question(self.config, self.goals, situation, self.sees)
         pictured = self.sees and situation.image is not None

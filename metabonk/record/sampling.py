@@ -39,8 +39,8 @@ def _lot(episode: np.ndarray, seed: int) -> np.ndarray:
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed ^= mixed >> np.uint64(31)
-    mixed = (mixed >> np.uint64(11)).astype(np.float64) / 2.0**53
-    return (mixed + seed * 0.6180339887498949) % 1.0 if seed else mixed  # the same numbers, turned by the golden ratio
+    share = (mixed >> np.uint64(11)).astype(np.float64) / 2.0**53
+    return (share + seed * 0.6180339887498949) % 1.0 if seed else share  # the same numbers, turned by the golden ratio
 
 
 def held_out_pieces(
