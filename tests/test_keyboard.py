@@ -189,25 +189,41 @@ import asyncio, json
 from metabonk.play.game import make_game
 from metabonk.play.keyboard import Keyboard, play
 
-class Told(Keyboard):
-    "Remembers what it gave"
-    given = []
-    def __call__(self, observation, info):
-        action = super().__call__(observation, info)
-        self.given.append(game.action_names[action])
-        return action
+game = GAME
+keyboard, given, probes, step = Keyboard(game, keys=KEYS), [], [], game.step
 
-game = make_game("bonk", ticks_per_step=2)
-keyboard = Told(game)
+def noted(action):
+    "Remembers what was done, and what came of it"
+    result = step(action)
+    given.append(game.action_names[action])
+    probes.append(result[-1]["probes"])
+    return result
 
 async def session():
+    game.step = noted
     steps = await play(game, keyboard)
     screen = keyboard.screen
-    told = dict(steps=steps, actions=keyboard.given, sent=screen.sent, seen=screen.seen, scheduled=screen.scheduled)
+    told = dict(steps=steps, actions=given, probes=probes, sent=screen.sent, seen=screen.seen, scheduled=screen.scheduled)
     with open("told.json", "w") as file:
         json.dump(told, file)
 """
 CELL = "from session import *\ntask = asyncio.create_task(session())\nkeyboard"
+GAMES = {  # how each is made, and its keys
+    "bonk": ("make_game('bonk', ticks_per_step=2)", "None"),
+    "rooms": (
+        "make_game('rooms', pattern='from_source', image_size=(128, 128), max_steps=None, "
+        "actions=('noop', 'forward', 'left', 'right', 'stop'))",
+        "{'Space': '4'}",
+    ),
+}
+EARS = """const start = AudioBufferSourceNode.prototype.start;
+    window.heard = [];
+    AudioBufferSourceNode.prototype.start = function (...given) {
+        const ears = [...Array(this.buffer.numberOfChannels).keys()].map((c) => this.buffer.getChannelData(c));
+        const apart = Math.max(...ears[0].map((x, i) => Math.abs(x - ears.at(-1)[i])));
+        window.heard.push([ears.length, apart]);
+        return start.apply(this, given);
+    };"""
 
 
 @pytest.fixture()
@@ -229,12 +245,13 @@ def browser() -> Iterator[Any]:
     made.quit()
 
 
-@pytest.fixture()
-def lab(tmp_path: Path, root: Path) -> Iterator[str]:
-    "The address of a JupyterLab that serves a notebook with one cell"
+@pytest.fixture(params=["bonk"])
+def lab(request: pytest.FixtureRequest, tmp_path: Path, root: Path) -> Iterator[str]:
+    "The address of a JupyterLab that serves a notebook with one cell, in which a game is played"
+    game, keys = GAMES[request.param]
     kernel = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)], metadata=kernel), tmp_path / "player.ipynb")
-    (tmp_path / "session.py").write_text(SESSION)
+    (tmp_path / "session.py").write_text(SESSION.replace("GAME", game).replace("KEYS", keys))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -247,7 +264,7 @@ def lab(tmp_path: Path, root: Path) -> Iterator[str]:
         server = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, **folders}, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(600):
+        for _ in range(1800):
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/api", timeout=10):
                 break
             assert server.poll() is None, (tmp_path / "lab.log").read_text()
@@ -258,53 +275,100 @@ def lab(tmp_path: Path, root: Path) -> Iterator[str]:
         server.wait(20)
 
 
-@pytest.mark.browser
-def test_playing_in_jupyterlab(browser: Any, lab: str, tmp_path: Path) -> None:
-    from selenium.webdriver.common.action_chains import ActionChains
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.common.keys import Keys
-    from selenium.webdriver.support.ui import WebDriverWait
+class Page:
+    "A notebook in a browser, whose one cell is run: a game that waits for a person"
 
-    def wait(what: Any, seconds: int = 180) -> Any:
-        return WebDriverWait(browser, seconds, ignored_exceptions=[Exception]).until(what)
+    def __init__(self, browser: Any, lab: str, size: tuple[int, int]) -> None:
+        from selenium.webdriver.common.by import By
+        from selenium.webdriver.common.keys import Keys
 
-    browser.get(lab)
-    wait(lambda b: "Idle" in b.find_element(By.CSS_SELECTOR, "#jp-main-statusbar").text)  # the kernel is connected
-    wait(lambda b: b.find_element(By.CSS_SELECTOR, ".jp-Notebook .jp-CodeCell .jp-InputPrompt").click() is None)
-    ActionChains(browser).key_down(Keys.SHIFT).send_keys(Keys.ENTER).key_up(Keys.SHIFT).perform()
-    wait(lambda b: b.find_element(By.CSS_SELECTOR, ".metabonk-screen, .jp-OutputArea-output[data-mime-type*='error']"))
-    screen = browser.find_element(By.CSS_SELECTOR, ".metabonk-screen")
-    cells = len(browser.find_elements(By.CSS_SELECTOR, ".jp-Cell"))
+        self.browser, self.css, self.size = browser, By.CSS_SELECTOR, size
+        browser.get(lab)
+        self.wait(lambda b: "Idle" in b.find_element(self.css, "#jp-main-statusbar").text)  # the kernel is connected
+        self.wait(lambda b: b.find_element(self.css, ".jp-Notebook .jp-CodeCell .jp-InputPrompt").click() is None)
+        self.chain().key_down(Keys.SHIFT).send_keys(Keys.ENTER).key_up(Keys.SHIFT).perform()
+        self.wait(lambda b: b.find_element(self.css, ".metabonk-screen, .jp-OutputArea-output[data-mime-type*='error']"))
+        self.screen = browser.find_element(self.css, ".metabonk-screen")
+        self.wait(lambda b: "Click here" in self.status() and self.colours() > 1)  # it waits, and the first picture is there
+        browser.execute_script("arguments[0].scrollIntoView({block: 'end'})", self.screen)
+        browser.execute_script(EARS)
+        self.screen.find_element(self.css, "canvas").click()
+        self.wait(lambda b: "Esc" in self.status())
 
-    def status() -> str:
-        return screen.find_element(By.CSS_SELECTOR, ".status").text
+    def wait(self, what: Any, seconds: int = 180) -> Any:
+        from selenium.webdriver.support.ui import WebDriverWait
 
-    def pixels() -> int:  # how many different colours are on the canvas
+        return WebDriverWait(self.browser, seconds, ignored_exceptions=[Exception]).until(what)
+
+    def chain(self) -> Any:
+        from selenium.webdriver.common.action_chains import ActionChains
+
+        return ActionChains(self.browser)
+
+    def status(self) -> str:
+        return self.screen.find_element(self.css, ".status").text
+
+    def colours(self) -> int:
+        "How many different ones are on the canvas; 0 if it has another size"
         script = """const c = arguments[0].querySelector('canvas');
             const d = new Uint32Array(c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer);
-            return new Set(d).size * (c.width === 160 && c.height === 144)"""
-        return browser.execute_script(script, screen)
+            return new Set(d).size * (c.width === arguments[1] && c.height === arguments[2])"""
+        return int(self.browser.execute_script(script, self.screen, *self.size))
 
-    wait(lambda b: "Click here" in status() and pixels() > 1)  # it waits, and the first picture is there
-    browser.execute_script("arguments[0].scrollIntoView({block: 'end'})", screen)
-    screen.find_element(By.CSS_SELECTOR, "canvas").click()
-    wait(lambda b: "Esc" in status())
-    for key in (Keys.ARROW_RIGHT, "x", Keys.ARROW_LEFT):
-        ActionChains(browser).key_down(key).pause(0.5).key_up(key).pause(0.2).perform()
-    ActionChains(browser).send_keys("a").pause(1.0).perform()  # would insert a cell, if JupyterLab saw it
-    if os.environ.get("METABONK_SCREENSHOT"):
-        browser.save_screenshot(os.environ["METABONK_SCREENSHOT"])
-    ActionChains(browser).send_keys(Keys.ESCAPE).perform()
-    wait(lambda b: "Click here" in status())
-    assert len(browser.find_elements(By.CSS_SELECTOR, ".jp-Cell")) == cells
-    screen.find_element(By.CSS_SELECTOR, "button").click()
-    wait(lambda b: (tmp_path / "told.json").is_file() and (tmp_path / "told.json").stat().st_size > 0, 20)
-    told = json.loads((tmp_path / "told.json").read_text())
+    def hold(self, *keys: str) -> None:
+        for key in keys:
+            self.chain().key_down(key).pause(0.5).key_up(key).pause(0.2).perform()
+        if os.environ.get("METABONK_SCREENSHOT"):
+            self.browser.save_screenshot(os.environ["METABONK_SCREENSHOT"])
 
+    def stop(self, told: Path) -> dict[str, Any]:
+        "Press Stop, and read what the session tells"
+        self.screen.find_element(self.css, "button").click()
+        self.wait(lambda b: told.is_file() and told.stat().st_size > 0, 20)
+        return json.loads(told.read_text())
+
+
+def pressed(told: dict[str, Any]) -> list[str]:
+    "What was done in turn, without waiting"
     runs = [name for i, name in enumerate(told["actions"]) if i == 0 or told["actions"][i - 1] != name]
-    pressed = [name for name in runs if name != "noop"]
-    assert pressed == ["right", "a", "left", "left"], runs  # the A key is a second left arrow
+    return [name for name in runs if name != "noop"]
+
+
+@pytest.mark.browser
+def test_playing_in_jupyterlab(browser: Any, lab: str, tmp_path: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    page = Page(browser, lab, (160, 144))
+    cells = len(browser.find_elements(page.css, ".jp-Cell"))
+    page.hold(Keys.ARROW_RIGHT, "x", Keys.ARROW_LEFT)
+    page.chain().send_keys("a").pause(1.0).perform()  # would insert a cell, if JupyterLab saw it
+    page.chain().send_keys(Keys.ESCAPE).perform()
+    page.wait(lambda b: "Click here" in page.status())
+    assert len(browser.find_elements(page.css, ".jp-Cell")) == cells
+    told = page.stop(tmp_path / "told.json")
+    assert pressed(told) == ["right", "a", "left", "left"], "the A key is a second left arrow"
     assert told["actions"].count("right") >= 5
     assert told["steps"] == len(told["actions"]) >= 20
     assert told["seen"] >= 8 and told["sent"] >= told["steps"]
     assert told["scheduled"] > 4 * 1000  # samples handed to the browser's sound
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("lab", ["rooms"], indirect=True)
+def test_a_home_is_walked_through_with_eyes_shut(browser: Any, lab: str, tmp_path: Path) -> None:
+    """The telephone rings within a metre: turn, stop there, and walk on in the next home, by two ears that differ."""
+    from selenium.webdriver.common.keys import Keys
+
+    page = Page(browser, lab, (128, 128))
+    browser.execute_script("arguments[0].querySelector('canvas').style.visibility = 'hidden'", page.screen)
+    page.hold(Keys.ARROW_LEFT, Keys.ARROW_RIGHT, Keys.SPACE, Keys.ARROW_UP)
+    page.wait(lambda b: len(b.execute_script("return window.heard")) >= 8)
+    heard, told = np.array(browser.execute_script("return window.heard")), page.stop(tmp_path / "told.json")
+    assert (heard[:, 0] == 2).all() and (heard[:, 1] > 1e-3).any(), "one sound for both ears"
+    assert list(dict.fromkeys(pressed(told))) == ["left", "right", "stop", "forward"]
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in told["actions"]}
+    for name, probes in zip(told["actions"], told["probes"], strict=True):
+        found[name].append(probes)
+    assert found["stop"][0]["success"] == 1
+    assert all(p["realised_turn"] > 0 for p in found["left"]) and all(p["realised_turn"] < 0 for p in found["right"])
+    assert any(p["realised_x"] > 0.1 for p in found["forward"])
