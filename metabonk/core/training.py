@@ -496,8 +496,9 @@ def _untouched(learner: Learner, seed: int) -> Iterator[None]:
     finally:
         for module in modules:
             module.training = True
-        for name, kept in buffers.items():
-            learner.get_buffer(name).data.copy_(kept)  # that of now: a step may have put another one in its place
+        with torch.no_grad():
+            for name, kept in buffers.items():
+                learner.get_buffer(name).copy_(kept)  # that of now: a step may have put another one in its place
         learner._terms, learner._names = terms, names
         _set_random_state(random_state)
 
