@@ -1,5 +1,6 @@
 """What a model got wrong about a round of real play is counted and marked; what its policy dreams of earning; scores by parts."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -66,7 +67,7 @@ def rang(episodes: slice = slice(1, 3)) -> int:
 
 
 def test_a_model_that_is_right_is_wrong_nowhere(check: RoundCheck) -> None:
-    counts = check(agent(), "store")
+    counts = check(agent(), Path("store"))
     assert counts["rewards"] == counts["sounds"] == rang() > 3
     assert sum(counts.values()) == 2 * rang() and len(pd.read_csv(check.marks)) == 0
 
@@ -74,7 +75,7 @@ def test_a_model_that_is_right_is_wrong_nowhere(check: RoundCheck) -> None:
 def test_invented_rewards_and_sounds_are_counted_and_marked(check: RoundCheck) -> None:
     """A bell at every place from 4 on: paid and heard, and in the rows that are marked."""
     check.slack = 0
-    counts = check(agent(invents=4), "store")
+    counts = check(agent(invents=4), Path("store"))
     played = walks(sequences=3, rows=30, seed=2)
     false = (played.image.argmax(-1) >= 4) & (played.action == 1) & ~played.first
     wanted = [(4 + e, t) for e, t in np.argwhere(false.numpy()).tolist() if e > 0]
@@ -86,13 +87,13 @@ def test_invented_rewards_and_sounds_are_counted_and_marked(check: RoundCheck) -
 
 def test_a_round_that_is_counted_again_replaces_itself(check: RoundCheck) -> None:
     pd.DataFrame({"episode": [4, 5], "step": [2, 9], "round": [0, 1]}).to_csv(check.marks, index=False)
-    check(agent(), "store")
+    check(agent(), Path("store"))
     assert pd.read_csv(check.marks).to_dict("list") == {"episode": [4], "step": [2], "round": [0]}
 
 
 def test_rewards_that_come_late_are_missed(check: RoundCheck) -> None:
     """Negative control: actions read a step late, one step ahead: no bell is foreseen."""
-    counts = check(agent(late=True), "store")
+    counts = check(agent(late=True), Path("store"))
     assert counts["missed rewards"] == counts["missed sounds"] == rang() and counts["hallucinated rewards"] == 0
 
 
@@ -145,4 +146,4 @@ def test_a_score_is_the_sum_of_its_parts() -> None:
 def test_a_damaged_file_of_marks_is_told(check: RoundCheck, content: bytes) -> None:
     check.marks.write_bytes(content)
     with pytest.raises(StoreError, match="no list of rows"):
-        check(agent(), "store")
+        check(agent(), Path("store"))

@@ -594,7 +594,7 @@ def test_marked_rows_are_drawn_as_often_as_was_asked_for(cache: Cache) -> None:
     shares = np.bincount(drawn[chosen], minlength=len(held))[held > 0] / chosen.sum()
     np.testing.assert_allclose(shares, held[held > 0] / held.sum(), atol=0.05)
     assert (draw(len(plain), config.change(marked=0.0), 1, sequences.chances) == usual).all()
-    nothing = plain.mark(np.zeros((0, 2)))
+    nothing = plain.mark(np.zeros((0, 2), np.int64))
     assert (draw(len(plain), config, 1, nothing.chances) == usual).all()
 
 
