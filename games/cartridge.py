@@ -15,7 +15,7 @@ from pathlib import Path
 
 GAMES = Path(__file__).resolve().parent
 ROMS = GAMES.parent / "metabonk" / "play" / "roms"
-SHARED = (GAMES / "crt0.s", GAMES / "console.h")  # start of every ROM, and the console's registers
+SHARED = (GAMES / "crt0.s", GAMES / "console.h", GAMES / "keys.h")  # start of every ROM; the console: registers, buttons
 FONT = GAMES / "font.txt"  # letters of every ROM
 TOOLS = ("sdcc", "sdasgb", "makebin")
 SHADES = {".": 0, ":": 1, "o": 2, "#": 3}  # also the order light to dark on a lit screen

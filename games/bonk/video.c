@@ -102,22 +102,7 @@ static void wait(void) __naked {
   __endasm;
 }
 
-static void read_keys(void) {
-  u8 now;
-  P1 = 0x20;
-  now = P1;
-  now = P1;
-  keys_new = keys;
-  keys = ~now & 0x0F;
-  P1 = 0x10;
-  now = P1;
-  now = P1;
-  now = P1;
-  now = P1;
-  keys |= (u8)(~now & 0x0F) << 4;
-  P1 = 0x30;
-  keys_new = keys & ~keys_new;
-}
+#include "keys.h"
 
 void frame(void) {
   g_load = LY;

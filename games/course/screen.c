@@ -25,21 +25,7 @@ void vblank(void) {
   blank = 1;
 }
 
-static void read_keys(void) {
-  u8 before = keys, now;
-  P1 = 0x20;
-  now = P1;
-  now = P1;
-  keys = ~now & 0x0F;
-  P1 = 0x10;
-  now = P1;
-  now = P1;
-  now = P1;
-  now = P1;
-  keys |= (u8)(~now & 0x0F) << 4;
-  P1 = 0x30;
-  keys_new = keys & ~before;
-}
+#include "keys.h"
 
 u8 chance(void) {
   u16 r = RANDOM;
