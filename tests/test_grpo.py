@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mutants import mutant
+from test_objectives import Coin
 from torch import nn
 
 from metabonk.act import objectives
@@ -19,7 +20,7 @@ from metabonk.act.returns import lambda_returns
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import UsageError
 from metabonk.core.training import TrainConfig, fit, read_log
-from metabonk.dream.interface import Imagined, WorldModel, imagine
+from metabonk.dream.interface import Imagined, imagine
 from metabonk.nn.distributions import Categorical
 from metabonk.nn.layers import MLP
 
@@ -182,27 +183,6 @@ def test_an_action_that_ends_a_dream_in_success_gets_its_full_gradient():
     torch.testing.assert_close(*slopes)
 
 
-class Coin(WorldModel):
-    """A state is a number; an action is added to it."""
-
-    feature_size, actions = 1, ActionSpec(categorical=(2,))
-
-    def observe(self, context, state=None, every=False, generator=None):
-        return {"sum": context.flatten()}
-
-    def advance(self, state, action, generator=None):
-        return {"sum": state["sum"] + action[:, 1]}
-
-    def features(self, state):
-        return state["sum"][:, None]
-
-    def reward(self, features):
-        return features[..., 0]
-
-    def continuation(self, features):
-        return torch.full_like(features[..., 0], 0.9)
-
-
 DATA = [torch.rand(2, 8, generator=torch.Generator().manual_seed(i)) for i in range(6)]
 
 
@@ -333,7 +313,7 @@ def test_no_goal_is_the_zero_vector(reading):
 def test_film_begins_as_if_there_were_no_goal():
     film = FiLM(4, 3, layers=2, width=8, goal_size=5)
     plain = MLP(4, 3, layers=2, width=8)
-    for mine, theirs in zip([*film.units, film.output], plain, strict=True):
+    for mine, theirs in zip(film.mlp, plain, strict=True):
         theirs.load_state_dict(mine.state_dict())
     x = torch.randn(6, 4)
     torch.testing.assert_close(film(x, torch.randn(6, 5)), plain(x))

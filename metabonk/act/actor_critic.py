@@ -25,7 +25,7 @@ from ..dream.interface import Imagined
 from ..core.actions import ActionSpec
 from ..nn.actions import ActionChoice
 from ..nn.distributions import TwoHot
-from ..nn.layers import MLP, Unit, linear
+from ..nn.layers import MLP, linear
 
 # %% ../../nbs/act/61_actor_critic.ipynb #61-actor-critic-005
 @dataclass(frozen=True)
@@ -136,10 +136,8 @@ class FiLM(nn.Module):
         scale: float = 1.0,  # of the output's first weights
     ):
         super().__init__()
-        sizes = [inputs, *[width] * layers]
-        self.units = nn.ModuleList(Unit(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.mlp = MLP(inputs, outputs, layers, width, scale)
         self.changes = linear(goal_size, layers * 2 * width, scale=0.0)
-        self.output = linear(sizes[-1], outputs, scale)
 
     def forward(
         self,
@@ -147,11 +145,12 @@ class FiLM(nn.Module):
         goal: Float[Tensor, "*#batch goal"],  # one for each, or for many of them
     ) -> Float[Tensor, "*batch outputs"]:  # numbers
         "Units, each scaled by 1 + change and shifted, then the output"
-        changes = self.changes(goal).unflatten(-1, (len(self.units), 2, -1))  # (..., layers, 2, width)
-        for i, unit in enumerate(self.units):
+        *units, output = self.mlp
+        changes = self.changes(goal).unflatten(-1, (len(units), 2, -1))  # (..., layers, 2, width)
+        for i, unit in enumerate(units):
             gamma, beta = 1 + changes[..., i, 0, :], changes[..., i, 1, :]
             x = F.silu(gamma * unit.norm(unit.linear(x)) + beta)  # type: ignore[operator]
-        return self.output(x)
+        return output(x)
 
 
 def drop_goals(
