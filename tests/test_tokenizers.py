@@ -233,7 +233,11 @@ def test_forward_decodes_what_it_encodes(make) -> None:  # noqa: ANN001
     tokenizer.eval()
     again, tokens, loss = tokenizer(x)
     assert torch.equal(tokens, tokenizer.encode(x))
-    assert 0 < loss.item() < 1  # the commitment: how far the encoder is from its codes
+    assert loss.item() > 0  # the commitment: how far the encoder is from its codes
+    quantizer, vectors = tokenizer.quantizer, torch.randn(3, tokens.shape[1], tokenizer.quantizer.size)
+    if not quantizer.cosine:
+        quantized, _, loss = quantizer(vectors)
+        torch.testing.assert_close(loss, 0.25 * (vectors - quantized).square().mean())
     decoded = tokenizer.decode(tokens)
     if make is eyes:
         assert torch.equal(again.clamp(0, 1).mul(255).round().byte(), decoded)
