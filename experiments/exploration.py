@@ -13,7 +13,7 @@ have recorded, and an explorer in its dreams:
 - `latent`         paid for the first alone
 - `sound`          paid for the second alone
 - `disagreement`   paid for the ensemble's disagreement about the next latent and about the next sound
-- `error`          paid for the error about both: the draft that a television catches
+- `error`          paid for the error about both: the draft that a television should catch
 
 Games:
 
@@ -34,9 +34,9 @@ from pathlib import Path
 from typing import Any
 
 import common
-import gymnasium as gym
 import numpy as np
 import pandas as pd
+from curiosity import Remote
 
 from metabonk.act.actor_critic import ActorCriticConfig
 from metabonk.act.curiosity import CuriosityConfig
@@ -79,28 +79,17 @@ SIZES = {
 }  # fmt: skip
 
 
-class Television(gym.Wrapper):
-    "Noise on screen and speakers while one action is held"
-
-    def __init__(self, game: gym.Env, action: int) -> None:
-        super().__init__(game)
-        self.action, self.chance = action, np.random.default_rng(0)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        self.chance = np.random.default_rng(seed)
-        return self.env.reset(seed=seed, options=options)
+class Television(Remote):
+    "Notes on the speakers and noise over the lower half of the picture, while one action is held"
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        observation, *rest = self.env.step(action)
+        observation, *rest = super().step(action)
         if action == self.action:
-            picture, audio = observation["image"].copy(), observation["audio"]
+            picture = observation["image"].copy()
             height, width = picture.shape[0] // 2, picture.shape[1]
             dots = self.chance.integers(2, size=(height // 4, width // 4, 1)).repeat(4, 0).repeat(4, 1)
             picture[-len(dots) :] = 255 * dots
-            pitch = 110 * 2 ** (self.chance.integers(36, size=(2, 1)) / 12)
-            seconds = np.arange(audio.shape[1]) / self.env.unwrapped.sample_rate
-            notes = np.sign(np.sin(2 * np.pi * pitch * seconds)).sum(0) * 3000
-            observation = {**observation, "image": picture, "audio": np.clip(audio + notes, -(2**15), 2**15 - 1).astype(np.int16)}
+            observation["image"] = picture
         return observation, *rest
 
 
