@@ -371,4 +371,4 @@ def test_a_home_is_walked_through_with_eyes_shut(browser: Any, lab: str, tmp_pat
         found[name].append(probes)
     assert found["stop"][0]["success"] == 1
     assert all(p["realised_turn"] > 0 for p in found["left"]) and all(p["realised_turn"] < 0 for p in found["right"])
-    assert any(p["realised_x"] > 0.1 for p in found["forward"])
+    assert all(p["commanded_x"] > 0.1 and (p["realised_x"] > 0.1 or p["collided"]) for p in found["forward"])
