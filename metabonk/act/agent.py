@@ -120,15 +120,25 @@ class Player:
     def __call__(
         self,
         observation: Mapping[str, np.ndarray],  # what the game shows and sounds
-        info: Mapping[str, Any],  # not looked at: it has eyes and ears
+        info: Mapping[str, Any],  # what the game says besides
     ) -> Any:  # an action of the game
         "See, hear, remember and decide"
         first = self.state is None
+        self.tell(0, observation, info, first)
         self.state, self._vector = self.decide(
             self.senses, [observation], [self.action], [first], self.state, self._generator
         )
         self.action = self.to_actions(self._vector)[0]
         return self.action
+
+    def tell(
+        self,
+        game: int,  # its number among those that are played at once
+        observation: Mapping[str, np.ndarray],  # what it shows and sounds
+        info: Mapping[str, Any],  # what it says besides: its clock, its memory
+        first: bool,  # whether an episode begins
+    ) -> None:
+        "Hear of a step before it is decided on; who has eyes and ears alone does not listen"
 
     def decide(
         self,
@@ -323,7 +333,7 @@ def play_episodes(
     store: str | Path | None = None,  # records them, too; made if it is not there, appended to if it is
     about: Mapping[str, Any] | None = None,  # more to store with each episode; JSON values
     watch: Callable[[int, Any, Mapping[str, Any]], None] | None = None,  # gets each row's episode, action and info as it comes
-) -> pd.DataFrame:  # one row an episode: episode, seed, return, length, terminated, terms/NAME (sums), probes/NAME (at the end)
+) -> pd.DataFrame:  # a row an episode: episode, seed, return, length, terminated, terms/NAME, probes/NAME (at its end), milestones/NAME
     "Let an agent play several games at once"
     if episodes < 1 or games < 1:
         raise UsageError(f"there is at least one episode and one game, not {episodes} and {games}")
@@ -350,13 +360,14 @@ def play_episodes(
         waiting = iter(range(episodes))
         playing: list[int | None] = [next(waiting) for _ in players]  # the episode of each game
 
-        def begin(number: int, player: Any) -> Any:
-            observation, info = player.reset(seed=seeds[number])
+        def begin(number: int, slot: int) -> Any:
+            observation, info = players[slot].reset(seed=seeds[number])
+            agent.tell(slot, observation, info, True)
             if watch is not None:
                 watch(number, None, info)
             return observation
 
-        sights = [begin(i, player) for i, player in enumerate(players)]
+        sights = [begin(i, i) for i in range(count)]
         rows, terms = [_empty(i, seeds[i]) for i in range(episodes)], [dict[str, float]() for _ in range(episodes)]
         actions: list[Any] = [None] * count
         first, state = [True] * count, None
@@ -367,6 +378,7 @@ def play_episodes(
                 if number is None:
                     continue
                 sights[slot], reward, terminated, truncated, info = player.step(actions[slot])
+                agent.tell(slot, sights[slot], info, False)
                 if watch is not None:
                     watch(number, actions[slot], info)
                 row, sums = rows[number], terms[number]
@@ -378,10 +390,12 @@ def play_episodes(
                     row["terminated"] = bool(terminated)
                     row |= {f"terms/{name}": value for name, value in sums.items()}
                     row |= {f"probes/{name}": value for name, value in info["probes"].items()}
+                    row |= {f"milestones/{name}": np.nan if step is None else float(step)
+                            for name, step in player.unwrapped.milestones.items()}  # fmt: skip
                     bar.update(1)
                     playing[slot] = number = next(waiting, None)
                     if number is not None:
-                        sights[slot], first[slot] = begin(number, player), True
+                        sights[slot], first[slot] = begin(number, slot), True
                         senses.reset(slot)
                         generators[slot].manual_seed(seeds[number])
     return pd.DataFrame(rows)
