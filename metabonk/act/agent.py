@@ -333,7 +333,7 @@ def play_episodes(
     store: str | Path | None = None,  # records them, too; made if it is not there, appended to if it is
     about: Mapping[str, Any] | None = None,  # more to store with each episode; JSON values
     watch: Callable[[int, Any, Mapping[str, Any]], None] | None = None,  # gets each row's episode, action and info as it comes
-) -> pd.DataFrame:  # a row an episode: episode, seed, return, length, terminated, terms/NAME, probes/NAME (at its end), milestones/NAME
+) -> pd.DataFrame:  # a row an episode: episode, seed, return, length, terminated; terms/, probes/ (at its end), milestones/NAME
     "Let an agent play several games at once"
     if episodes < 1 or games < 1:
         raise UsageError(f"there is at least one episode and one game, not {episodes} and {games}")
