@@ -276,6 +276,20 @@ class GoalRows:
         found[self.order] = hindsight_goals(self.reached, self.place, self.begins, config, seed)
         return found
 
+    def hold(
+        self,
+        episode: Int[np.ndarray, " rows"],  # of each row of the cache: `cache.table["episode"]`
+        places: int,  # how many the vocabulary has
+    ) -> Bool[np.ndarray, "rows goals"]:  # in the order of the cache's rows; goals as in `GoalVocabulary.table` without row 0
+        "Whether each goal has been reached: milestones stay so to the episode's end, places while he is there"
+        rows = np.arange(len(self.order))
+        begin = np.maximum.accumulate(np.where(np.diff(episode[self.order], prepend=-1) != 0, rows, 0))
+        count = self.reached.cumsum(0)
+        so_far = count > (count - self.reached)[begin]
+        found = np.zeros((len(rows), self.reached.shape[1] + places), bool)
+        found[self.order] = np.concatenate([so_far, self.place[:, None] == np.arange(places)], 1)
+        return found
+
 
 def _told(cache: Cache, goals: Goals, order: np.ndarray) -> Iterator[tuple[bool, tuple[Any, ...]]]:
     "Row by row: whether an episode begins, and the values of milestones, place and setback"
