@@ -23,7 +23,8 @@ from metabonk.act.curiosity import (
     resampled,
     standardised,
 )
-from metabonk.act.dreaming import DreamConfig
+from metabonk.act.dreaming import DreamConfig, DreamLearner
+from metabonk.act.pessimism import PessimisticLearner, RewardDoubt
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import UsageError
 from metabonk.core.training import TrainConfig, fit, read_log
@@ -302,3 +303,61 @@ def test_a_member_learns_a_row_as_often_as_it_has_copies_of_it(monkeypatch):
     monkeypatch.setattr(Curiosity, "losses", wrong)
     mine, wanted = resampled_by_both()
     assert float((mine - wanted).abs().max()) > 0.1
+
+
+def pessimist(pessimism=3.0, **dreams):
+    """A learner that doubts, over a small recurrent model."""
+    torch.manual_seed(0)
+    config = RSSMConfig(deter=32, hidden=8, units=8, latents=4, classes=4, blocks=4)
+    model = RecurrentModel(config, Eye(), 6, {}, actions=ActionSpec(categorical=(3,)))
+    doubt = RewardDoubt(TINY, 48, 3)
+    agent = ActorCritic(ActorCriticConfig(units=8), 48, ActionSpec(categorical=(3,)))
+    return PessimisticLearner(model, doubt, agent, DreamConfig(horizon=3, **dreams), pessimism)
+
+
+def paid_less():
+    """By how much every row of the same dreams is paid less, and the deviation of what its networks say."""
+    learner, batch = pessimist(), recording()[0]
+    torch.manual_seed(1)
+    less, _, _ = learner.dream(batch)
+    torch.manual_seed(1)
+    plain, _, _ = DreamLearner.dream(learner, batch)
+    assert less.features.equal(plain.features)
+    x = torch.cat([plain.features[:, :-1], plain.action[:, 1:]], -1)
+    said = torch.stack([net[..., 0] for net in learner.doubt.ensemble(x)])
+    return plain.reward - less.reward, said.std(0, correction=0), said.std(0, correction=1)
+
+
+def test_a_dream_pays_less_by_the_networks_deviation(monkeypatch):
+    "Negative controls: paid for doubt, and doubt about the row before."
+    less, *deviations = paid_less()
+    assert less[:, 0].eq(0).all() and less[:, 1:].min() > 0
+    assert any(torch.allclose(less[:, 1:], 3 * deviation, rtol=1e-4) for deviation in deviations)
+    for where, old, new in (
+        (PessimisticLearner, "reward[:, 1:] -=", "reward[:, 1:] +="),
+        (PessimisticLearner, "reward[:, 1:] -= self.pessimism * doubt", "reward[:, :-1] -= self.pessimism * doubt"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, "dream", mutant(where.dream, old, new))
+            wrong = paid_less()[0]
+            assert not torch.allclose(wrong, less)
+
+
+def test_networks_that_doubt_learn_rewards_and_the_recording_is_paid_in_full(tmp_path):
+    learner = pessimist()
+    batches = recording()
+    for batch in batches:
+        batch.reward = (batch.place == 2).float()
+    before = {name: tensor.clone() for name, tensor in learner.doubt.state_dict().items()}
+    losses = learner.losses(batches[0])
+    assert losses["doubt"].shape == losses["replay"].shape == (2, 7) and learner.scales["replay"] > 0
+    fit(learner, batches, tmp_path, TrainConfig(steps=4, lr=1e-2, warmup=0, log_every=2))
+    assert any(not tensor.equal(before[name]) for name, tensor in learner.doubt.state_dict().items())
+    assert {"loss/doubt", "watch/doubt", "loss/actor", "loss/replay"} <= set(read_log(tmp_path).columns)
+    again = pessimist(reuse=2, replay=0.0, objective="ppo")
+    assert "doubt" in again.losses(batches[0]) and "doubt" not in again.losses(batches[0])
+
+
+def test_doubt_is_never_paid_for():
+    with pytest.raises(UsageError, match="pessimism must be at least 0, not -1"):
+        pessimist(-1.0)

@@ -295,16 +295,13 @@ class ExplorerLearner(DreamLearner):
             self.watch(f"{name}_bonus", bonus)
         return intrinsic_rewards(futures, self.explorer, bonuses)
 
-    def losses(
+    def also(
         self,
-        batch: Any,  # recorded rows (B, T), as the model was trained on
-    ) -> dict[str, Tensor]:  # NAME and NAME_error of every curiosity (B, T - 1), "actor" and "critic" (starts, horizon)
-        "Learn what followed, dream on, and be paid for what would be new"
-        futures, states, _ = self.dream(batch)
-        learned, watched = self.actor_critic.losses(futures, discount=self.config.discount)
-        for name, value in watched.items():
-            self.watch(name, value)
-        return {**learned, **self.explorer.losses(batch, self.model, states)}
+        batch: Any,  # recorded rows (B, T) that were read
+        states: State,  # of all rows
+    ) -> dict[str, Tensor]:  # NAME and NAME_error of every curiosity (B, T - 1)
+        "The ensembles learn what followed"
+        return self.explorer.losses(batch, self.model, states)
 
 # %% ../../nbs/act/62_curiosity.ipynb #62-curiosity-037
 def distinct_so_far(

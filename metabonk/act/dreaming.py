@@ -178,6 +178,8 @@ class DreamLearner(Learner):
         losses, watched = self.actor_critic.losses(futures, self.objective, self.config.discount)
         if self.config.replay:
             losses["replay"] = self._replay(batch, futures, states, chosen, goal)
+        if fresh:
+            losses |= self.also(batch, states)
         for name, value in watched.items():
             self.watch(name, value)
         now = time.perf_counter()
@@ -185,6 +187,14 @@ class DreamLearner(Learner):
             self.watch("imagined_steps_per_second", fresh * futures.reward[:, 1:].numel() / (now - self._begun))
         self._begun = now
         return losses
+
+    def also(
+        self,
+        batch: Any,  # recorded rows (B, T) that were read
+        states: State,  # of all rows, as `observe_rows` gives them
+    ) -> dict[str, Tensor]:  # losses by name
+        "What others learn from the rows that were read: nobody does, unless a subclass says so"
+        return {}
 
     def after_step(self) -> None:
         "The slow critic follows"
