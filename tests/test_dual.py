@@ -27,6 +27,7 @@ from metabonk.measure.drift import probe_drift
 from metabonk.measure.milestones import milestone_curve
 from metabonk.play.game import make_game
 from metabonk.play.profile import load_profile
+from metabonk.record.recorder import recording_schema
 
 BONK = Goals(load_profile("bonk"))
 VOCABULARY = GoalVocabulary.of(BONK)
@@ -175,6 +176,28 @@ def test_a_slow_planner_never_blocks():
     game.close()
 
 
+def test_a_picture_is_made_for_a_question_alone(monkeypatch):
+    pictures = []
+
+    class Looks(GraphPlanner):
+        "Keeps what it is shown"
+
+        def plan(self, situation):
+            pictures.append(situation.image)
+            return super().plan(situation)
+
+    game, rendered = make_game("bonk", **SETTINGS), []
+    render = type(game.unwrapped).render
+    monkeypatch.setattr(type(game.unwrapped), "render", lambda self: rendered.append(1) or render(self))
+    with dual(graph(0, Looks(BONK))) as agent:
+        agent.check(game)
+        observation, info = game.reset(seed=0)
+        for _ in range(15):
+            observation, *_, info = game.step(agent(observation, info))
+    assert 1 <= len(rendered) == len(pictures) < 15 and {picture.shape for picture in pictures} == {(144, 160, 3)}
+    game.close()
+
+
 # What is dropped
 
 
@@ -239,7 +262,9 @@ def test_policies_and_games_that_do_not_fit_are_refused():
     game.close()
     with pytest.raises(UsageError, match="did you mean|planner"):
         make_planner("grpah", BONK)
-    schema = SimpleNamespace(game="minatar:breakout", config={})
+    game = make_game("minatar:breakout")
+    schema = recording_schema(game, game.reset(seed=0)[1])
+    game.close()
     with pytest.raises(UsageError, match="without a profile"):
         goals_of(schema)
 

@@ -78,7 +78,7 @@ class DualAgent(Player):
         if game not in self.loops:
             self.loops[game] = self._make(game)
         loop = self.loops[game]
-        picture = self._games[game].unwrapped.render() if game < len(self._games) else observation.get("image")
+        picture = self._games[game].unwrapped.render if game < len(self._games) else observation.get("image")
         (loop.reset if first else loop.step)(info["probes"], picture)
 
     def code(

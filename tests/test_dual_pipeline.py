@@ -1,0 +1,87 @@
+"""The dual agent's pipeline from nothing to its report, at the smallest size, as a user starts it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from metabonk.act.dual import DualAgent, goals_of
+from metabonk.act.planner import read_journal
+from metabonk.core.run import Run
+from metabonk.dream.probes import Heads
+from metabonk.dream.token_model import TokenModel
+from metabonk.play.course import ROM
+from metabonk.record.store import Store
+
+ROOT = Path(__file__).parents[1]
+SMALL = {
+    "record.steps": 180, "record.beside": "{random: 90}", "record.episode_steps": 90, "tokenise.picture_steps": 2,
+    "tokenise.sound_steps": 2, "model.steps": 2, "probes.steps": 3, "clone.steps": 3, "imagine.steps": 2, "imagine.starts": 16,
+    "imagine.horizon": 3, "play.episodes": 2, "play.episode_steps": 25, "play.games": 2, "report.held_steps": 120,
+}  # fmt: skip
+GAMES = {
+    "bonk": {"imagine.objective": "grpo"},
+    f"gameboy:{ROM}": {"record.profile": "course", "record.ticks_per_step": 16, "play.planner": "random"},
+}
+PLAYERS = ["dual", "without goals", "random goals", "cloned", "random play"]
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("game", [name if name == "bonk" else pytest.param(name, marks=pytest.mark.slow) for name in GAMES])
+def test_the_dual_pipeline_from_nothing_to_its_report(tmp_path, game):
+    given = [part for name, value in {**SMALL, **GAMES[game]}.items() for part in ("--set", f"{name}={value}")]
+    command = [sys.executable, "-m", "metabonk.cli", "run", str(ROOT / "pipelines/dual.yaml"), "--game", game]
+    command += ["--run", str(tmp_path / "run"), *given]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1700)
+    assert done.returncode == 0, done.stderr[-3000:]
+    stages = tmp_path / "run/stages"
+    store = Store.open(stages / "record/store")
+    assert [sum(e.rows for e in store.episodes if e.about["policy"] == who) > least for who, least in
+            (("scripted:0.1", 180), ("random", 90))] == [True, True]  # fmt: skip
+    what_was_learned(stages, store)
+    what_was_played(stages, store)
+    page = (tmp_path / "run/report.html").read_text()
+    for words in ("milestones against time", "badges, no human", "python benchmarks/dual.py", "stays", "<video", "rationale"):
+        assert words in page, words
+    assert json.loads((tmp_path / "run/manifest.json").read_text())["status"] == "done" and Run.open(tmp_path / "run")
+
+
+def what_was_learned(stages: Path, store: Store) -> None:
+    """Heads, a clone and a policy of dreams, all with one vocabulary; the archive holds rows in which something was reached."""
+    goals = goals_of(store.schema)
+    model = TokenModel.load(stages / "model/model")
+    heads = Heads.load(stages / "probes/heads")
+    agents = [DualAgent.load(stages / name / "agent", model, goals) for name in ("clone", "imagine")]
+    assert all(agent.vocabulary.to_dict() == heads.about["vocabulary"] for agent in agents)
+    assert {"x", "y", goals.planning.place} <= set(heads.probes.probes)
+    weights = [agent.agent.actor_critic.state_dict() for agent in agents]
+    assert not all(value.equal(weights[1][name]) for name, value in weights[0].items()), "dreams taught something"
+    archive = pd.read_csv(stages / "imagine/archive.csv")
+    assert list(archive.columns) == ["episode", "step"] and set(archive["episode"]) <= {e.number for e in store.episodes}
+
+
+def what_was_played(stages: Path, store: Store) -> None:
+    """Every player the same budget, each call in a journal, an episode written down and recorded, and a table of targets."""
+    goals, planner = goals_of(store.schema), "random" if store.schema.game != "bonk" else "graph"
+    scores = pd.read_csv(stages / "play/scores.csv", index_col=0, header=[0, 1])
+    assert list(scores.index) == PLAYERS
+    episodes = pd.read_csv(stages / "play/episodes.csv")
+    assert len(episodes) == 10 and (episodes["length"] <= 25).all()
+    assert {f"milestones/{name}" for name in goals.milestones} <= set(episodes.columns)
+    journals = {path.stem: read_journal(path) for path in (stages / "play/journals").glob("*.jsonl")}
+    assert {"dual-0", "dual-1", "random goals-0", "cloned-1", "episode-0"} <= set(journals)
+    assert {lines[0]["planner"] for name, lines in journals.items() if name.startswith("dual")} == {planner}
+    assert all(any(line["event"] == "call" for line in lines) for lines in journals.values())
+    steps = pd.read_csv(stages / "play/steps.csv", keep_default_na=False)
+    assert len(steps) == 26 and steps["goal"].iloc[0] == "" and steps["goal"].iloc[16] != "", "an answer counts after 15 steps"
+    assert len(Store.open(stages / "play/store").episodes) == 1
+    drift = pd.read_csv(stages / "report/drift.csv")
+    assert set(drift["what"]) == {"read", "dream", "other actions", "stays"} and set(drift["ahead"]) == {1, 5, 15, 50}
+    assert np.isfinite(drift["wrong"]).all()
+    targets = pd.read_csv(stages / "report/targets.csv", keep_default_na=False)
+    assert len(targets) == 5 and targets["command"].str.len().gt(10).all()
+    assert targets["this run"].str.contains("not in this game").sum() == (store.schema.game == "bonk")
