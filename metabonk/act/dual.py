@@ -34,12 +34,13 @@ from ..record.experience import Schema
 # %% ../../nbs/act/75_dual.ipynb #ad82b6d4
 def goals_of(
     schema: Schema,  # of a recording
+    game: str = "",  # a name for `make_game`, as of a cartridge that only its path finds; the recording's if not given
     expiry: int = 500,  # steps after which its goals are given up
 ) -> Goals:  # as the profile of its game lists them
     "All that can be asked for in a recorded game"
-    game = make_game(schema.game, **schema.config)
-    profile = game.profile
-    game.close()
+    made = make_game(game or schema.game, **schema.config)
+    profile = made.profile
+    made.close()
     if profile is None:
         raise UsageError(f"{schema.game} was recorded without a profile, so nothing can be asked for: give it one with "
                          "milestones and places, such as record.profile=mine.yaml")
