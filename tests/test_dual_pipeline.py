@@ -77,7 +77,9 @@ def what_was_played(stages: Path, store: Store, game: str) -> None:
     assert {lines[0]["planner"] for name, lines in journals.items() if name.startswith("dual")} == {planner}
     assert all(any(line["event"] == "call" for line in lines) for lines in journals.values())
     steps = pd.read_csv(stages / "play/steps.csv", keep_default_na=False)
-    assert len(steps) == 26 and steps["goal"].iloc[0] == "" and steps["goal"].iloc[16] != "", "an answer counts after 15 steps"
+    assert len(steps) == 26 and steps["goal"].iloc[:15].eq("").all(), "an answer counts after 15 steps"
+    kept = [line["step"] + 15 for line in journals["episode-0"] if line["event"] == "call" and line["verdict"] == "kept"]
+    assert all(steps["goal"].iloc[step] for step in kept) and steps["goal"].ne("").any() == bool(kept)
     assert len(Store.open(stages / "play/store").episodes) == 1
     drift = pd.read_csv(stages / "report/drift.csv")
     assert set(drift["what"]) == {"read", "dream", "other actions", "stays"} and set(drift["ahead"]) == {1, 5, 15, 50}
