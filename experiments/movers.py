@@ -25,7 +25,7 @@ from metabonk.core.optimizer import LaProp
 from metabonk.core.seed import seed_everything
 from metabonk.core.training import TrainConfig, fit
 from metabonk.dream.fusion import TokenEncoder
-from metabonk.dream.latents import CategoricalLatents
+from metabonk.dream.latents import CategoricalLatents, GaussianLatents, GumbelLatents, Latents
 from metabonk.dream.token_heads import TokenHead
 from metabonk.dream.token_model import TokenModel, TokenModelConfig, WorldModelLearner
 from metabonk.measure.movers import Finder, check_movers, learn_probe, movers_of, places_of
@@ -36,15 +36,23 @@ from metabonk.record.store import Store
 from metabonk.sense.tokens import TokenCache, TokenData, Tokenizers
 
 GAME = {"ticks_per_step": 12, "image_size": (64, 64), "max_steps": 300}
-SIZES = {"steps": 36_000, "held_out": 3_000, "picture_steps": 300, "sound_steps": 500, "model_steps": 600, "frame_steps": 600}
-ARMS: dict[str, dict[str, Any]] = {  # what differs from the stage `model`
-    "as before": {},
-    "learning rate": {"lr": 1e-2},
+SIZES = {"steps": 60_000, "held_out": 3_000, "picture_steps": 300, "sound_steps": 500, "model_steps": 2_000, "frame_steps": 500}
+NUMBERS = {"latents": "gaussian", "latent_size": 64}
+LATE = {"lr": 1e-2, "cooldown": 0.5, "single_rows": 0.1, "foresight_after": 0.3}
+ARMS: dict[str, dict[str, Any]] = {  # what differs from the stage `model`, by its parameters
+    "as it is": {},
     "learning rate, cooldown": {"lr": 1e-2, "cooldown": 0.5},
+    "late foresight": LATE,
+    "numbers": {**NUMBERS, "lr": 1e-2, "cooldown": 0.5},
+    "numbers, late foresight": {**NUMBERS, **LATE},
+    "numbers, late foresight, no single rows": {**NUMBERS, **LATE, "single_rows": 0.0},
 }
 FRAMES: dict[str, dict[str, Any]] = {  # what differs in the model of single frames
-    "as before": {},
-    "learning rate": {"lr": 1e-2},
+    "categorical": {},
+    "categorical, slow": {"lr": 3e-3},
+    "categorical, 32 of 32": {"latents": CategoricalLatents(32, 32)},
+    "gumbel": {"latents": GumbelLatents(16, 16)},
+    "gaussian": {"latents": GaussianLatents(64)},
     "wider head": {"units": 256},
     "unusual tokens count five times": {"unusual": 5.0},
 }
@@ -73,11 +81,14 @@ def touched(place: Tensor, within: tuple[int, int], size: tuple[int, int], grid:
 class FrameModel(nn.Module):
     """The parts of the world model through which a frame goes, without memory."""
 
-    def __init__(self, sizes: tuple[int, int], embed: int = 128, width: int = 16, units: int = 128):
+    def __init__(
+        self, sizes: tuple[int, int], embed: int = 128, width: int = 16, units: int = 128, latents: Latents | None = None
+    ):
         super().__init__()
         self.encoder = TokenEncoder({"image": sizes}, embed, width=width)
-        self.latents = CategoricalLatents(16, 16)
-        self.posterior, self.head = MLP(embed, 256, 1, 128), TokenHead("image", 256, *sizes, units, width)
+        self.latents = latents or CategoricalLatents(16, 16)
+        self.posterior = MLP(embed, self.latents.outputs, 1, 128)
+        self.head = TokenHead("image", self.latents.size, *sizes, units, width)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(N, P) tokens to (N, P, K) logits and the (N,) nats that the latent tells."""
@@ -87,7 +98,7 @@ class FrameModel(nn.Module):
         return self.head.logits(z), self.latents.kl(raw, torch.zeros_like(raw))
 
 
-def hold_frames(seen: Recording, held: Recording, finder: Finder, tokenizers: Tokenizers, steps: int, lr: float = 3e-3,
+def hold_frames(seen: Recording, held: Recording, finder: Finder, tokenizers: Tokenizers, steps: int, lr: float = 1e-2,
                 unusual: float = 1.0, **sizes: Any) -> dict[str, float]:  # fmt: skip
     """Train a model of single frames; what it holds after each quarter of the steps."""
     told: dict[str, float] = {}
@@ -118,16 +129,22 @@ def hold_frames(seen: Recording, held: Recording, finder: Finder, tokenizers: To
 
 
 def train_model(folder: Path, seen: Recording, tokenizers: Tokenizers, seed: int, steps: int, lr: float = 3e-3,
-                cooldown: float = 0.0) -> TokenModel:  # fmt: skip
+                cooldown: float = 0.0, single_rows: float = 0.0, foresight_after: float = 0.0,
+                **choices: Any) -> TokenModel:  # fmt: skip
     """The model of the stage `model`, with what an arm changes."""
     if not (folder / "model/model.json").exists():
         seed_everything(seed)
-        config = TokenModelConfig.preset("tiny", reward_scale=10.0)
+        config = TokenModelConfig.preset("tiny", reward_scale=10.0, **choices)
         model = TokenModel(config, tokenizers, seen.store.schema.actions, seen.store.schema.game)
         model.start_from(seen.tokens, seed=seed)
         training = TrainConfig(steps=steps, lr=lr, warmup=100, cooldown=cooldown, seed=seed)
-        data = TokenData(seen.store.path, tokenizers, SequenceConfig(length=16, batch_size=16, seed=seed))
-        fit(WorldModelLearner(model), data, folder / "training", training)
+        sequences = SequenceConfig(length=16, batch_size=16, seed=seed)
+        if first := round(single_rows * steps):
+            rows = TokenData(seen.store.path, tokenizers, sequences.change(length=1, batch_size=256, seed=seed + 2))
+            alone = training.change(steps=first, cooldown=0.0)
+            fit(WorldModelLearner(model, foresight_after=first), rows, folder / "rows", alone)
+        learner = WorldModelLearner(model, foresight_after=round(foresight_after * steps))
+        fit(learner, TokenData(seen.store.path, tokenizers, sequences), folder / "training", training)
         model.save(folder / "model")
     return TokenModel.load(folder / "model")
 

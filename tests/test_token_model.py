@@ -256,6 +256,31 @@ def test_foresight_teaches_the_prior_what_will_be_seen():
     assert asked[0] != asked[1]  # the reward counts in it
 
 
+def test_the_prior_is_asked_after_a_while_and_always_where_nothing_is_trained(monkeypatch):
+    """Negative control: a learner that forgets which step it is in."""
+
+    def foreseen(steps_done: int, train: bool = True) -> float:
+        learner = WorldModelLearner(build(foresight=0.5), foresight_after=3).train(train)
+        learner.steps_done = steps_done
+        return float(learner.losses(rows())["foresight"].detach().sum())
+
+    def late() -> bool:
+        return foreseen(2) == 0 and foreseen(3) > 1 and foreseen(0, train=False) > 1
+
+    assert late() and WorldModelLearner(build()).capturable and not WorldModelLearner(build(), foresight_after=1).capturable
+    monkeypatch.setattr(
+        WorldModelLearner, "losses", mutant(WorldModelLearner.losses, "self.steps_done >= self.foresight_after", "True")
+    )
+    assert not late()
+
+
+def test_latents_are_as_many_as_are_asked_for():
+    model = build(latents="gaussian", latent_size=7)
+    assert model.rssm.latents.size == 7 and model.losses(rows())[1]["stoch"].shape[-1] == 7
+    assert build(latents="categorical", latent_size=3).rssm.latents.size % 3 == 0
+    assert TokenModelConfig.from_dict({"size": "play"}).latent_size == 0, "models that were saved before"
+
+
 @pytest.mark.parametrize(("fusion", "latents"), CHOICES)
 def test_half_precision_changes_little(fusion, latents):
     model, found = build(fusion=fusion, latents=latents, foresight=0.5), []

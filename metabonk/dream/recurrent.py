@@ -64,6 +64,7 @@ class RecurrentModel(WorldModel):
         batch: Any,  # a recording `Batch` of (B, T) rows, as tensors
         state: State | None = None,  # before the first row
         noise: Tensor | None = None,  # for the latents; drawn if not given
+        foresight: bool = True,  # whether the prior is asked, where foresight has a scale; 0 instead if not
     ) -> tuple[dict[str, Float[Tensor, "batch time"]], State]:  # one entry a row; the states
         "Every loss by its name, and the states they were computed from"
         states = self.read(batch, state, noise)
@@ -74,7 +75,7 @@ class RecurrentModel(WorldModel):
         for name in self.decoders:
             losses[name] = self._decoder(name).loss(features, batch)
         if "foresight" in self.scales:
-            losses["foresight"] = self._foresight(batch, states)
+            losses["foresight"] = self._foresight(batch, states) if foresight else torch.zeros_like(losses["reward"])
         assert losses.keys() == self.scales.keys(), f"losses {sorted(losses)} and scales {sorted(self.scales)} differ"
         for name, loss in losses.items():
             assert loss.shape == batch.first.shape, f"loss {name} has shape {tuple(loss.shape)}, not one entry a row"

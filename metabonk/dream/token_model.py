@@ -41,6 +41,7 @@ class TokenModelConfig(Config):
 
     size: str = "12M"  # of the RSSM: a preset of `RSSMConfig`
     latents: Literal["categorical", "gumbel", "gaussian"] = "categorical"  # kind of random state
+    latent_size: int = 0  # latents in a state, numbers or choices; 0: as many as the size has
     fusion: Fusion = "concat"  # where the senses meet
     senses: Literal["both", "picture", "sound"] = "both"  # that the model reads and predicts
     embed: int = 512  # numbers in a row's embedding
@@ -62,6 +63,8 @@ class TokenModelConfig(Config):
         super().__post_init__()
         if self.size not in RSSMConfig.presets:
             raise unknown("size", self.size, RSSMConfig.presets)
+        if self.latent_size < 0:
+            raise UsageError(f"latent_size must be at least 0, not {self.latent_size}")
 
     @property
     def names(self) -> tuple[str, ...]:  # of a `TokenBatch`'s fields
@@ -94,7 +97,8 @@ class TokenModel(RecurrentModel):
         missing = [name for name in config.names if name not in sizes]
         if config.senses != "both" and missing:
             raise UsageError(f"senses={config.senses!r}, but the tokenizers have no {missing[0]}: record a game that has it")
-        rssm = RSSMConfig.preset(config.size, kind=config.latents, fan=config.fan)
+        number = {"latents": config.latent_size} if config.latent_size else {}
+        rssm = RSSMConfig.preset(config.size, kind=config.latents, fan=config.fan, **number)
         encoder = TokenEncoder(sizes, config.embed, config.fusion, config.width, self._hidden(config, sizes), config.vector)
         features = rssm.deter + rssm.latents * (1 if config.latents == "gaussian" else rssm.classes)
         scales = {"reward": config.reward_scale, **({"foresight": config.foresight} if config.foresight else {})}
@@ -294,14 +298,15 @@ class WorldModelLearner(Learner):
     "Trains a world model of tokens on batches of a token cache"
 
     frozen = ("model.tokenizers",)
-    capturable = True
 
     def __init__(
         self,
         model: TokenModel,  # to be trained
         kept: KeptStates | None = None,  # of the recording; without them every sequence begins in the zero state
+        foresight_after: int = 0,  # training steps before the prior is asked, where the model has foresight
     ):
         super().__init__()
+        self.foresight_after, self.capturable = foresight_after, not foresight_after
         self.model, self.kept, self.scales = model, kept, dict(model.scales)
         self.identity = {"game": model.game, "model": model.token_config.fingerprint(),
                          "tokenizers": model.tokenizers.fingerprint()}  # fmt: skip
@@ -320,7 +325,9 @@ class WorldModelLearner(Learner):
         batch: TokenBatch,  # (B, T) rows, as tensors
     ) -> dict[str, Float[Tensor, "batch time"]]:  # by name
         "Those of the model; the reward's error is watched beside them"
-        losses, states = self.model.losses(batch, self.kept.before(batch) if self.kept else None)
+        before = self.kept.before(batch) if self.kept else None
+        foresight = not self.training or self.steps_done >= self.foresight_after
+        losses, states = self.model.losses(batch, before, foresight=foresight)
         if self.kept and self.training:
             self.kept.keep(batch, states)
         with torch.no_grad():
