@@ -16,6 +16,7 @@ from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import UsageError
 from metabonk.core.training import TrainConfig, fit, read_log
 from metabonk.dream.interface import Imagined, WorldModel
+from metabonk.nn.actions import ActionChoice
 from metabonk.nn.distributions import Categorical, Normal
 
 TWO = ActionSpec(categorical=(2,))
@@ -198,6 +199,40 @@ def ppo_by_both() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_ppo_is_equation_7_of_its_paper():
     torch.testing.assert_close(*ppo_by_both(), atol=1e-6, rtol=1e-6)
+
+
+def left_reference() -> tuple[torch.Tensor, torch.Tensor]:
+    """What leaving a reference adds to PPO's loss, by the library and summed over all actions by hand; then what is watched."""
+    torch.manual_seed(0)
+    spec = ActionSpec(categorical=(3,))
+    agent = ActorCritic(ActorCriticConfig(units=8), 1, spec)
+    nn.init.normal_(agent.actor[-1].weight)
+    policy = ActionChoice(torch.randn(5, 4, 3), spec, 0.0)
+    action, nothing = nn.functional.one_hot(torch.randint(3, (5, 5)), 3).float(), torch.zeros(5, 5)
+    dream = Imagined(torch.randn(5, 5, 1), action, torch.full((5, 5), -1.0), nothing, nothing, [])
+    given, priced = (torch.randn(5, 4), torch.rand(5, 4)), PPO(reference=agent, kl=2.0)
+    p, q = policy.parts[0].probabilities, agent.policy(dream.features[:, :-1]).parts[0].probabilities.detach()
+    nn.init.zeros_(agent.actor[-1].weight)  # it learns on; the reference stays
+    added = priced(policy, dream, *given) - PPO()(policy, dream, *given)
+    apart = (p * (p / q).log()).sum(-1)
+    watched = priced.watched(policy, dream, given[0])["reference_kl"]
+    return torch.cat([added.flatten(), watched[None]]), torch.cat([(2.0 * given[1] * apart).flatten(), apart.mean()[None]])
+
+
+def test_ppo_pays_for_leaving_its_reference(monkeypatch):
+    "Negative controls: paid for leaving, the other divergence, the row after, and a reference that learns on."
+    torch.testing.assert_close(*left_reference(), atol=1e-5, rtol=1e-4)
+    asked = "policy.kl(self.reference.policy(dream.features[:, :-1], dream.row_goal))"
+    for name, old, new in (
+        ("forward", "- self.kl", "+ self.kl"),
+        ("divergence", asked, "self.reference.policy(dream.features[:, :-1], dream.row_goal).kl(policy)"),
+        ("divergence", "features[:, :-1]", "features[:, 1:]"),
+        ("__init__", "copy.deepcopy(reference).requires_grad_(False)", "reference"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(PPO, name, mutant(getattr(PPO, name), old, new))
+            mine, wanted = left_reference()
+            assert float((mine - wanted).detach().abs().max()) > 1e-2, (name, new)
 
 
 @pytest.mark.parametrize(("old", "new"), [

@@ -82,11 +82,24 @@ class PPO(DreamObjective):
         self,
         clip: float = 0.2,  # ε, how far the policy may move on one dream
         entropy: float = 3e-4,  # η, reward for staying undecided
+        reference: ActorCritic | None = None,  # whose policy, as it is now, is not to be left far behind; copied. None: none
+        kl: float = 0.04,  # β, price of leaving the reference, where there is one
     ):
         super().__init__()
-        if clip <= 0 or entropy < 0:
-            raise UsageError(f"PPO: clip must be above 0 and entropy at least 0, not {clip} and {entropy}")
-        self.clip, self.entropy = clip, entropy
+        if clip <= 0 or min(entropy, kl) < 0:
+            raise UsageError(f"PPO: clip must be above 0, entropy and kl at least 0, not {clip}, {entropy} and {kl}")
+        self.clip, self.entropy, self.kl = clip, entropy, kl
+        self.reference = copy.deepcopy(reference).requires_grad_(False) if reference is not None and kl else None
+
+    def divergence(
+        self,
+        policy: Any,  # distribution over action vectors in rows 0 to T - 1
+        dream: Imagined,  # whose actions were decided there
+    ) -> Float[Tensor, "batch steps"]:  # nats; 0 without a reference
+        "KL[policy || reference] in every row, under the goal of its dream"
+        if self.reference is None:
+            return torch.zeros_like(dream.reward[:, 1:])
+        return policy.kl(self.reference.policy(dream.features[:, :-1], dream.row_goal))
 
     def forward(
         self,
@@ -95,10 +108,10 @@ class PPO(DreamObjective):
         advantage: Float[Tensor, "batch steps"],  # how much better than expected they turned out
         weight: Float[Tensor, "batch steps"],  # how much each row still counts
     ) -> Float[Tensor, "batch steps"]:  # the actor's loss
-        "Equation 7 of PPO, with entropy"
+        "Equation 7 of PPO, with entropy and the price of leaving the reference"
         ratio = (policy.log_prob(dream.action[:, 1:]) - dream.log_prob[:, 1:]).exp()
         gain = torch.minimum(ratio * advantage, ratio.clamp(1 - self.clip, 1 + self.clip) * advantage)
-        return -weight * (gain + self.entropy * policy.entropy())
+        return -weight * (gain + self.entropy * policy.entropy() - self.kl * self.divergence(policy, dream))
 
     def watched(
         self,
@@ -106,8 +119,9 @@ class PPO(DreamObjective):
         dream: Imagined,  # whose actions were decided there, with their probability then
         advantage: Float[Tensor, "batch steps"],  # of these actions
     ) -> dict[str, Tensor]:  # scalars
-        "How far the policy has moved on this dream"
-        return moved(policy, dream, advantage, self.clip, self.clip)
+        "How far the policy has moved, on this dream and from the reference"
+        away = {} if self.reference is None else {"reference_kl": self.divergence(policy, dream).mean()}
+        return {**moved(policy, dream, advantage, self.clip, self.clip), **away}
 
 # %% ../../nbs/act/66_objectives.ipynb #1d2b4ac2
 def group_advantages(
