@@ -1,5 +1,6 @@
 """The dual agent: what repeats, what never waits, what is dropped, what is refused; drift and milestones against time."""
 
+import asyncio
 import threading
 from types import SimpleNamespace
 
@@ -8,16 +9,18 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from ipywidgets import Label
 from mutants import mutant
 
 from metabonk.act import planner_loop
 from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
 from metabonk.act.agent import Agent, play_episodes
-from metabonk.act.dual import DualAgent, follow, goals_of, make_planner
+from metabonk.act.dual import DualAgent, asked_for, follow, goals_of, make_planner
 from metabonk.act.goal_codes import GoalRows, GoalVocabulary
-from metabonk.act.goals import Goals
+from metabonk.act.goals import Goal, Goals
 from metabonk.act.planner import GraphPlanner, Plan, PlannerFailed, RandomPlanner, planned_goals, read_journal
 from metabonk.act.planner_loop import LoopConfig, PlannerLoop
+from metabonk.act.watching import Watching
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import FolderError, UsageError
 from metabonk.dream.interface import WorldModel
@@ -25,7 +28,9 @@ from metabonk.dream.probes import GoalHead, Heads, Probe, ProbeHeads
 from metabonk.measure import milestones
 from metabonk.measure.drift import probe_drift
 from metabonk.measure.milestones import milestone_curve
+from metabonk.play.course import ROM
 from metabonk.play.game import make_game
+from metabonk.play.keyboard import play
 from metabonk.play.profile import load_profile
 from metabonk.record.recorder import recording_schema
 
@@ -413,3 +418,42 @@ def test_a_dream_that_knows_everything_does_not_drift():
     off = shifted.groupby(["what", "ahead"])["tiles"].mean()
     assert off["dream"].gt(0).all(), "planted: actions of the row before"
 
+
+# On the page
+
+
+def watched(steps: int = 6, loops=None) -> Watching:
+    """A dual agent that was watched for some steps, with a planner that is never heard."""
+    game = make_game("bonk", **SETTINGS)
+    watching = Watching(dual(loops or graph(10**6)), game)
+    asyncio.run(play(game, watching, steps=steps, seed=0, speed=1000))
+    game.close()
+    return watching
+
+
+def test_a_goal_that_is_typed_is_pursued_and_shown():
+    watching = watched()
+    assert watching.screen.sent == 6 and (watching.goal.value, watching.reason.value) == ("goal: none", "")
+    words = "go <b>home</b>"
+    for typed, told in (("cellar", BONK.place("cellar")), ("key", BONK.milestone("key")), (words, Goal(text=words))):
+        watching.words.value = f" {typed} "
+        assert watching.dual.loops[0].goal == told and watching.words.value == ""
+        assert (watching.dual.code(0) == VOCABULARY.code(told)).all()
+        assert watching.goal.value.endswith(typed) and watching.reason.value == "because: asked by person"
+    assert all(type(line) is Label for line in (watching.goal, watching.reason)), "words of others are text, not HTML"
+    watching.dual.close()
+
+
+def test_what_the_planner_wants_and_why_is_shown():
+    watching = watched(8, graph(2))
+    loop = watching.dual.loops[0]
+    assert loop.goal and watching.goal.value == f"goal: {asked_for(loop.goal)}" and loop.rationale in watching.reason.value
+    watching.dual.close()
+
+
+def test_a_goal_that_cannot_be_set_is_told_on_the_page():
+    watching = watched(0)
+    watching.words.value = "cellar"
+    assert "nothing is played yet" in watching.reason.value and watching.words.value == ""
+    with pytest.raises(UsageError, match="this agent learned 'bonk', not 'gameboy:course'"):
+        Watching(dual(), make_game(f"gameboy:{ROM}", profile="course"))
