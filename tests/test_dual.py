@@ -325,13 +325,19 @@ def test_goals_of_rows_are_the_planners():
 # Heads on disk
 
 
-def test_heads_come_back_as_they_were(tmp_path):
+def heads() -> Heads:
+    """Heads for three probes, and for goals."""
     torch.manual_seed(0)
     probes = {"room": Probe.of("place", np.array([0, 3, 3])), "x": Probe.of("position", np.array([1, 5])), "key": Probe("flag")}
-    heads = Heads(ProbeHeads(6, probes, 8, 2), GoalHead(6, 4, 8), {"vocabulary": VOCABULARY.to_dict()})
-    again, features = Heads.load(heads.save(tmp_path / "heads")), torch.randn(5, 6)
-    assert all(value.equal(again.probes(features)[name]) for name, value in heads.probes(features).items())
-    assert again.goals(features, torch.ones(4)).equal(heads.goals(features, torch.ones(4))) and again.probes.probes == probes
+    return Heads(ProbeHeads(6, probes, 8, 2), GoalHead(6, 4, 8), {"vocabulary": VOCABULARY.to_dict()})
+
+
+def test_heads_come_back_as_they_were(tmp_path):
+    made = heads()
+    again, features = Heads.load(made.save(tmp_path / "heads")), torch.randn(5, 6)
+    assert all(value.equal(again.probes(features)[name]) for name, value in made.probes(features).items())
+    assert again.goals(features, torch.ones(4)).equal(made.goals(features, torch.ones(4)))
+    assert again.probes.probes == made.probes.probes
     assert GoalVocabulary.from_dict(again.about["vocabulary"]) == VOCABULARY
     (tmp_path / "heads/heads.json").write_text("{}")
     with pytest.raises(FolderError, match="holds no heads"):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import test_av_world
+import test_dual
 import test_dynamics
 import test_tasks
 import test_token_model
@@ -18,6 +19,7 @@ from toy_pipeline import Toy
 
 from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
 from metabonk.act.agent import Agent
+from metabonk.act.dual import DualAgent
 from metabonk.act.navigation import NavigationAgent, NavigationConfig, NavigationNet
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import FolderError, MetaBonkError, StoreError
@@ -27,6 +29,7 @@ from metabonk.dream.av_world import AVWorld
 from metabonk.dream.causal_tokenizer import CausalTokenizer
 from metabonk.dream.codes import CodeCache
 from metabonk.dream.dynamics import ShortcutModel
+from metabonk.dream.probes import Heads
 from metabonk.dream.token_model import TokenModel
 from metabonk.play.game import make_game
 from metabonk.record.cache import Cache
@@ -112,6 +115,12 @@ KINDS: dict[str, tuple[Callable[[Path], Any], Callable[[Path], Any], str]] = {
         NavigationAgent.load,
         "navigation.json",
     ),
+    "dual agent": (
+        lambda folder: test_dual.dual().save(folder),
+        lambda folder: DualAgent.load(folder, test_dual.Eyes.load, test_dual.BONK),
+        "goals.json",
+    ),
+    "heads": (lambda folder: test_dual.heads().save(folder), Heads.load, "heads.json"),
     "agent": (save_agent, lambda folder: Agent.load(folder, ShortcutModel.load), "agent.json"),
     "cache": (lambda folder: test_tasks.recorded(folder.parent / "store", [[[0, 1, 2]]]), Cache, "cache.json"),
     "run": (save_run, plan, "manifest.json"),
@@ -163,7 +172,7 @@ def test_a_changed_description_is_loaded_or_one_line(kind: str, tmp_path: Path) 
         load(folder)
 
 
-HAVE_WEIGHTS = ["tokenizers", "autoencoder", "codec", "token model", "causal tokenizer", "shortcut model", "agent"]
+HAVE_WEIGHTS = ["tokenizers", "autoencoder", "codec", "token model", "causal tokenizer", "shortcut model", "agent", "heads"]
 
 
 class Touch:
