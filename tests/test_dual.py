@@ -144,7 +144,8 @@ def test_each_of_several_games_has_its_own_goal():
         goals = [agent.loops[n].goal for n in (0, 1)]
         assert goals[0] != goals[1] and (agent.code(0) != agent.code(1)).any()
         assert agent.agent.goal.shape == (2, VOCABULARY.size)
-        assert (agent.agent.goal[1].numpy() == VOCABULARY.code(goals[1])).all() or goals[1].milestone == "first_win"
+        told = agent.agent.goal
+        assert told.any(1).all() and not told[0].equal(told[1])
     assert {"milestones/first_coin", "milestones/key"} <= set(played.columns)
 
 
@@ -265,7 +266,7 @@ def test_policies_and_games_that_do_not_fit_are_refused():
     with pytest.raises(UsageError, match="profile"):
         dual().check(game)
     game.close()
-    with pytest.raises(UsageError, match="did you mean|planner"):
+    with pytest.raises(UsageError, match="unknown planner .grpah.: did you mean .graph."):
         make_planner("grpah", BONK)
     game = make_game("minatar:breakout")
     schema = recording_schema(game, game.reset(seed=0)[1])

@@ -154,22 +154,25 @@ def test_heads_learn_from_recorded_memory_and_leave_the_model_alone(tmp_path):
     assert log["watch/precision"].iloc[-1] > 0.9 and log["watch/recall"].iloc[-1] > 0.9
 
 
-def cloner(goal_size: int = 2) -> CloneLearner:
+def cloner(goal_size: int = 2, imitated=None) -> CloneLearner:
     torch.manual_seed(0)
     agent = ActorCritic(ActorCriticConfig(layers=1, goal_size=goal_size, goal_dropout=0.0), 9, TWO)
     for p in agent.actor.parameters():
         p.data += torch.randn_like(p)
-    return CloneLearner(Street(), agent, (lambda batch: torch.eye(2)[batch.place % 2]) if goal_size else None)
+    goals = (lambda batch: torch.eye(2)[batch.place % 2]) if goal_size else None
+    return CloneLearner(Street(), agent, goals, imitated=imitated)
 
 
 def cloned_by_both() -> tuple[torch.Tensor, torch.Tensor]:
-    it, batch = cloner(), rows(0)
+    """The loss by the library and row by row; who stands in place 3 is not imitated."""
+    it, batch = cloner(imitated=lambda batch: batch.place != 3), rows(0)
     wanted = torch.zeros(8, 5)
     for b in range(8):
         for t in range(5):
             place = batch.place[b, t]
             p = it.actor_critic.policy(torch.eye(9)[place], torch.eye(2)[place % 2]).parts[0].probabilities
-            wanted[b, t] = 0 if batch.first[b, t + 1] else -p[batch.action[b, t + 1]].log()
+            left_out = batch.first[b, t + 1] or batch.place[b, t + 1] == 3
+            wanted[b, t] = 0 if left_out else -p[batch.action[b, t + 1]].log()
     return it.losses(batch)["clone"].detach(), wanted.detach()
 
 
@@ -180,8 +183,10 @@ def test_cloning_is_cross_entropy_to_the_next_action_under_the_goal():
 @pytest.mark.parametrize(("old", "new"), [
     ("self.model.actions.vectors(batch.action)[:, 1:]", "self.model.actions.vectors(batch.action)[:, :-1]"),
     ("self.goals(batch)[:, :-1]", "self.goals(batch)[:, 1:]"), ("policy(features, goal)", "policy(features)"),
-    ("(~batch.first[:, 1:])", "(~batch.first[:, :-1])"),
-], ids=["the action before", "the goal of the next row", "without the goal", "across a reset"])  # fmt: skip
+    ("~batch.first[:, 1:]", "~batch.first[:, :-1]"), ("self.imitated(batch)[:, 1:]", "self.imitated(batch)[:, :-1]"),
+    ("counts & self", "counts | self"),
+], ids=["the action before", "the goal of the next row", "without the goal", "across a reset", "the player of the row before",
+        "whoever played"])  # fmt: skip
 def test_deliberate_errors_in_cloning_are_caught(monkeypatch, old, new):
     "Negative controls."
     monkeypatch.setattr(CloneLearner, "choice", mutant(CloneLearner.choice, old, new))

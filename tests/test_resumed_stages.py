@@ -20,6 +20,7 @@ TOY = {
     "metabonk": {
         "record.steps": 500, "record.episode_steps": 90, "record.ticks_per_step": 4, "game": "bonk",
         "tokenise.picture_steps": 90, "tokenise.sound_steps": 90, "model.steps": 90, "dream.steps": 90, "dream.horizon": 3,
+        "dream.pessimism": 5.0, "model.single_rows": 0.2, "model.foresight_after": 0.3,
         "play.rounds": 1, "play.round_episodes": 2, "play.episodes": 2, "play.model_steps": 90, "play.policy_steps": 90,
     },
     "dreamer4": {
@@ -30,6 +31,11 @@ TOY = {
         "record.steps": 2400, "latents.steps": 90, "vision.steps": 60, "audio.steps": 60, "joint.steps": 60,
         "navigate.steps": 30, "navigate.clone": 10, "navigate.episodes": 2, "navigate.beams": "[2]", "navigate.depths": "[1]",
     },
+    "dual": {
+        "record.steps": 400, "record.beside": "{random: 200}", "record.episode_steps": 90, "tokenise.picture_steps": 10,
+        "tokenise.sound_steps": 10, "model.steps": 10, "probes.steps": 90, "clone.steps": 90, "imagine.steps": 90,
+        "imagine.starts": 16, "imagine.horizon": 3,
+    },
 }  # fmt: skip
 # stage: the folder of the training in whose middle the signal comes
 TRAININGS = {
@@ -37,6 +43,7 @@ TRAININGS = {
     ("metabonk", "play"): "rounds/round-001/model", ("dreamer4", "encode"): "training", ("dreamer4", "dynamics"): "world",
     ("dreamer4", "imagine"): "training", ("avcdit", "latents"): "autoencoder", ("avcdit", "vision"): "training",
     ("avcdit", "audio"): "training", ("avcdit", "joint"): "training", ("avcdit", "navigate"): "training",
+    ("dual", "probes"): "training", ("dual", "clone"): "training", ("dual", "imagine"): "training",
 }  # fmt: skip
 CASES = [pytest.param(*case, id="-".join(case), marks=() if case == ("metabonk", "tokenise") else pytest.mark.slow)
          for case in TRAININGS]  # fmt: skip
@@ -53,7 +60,7 @@ def name_of(stage: dict[str, object]) -> str:
 def up_to(pipeline: str, stage: str, folder: Path) -> list[str]:
     """The command that runs a pipeline up to a stage, as a user types it; nothing that only looks or judges."""
     whole = yaml.safe_load((ROOT / f"pipelines/{pipeline}.yaml").read_text())
-    kept = {"record", *(name for of, name in TRAININGS if of == pipeline)}
+    kept = {"record", "tokenise", "model", *(name for of, name in TRAININGS if of == pipeline)}
     names = [name_of(entry) for entry in whole["stages"]]
     whole["stages"] = [entry for entry in whole["stages"][: names.index(stage) + 1] if name_of(entry) in kept]
     whole["notebooks"] = str(ROOT / "nbs/stages")

@@ -31,12 +31,14 @@ class CloneLearner(Learner):
         actor_critic: ActorCritic,  # whose actor learns; its critic stays as it is
         goals: Callable[[Any], Tensor] | None = None,  # batch -> codes (B, T, G) of what was pursued in each row
         before: Callable[[Any], Any] | None = None,  # batch -> states in which its reading begins; those of an episode's start
+        imitated: Callable[[Any], Tensor] | None = None,  # batch -> (B, T), rows whose player is imitated; all if not given
     ):
         super().__init__()
         if (goals is None) != (actor_critic.config.goal_size == 0):
             raise UsageError(f"a policy with goal_size {actor_critic.config.goal_size} learns "
                              f"{'with goals: hand them over' if goals is None else 'without goals: set its goal_size'}")
         self.model, self.actor_critic, self.goals, self.before = model, actor_critic, goals, before
+        self.imitated = imitated
         actor_critic.critic.requires_grad_(False)
         self.identity = {"game": model.game, "actions": str(model.actions.size)}
 
@@ -56,12 +58,15 @@ class CloneLearner(Learner):
         goal = None if self.goals is None else self.goals(batch)[:, :-1].to(features.device)
         goal = None if goal is None else drop_goals(goal, self.actor_critic.config.goal_dropout)
         done = self.model.actions.vectors(batch.action)[:, 1:]
-        return self.actor_critic.policy(features, goal), done, (~batch.first[:, 1:]).to(features.dtype)
+        counts = ~batch.first[:, 1:]
+        if self.imitated is not None:
+            counts = counts & self.imitated(batch)[:, 1:].bool()
+        return self.actor_critic.policy(features, goal), done, counts.to(features.dtype)
 
     def losses(
         self,
         batch: Any,  # recorded rows (B, T), as the model was trained on
-    ) -> dict[str, Tensor]:  # "clone" (B, T - 1), 0 where an episode ended
+    ) -> dict[str, Tensor]:  # "clone" (B, T - 1), 0 where an episode ended or nobody is imitated
         "Cross-entropy to what was done"
         policy, done, counts = self.choice(batch)
         nats = -policy.log_prob(done)
