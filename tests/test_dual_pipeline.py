@@ -20,10 +20,12 @@ from metabonk.record.store import Store
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
-    "record.steps": 180, "record.beside": "{random: 90}", "record.episode_steps": 90, "tokenise.picture_steps": 2,
-    "tokenise.sound_steps": 2, "model.steps": 2, "model.latents": "gaussian", "model.latent_size": 9, "model.single_rows": 1.0,
-    "model.foresight_after": 0.5, "model.lr": 0.01, "model.cooldown": 0.5, "probes.steps": 3, "clone.steps": 3, "imagine.steps": 2, "imagine.starts": 16,
-    "imagine.horizon": 3, "play.episodes": 2, "play.episode_steps": 25, "play.games": 2, "report.held_steps": 120,
+    "record.steps": 180, "record.beside": "{random: 90}", "record.episode_steps": 90,
+    "tokenise.picture_steps": 2, "tokenise.sound_steps": 2,
+    "model.steps": 2, "model.latents": "gaussian", "model.latent_size": 9, "model.single_rows": 1.0, "model.foresight_after": 0.5,
+    "model.lr": 0.01, "model.cooldown": 0.5, "probes.steps": 3, "clone.steps": 3,
+    "imagine.steps": 2, "imagine.starts": 16, "imagine.horizon": 3,
+    "play.episodes": 2, "play.episode_steps": 25, "play.games": 2, "report.held_steps": 120,
 }  # fmt: skip
 GAMES = {
     "bonk": {"imagine.objective": "grpo"},
@@ -56,8 +58,8 @@ def what_was_learned(stages: Path, store: Store, game: str) -> None:
     """Heads, a clone and a policy of dreams, all with one vocabulary; the archive holds rows in which something was reached."""
     goals = goals_of(store.schema, game)
     model = TokenModel.load(stages / "model/model")
-    assert model.rssm.latents.size == 9 and read_log(stages / "model/rows")["loss/foresight"].eq(0).all(), "single rows come first"
-    assert read_log(stages / "model/training")["loss/foresight"].gt(0).any()
+    foreseen = {part: read_log(stages / "model" / part)["loss/foresight"] for part in ("rows", "training")}
+    assert model.rssm.latents.size == 9 and foreseen["rows"].eq(0).all() and foreseen["training"].gt(0).any()
     heads = Heads.load(stages / "probes/heads")
     agents = [DualAgent.load(stages / name / "agent", model, goals) for name in ("clone", "imagine")]
     assert all(agent.vocabulary.to_dict() == heads.about["vocabulary"] for agent in agents)
