@@ -216,6 +216,43 @@ GAMES = {  # how each is made, and its keys
         "{'Space': '4'}",
     ),
 }
+WATCHING = """
+import asyncio
+import torch
+import torch.nn.functional as F
+from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
+from metabonk.act.agent import Agent
+from metabonk.act.dual import DualAgent
+from metabonk.act.goal_codes import GoalVocabulary
+from metabonk.act.goals import Goals
+from metabonk.act.planner import GraphPlanner
+from metabonk.act.planner_loop import LoopConfig, PlannerLoop
+from metabonk.act.watching import Watching
+from metabonk.core.actions import ActionSpec
+from metabonk.dream.interface import WorldModel
+from metabonk.play.game import make_game
+from metabonk.play.keyboard import play
+from metabonk.play.profile import load_profile
+
+class Eyes(WorldModel):
+    feature_size, actions, game = 48, ActionSpec(categorical=(11,)), "bonk"
+
+    def observe(self, context, state=None, every=False, generator=None):
+        return {"seen": F.adaptive_avg_pool2d(context.image[:, -1].movedim(-1, 1).float() / 255, 4).flatten(1)}
+
+    def features(self, state):
+        return state["seen"]
+
+bonk = Goals(load_profile("bonk"))
+vocabulary = GoalVocabulary.of(bonk)
+policy = ActorCritic(ActorCriticConfig(layers=1, goal_size=vocabulary.size), 48, Eyes.actions)
+loops = lambda number: PlannerLoop(GraphPlanner(bonk), bonk, LoopConfig(latency_steps=10**6))
+game = make_game("bonk", ticks_per_step=12)
+keyboard = Watching(DualAgent(Agent(Eyes(), policy), vocabulary, bonk, loops), game)
+
+async def session():
+    await play(game, keyboard, seed=0)
+"""
 EARS = """const start = AudioBufferSourceNode.prototype.start;
     window.heard = [];
     AudioBufferSourceNode.prototype.start = function (...given) {
@@ -248,10 +285,12 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(params=["bonk"])
 def lab(request: pytest.FixtureRequest, tmp_path: Path, root: Path) -> Iterator[str]:
     "The address of a JupyterLab that serves a notebook with one cell, in which a game is played"
-    game, keys = GAMES[request.param]
+    session = WATCHING if request.param == "watching" else SESSION
+    for name, text in zip(("GAME", "KEYS"), GAMES.get(request.param, ()), strict=False):
+        session = session.replace(name, text)
     kernel = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)], metadata=kernel), tmp_path / "player.ipynb")
-    (tmp_path / "session.py").write_text(SESSION.replace("GAME", game).replace("KEYS", keys))
+    (tmp_path / "session.py").write_text(session)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -278,7 +317,7 @@ def lab(request: pytest.FixtureRequest, tmp_path: Path, root: Path) -> Iterator[
 class Page:
     "A notebook in a browser, whose one cell is run: a game that waits for a person"
 
-    def __init__(self, browser: Any, lab: str, size: tuple[int, int]) -> None:
+    def __init__(self, browser: Any, lab: str, size: tuple[int, int], status: str = "Click here") -> None:
         from selenium.webdriver.common.by import By
         from selenium.webdriver.common.keys import Keys
 
@@ -289,7 +328,7 @@ class Page:
         self.chain().key_down(Keys.SHIFT).send_keys(Keys.ENTER).key_up(Keys.SHIFT).perform()
         self.wait(lambda b: b.find_element(self.css, ".metabonk-screen, .jp-OutputArea-output[data-mime-type*='error']"))
         self.screen = browser.find_element(self.css, ".metabonk-screen")
-        self.wait(lambda b: "Click here" in self.status() and self.colours() > 1)  # it waits, and the first picture is there
+        self.wait(lambda b: status in self.status() and self.colours() > 1)  # the first picture is there
         browser.execute_script("arguments[0].scrollIntoView({block: 'end'})", self.screen)
         browser.execute_script(EARS)
         self.screen.find_element(self.css, "canvas").click()
@@ -372,3 +411,22 @@ def test_a_home_is_walked_through_with_eyes_shut(browser: Any, lab: str, tmp_pat
     assert found["stop"][0]["success"] == 1
     assert all(p["realised_turn"] > 0 for p in found["left"]) and all(p["realised_turn"] < 0 for p in found["right"])
     assert all(p["commanded_x"] > 0.1 and (p["realised_x"] > 0.1 or p["collided"]) for p in found["forward"])
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.parametrize("lab", ["watching"], indirect=True)
+def test_a_goal_is_typed_beside_a_dual_agent_at_play(browser: Any, lab: str) -> None:
+    """Words become the goal that stands under the picture, as text, while the game goes on."""
+    from selenium.webdriver.common.keys import Keys
+
+    page = Page(browser, lab, (160, 144), "Episode 1")
+    line = browser.find_element(page.css, ".jp-OutputArea input[type='text']")
+    for words, goal in (("cellar", "goal: place cellar"), ("go <b>home</b>", "goal: go <b>home</b>")):
+        line.send_keys(words + Keys.ENTER)
+        page.wait(lambda b, goal=goal: goal in [each.text for each in b.find_elements(page.css, ".widget-label")])
+    page.wait(lambda b: "because: asked by person" in [each.text for each in b.find_elements(page.css, ".widget-label")])
+    if os.environ.get("METABONK_SCREENSHOT"):
+        browser.save_screenshot(os.environ["METABONK_SCREENSHOT"])
+    page.screen.find_element(page.css, "button").click()
+    page.wait(lambda b: page.status() == "Stopped.")
