@@ -26,16 +26,3 @@ os.environ.setdefault("PYTHONPATH", str(ROOT))  # kernels and subprocesses impor
 def root() -> Path:
     """The checkout under test."""
     return ROOT
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--slow` runs the tests marked slow."""
-    parser.addoption("--slow", action="store_true", help="run tests that take more than a minute")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Slow tests are skipped unless asked for."""
-    if not config.getoption("--slow"):
-        for item in items:
-            if "slow" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))

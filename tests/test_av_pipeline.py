@@ -31,6 +31,7 @@ def run(pipeline: Path, folder: Path, **given: object) -> subprocess.CompletedPr
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1100)
 
 
+@pytest.mark.whole
 @pytest.mark.timeout(1200)
 def test_the_pipeline_of_rooms_from_nothing_to_its_report(tmp_path):
     done = run(ROOT / "pipelines/avcdit.yaml", tmp_path / "run", **SMALL)
@@ -58,6 +59,7 @@ def test_the_pipeline_of_rooms_from_nothing_to_its_report(tmp_path):
     assert re.search(ANSWER, told) and "<video" in told and "sine of the bearing" in told
 
 
+@pytest.mark.whole
 @pytest.mark.timeout(1200)
 def test_a_recording_of_another_game_made_elsewhere(tmp_path):
     """Bonk, by its buttons; nothing is recorded, and nobody navigates."""

@@ -30,6 +30,7 @@ GAMES = {
 }  # fmt: skip
 
 
+@pytest.mark.whole
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("game", GAMES)
 def test_the_pipeline_of_dreamer_4_from_nothing_to_its_scores(tmp_path, game):

@@ -31,11 +31,12 @@ GAMES = {
     "bonk": {"imagine.objective": "grpo"},
     f"gameboy:{ROM}": {"record.profile": "course", "record.ticks_per_step": 16, "play.planner": "random"},
 }
+WHEN = [pytest.mark.slow, pytest.mark.whole]
 PLAYERS = ["dual", "without goals", "random goals", "cloned", "random play"]
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("game", [name if name == "bonk" else pytest.param(name, marks=pytest.mark.slow) for name in GAMES])
+@pytest.mark.parametrize("game", [pytest.param(name, marks=WHEN[name == "bonk"]) for name in GAMES])
 def test_the_dual_pipeline_from_nothing_to_its_report(tmp_path, game):
     given = [part for name, value in {**SMALL, **GAMES[game]}.items() for part in ("--set", f"{name}={value}")]
     command = [sys.executable, "-m", "metabonk.cli", "run", str(ROOT / "pipelines/dual.yaml"), "--game", game]

@@ -68,6 +68,7 @@ def test_stored_outputs_hold_no_errors_and_no_paths_of_a_computer(path):
             assert not re.search(r"/(home|root|tmp|work)/", text), text[:300]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("path", LITERATE, ids=label)
 def test_literate_notebook_runs(path, tmp_path):
     try:

@@ -28,14 +28,18 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, NotebookExecutionManager, papermill_engines
 from papermill.translators import PythonTranslator, papermill_translators
+from traitlets import Bool
 
 from ..core.files import disk_errors, write_atomic
 from ..core.places import compiled_cache, socket_folder
+from .kernels import warm_kernels
 from .stages import open_notebook, runs
 
 # %% ../../nbs/pipeline/91_execute.ipynb #91-execute-006
 class OwnKernels(KernelSpecManager):
     "Kernel specifications in which `python3` is always the running interpreter"
+
+    preload = Bool(False, help="whether the kernel will want what takes long to import")
 
     def get_kernel_spec(
         self,
@@ -43,7 +47,8 @@ class OwnKernels(KernelSpecManager):
     ) -> KernelSpec:  # how to start it
         "The running interpreter for `python3`, what Jupyter knows for any other name"
         if kernel_name == NATIVE_KERNEL_NAME:
-            return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict())
+            warm = {"kernel_provisioner": {"provisioner_name": "metabonk", "config": {"preload": self.preload}}}
+            return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict() | {"metadata": warm if warm_kernels else {}})
         return super().get_kernel_spec(kernel_name)
 
 
@@ -186,7 +191,7 @@ class _Client(PapermillNotebookClient):
         "A kernel on private sockets"
         self.km = AsyncKernelManager(
             kernel_name=self.kernel_name,
-            kernel_spec_manager=OwnKernels(),
+            kernel_spec_manager=OwnKernels(preload=any("metabonk" in cell.source for cell in self.nb.cells)),
             transport="ipc",
             connection_file=f"{self.sockets}/kernel.json",
         )
