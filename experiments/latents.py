@@ -4,11 +4,12 @@
 the table; `--table` prints it alone.
 
 Every run records walks through homes of the training split and of the test split, fits linear codecs of several sizes,
-trains a codec and an autoencoder for as long as `--seconds` says, and measures all of them on the test walks: noise,
+trains a codec and an autoencoder, and measures all of them on the test walks: noise,
 distance of spectra, error of the level difference of the ears and seams of sound; PSNR of pictures. What is trained
 begins as the linear encoder beside it, so its gain is what the layers learned.
 """
 
+import argparse
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from metabonk.record.store import Store
 from metabonk.sense.autoencoder import Autoencoder, AutoencoderConfig, spread_rows, train_autoencoder
 from metabonk.sense.codec import CodecConfig, CropCache, SoundCodec, codec_errors, fit_pca, train_codec
 
-SIZES = {"steps": 3000, "seconds": 90.0}  # rows of the training walks, and of each training
+SIZES = {"steps": 3000, "codec_steps": 150, "picture_steps": 200}  # rows of the training walks; changes of the weights
 LATENTS = (32, 64, 128)  # numbers in a token of the linear codecs
 
 
@@ -52,18 +53,18 @@ def see(autoencoder: Autoencoder, cache: Cache) -> dict[str, float]:
     return {"psnr": round(float((10 * torch.log10(255**2 / error)).mean()), 2)}
 
 
-def encoders(folder: Path, train: Store, seconds: float, seed: int) -> Iterator[tuple[str, object]]:
+def encoders(folder: Path, train: Store, options: argparse.Namespace, seed: int) -> Iterator[tuple[str, object]]:
     """All that are compared, the linear ones first."""
     for latents in LATENTS:
         yield f"PCA codec, 15 x {latents}", fit_pca(train, CodecConfig(latents=latents))
-    settings = {"steps": 100_000, "warmup": 20, "max_seconds": seconds, "seed": seed}
-    yield "learned codec, 15 x 64", train_codec(train, folder / "codec", training=TrainConfig(lr=3e-4, **settings), seed=seed)
+    training = TrainConfig(steps=options.codec_steps, lr=1e-3, warmup=20, cooldown=0.5, seed=seed)
+    yield "learned codec, 15 x 64", train_codec(train, folder / "codec", training=training, seed=seed)
     images = Cache.build(train).image
     torch.manual_seed(seed)
     start = Autoencoder(AutoencoderConfig.preset("tiny")).start_from(torch.from_numpy(np.array(images[::2]))).eval()
     yield "linear autoencoder, 8 x 8 x 4", start
-    trained = train_autoencoder(train, folder / "autoencoder", training=TrainConfig(lr=1e-3, **settings), seed=seed)
-    yield "autoencoder, 8 x 8 x 4", trained
+    training = training.change(steps=options.picture_steps, lr=2e-3)
+    yield "autoencoder, 8 x 8 x 4", train_autoencoder(train, folder / "autoencoder", training=training, seed=seed)
 
 
 def main() -> None:
@@ -73,7 +74,7 @@ def main() -> None:
         folder = options.folder / str(seed)
         train, test = walks(folder, "train", options.steps, 2 * seed), walks(folder, "test", 800, 2 * seed + 1)
         cache, began = Cache.build(test), time.time()
-        for name, encoder in encoders(folder, train, options.seconds, seed):
+        for name, encoder in encoders(folder, train, options, seed):
             found = {"snr": "", "spectrum": "", "level": "", "seam": "", "psnr": ""}
             found |= see(encoder, cache) if isinstance(encoder, Autoencoder) else hear(encoder, cache)
             if not rows.has(encoder=name, seed=seed):
