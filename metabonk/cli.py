@@ -22,7 +22,7 @@ from typing import Any
 
 from . import __version__
 from .core.config import check_value
-from .core.errors import MetaBonkError, UsageError
+from .core.errors import MetaBonkError, UsageError, unknown
 from .core.text import parse_yaml, read_text
 
 # %% ../nbs/pipeline/99_cli.ipynb #99-cli-004
@@ -33,8 +33,6 @@ def _check_game(name: str) -> None:
 
 
 def _check_preset(name: str) -> None:
-    from metabonk.core.errors import unknown
-
     if name not in (known := ("tiny", "small", "paper")):
         raise unknown("preset", name, known)
 
@@ -75,11 +73,18 @@ def run_command(options: argparse.Namespace) -> int:
 
 
 def games_command(options: argparse.Namespace) -> int:
-    "List the games"
-    from metabonk.play.game import games
+    "List the games, or the worlds and settings of one"
+    from metabonk.play.game import game_settings, game_worlds, games
 
-    for row in games():
-        print(f"{row['game']:28} {row['about']:42} {row['status']}")
+    if not options.game:
+        for row in games():
+            print(f"{row['game']:28} {row['about']:42} {row['status']}")
+        return 0
+    kind = options.game.partition(":")[0]
+    for world, made in game_worlds(kind).items():
+        print(f"{kind}:{world:{27 - len(kind)}} {', '.join(f'{name}={value}' for name, value in made.items())}")
+    for name, row in game_settings(kind).items():
+        print(f"--set {name}={row['default']!s:{21 - len(name)}} {row['meaning']}")
     return 0
 
 
@@ -159,7 +164,9 @@ class _Parser(argparse.ArgumentParser):
     "A parser whose complaints are one line, as all others are"
 
     def error(self, message: str) -> Any:
-        "Raise what argparse would print together with the usage"
+        "Raise what argparse would print together with the usage; a misspelt command gets a suggestion"
+        if found := re.match(r"argument COMMAND: invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            raise unknown("command", found[1], re.findall(r"[\w-]+", found[2]))
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
@@ -228,7 +235,8 @@ def parser() -> argparse.ArgumentParser:  # of the whole command line
     run.add_argument("--again", action="append", default=[], metavar="STAGE", help="run this stage in any case")
     run.add_argument("--dry-run", action="store_true", help="list what would run and why, and stop")
 
-    _command(commands, "games", games_command, "metabonk games")
+    games = _command(commands, "games", games_command, "metabonk games bonk")
+    games.add_argument("game", nargs="?", help="a game whose worlds and settings are listed")
 
     record = _command(commands, "record", record_command, "metabonk record bonk stores/bonk --steps 2000 --games 2")
     record.add_argument("game", help="which game, as `metabonk games` lists them")

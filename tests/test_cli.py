@@ -35,6 +35,14 @@ def test_each_command_has_help_with_an_example_that_parses(command, capsys):
     parser().parse_args(example[1:])
 
 
+def test_games_lists_worlds_and_settings_of_one():
+    told = metabonk("games", "bonk:dark").stdout
+    assert "bonk:dark" in told and "--set darkness=1 " in told and "0 every screen is lit" in told
+    assert "--set ticks_per_step=4 " in told and "how long an action is held" in told
+    rooms = metabonk("games", "rooms").stdout
+    assert "--set scenes=" in rooms and "darkness" not in rooms
+
+
 def test_games_lists_bonk():
     done = metabonk("games")
     assert done.returncode == 0 and done.stderr == ""
@@ -79,6 +87,7 @@ def said(capsys: pytest.CaptureFixture, *arguments: str, status: int = 2) -> str
         (["record", "bonk", "s", "--steps", "1_000"], "--steps: it must be int"),
         (["record", "bonk", "s", "--steps", "9" * 5000], "too large"),
         (["record", "bonk", "s", "--seed", "-1"], "--seed: -1 is not 0 or more"),
+        (["games", "bonkk"], "unknown game 'bonkk': did you mean 'bonk'?"),
         (["record", "bonk", "s", "--games", "0"], "--games: 0 is not 1 or more"),
         (["record", "bonk", "s", "--steps", "5", "--set", "noops={a: 1, a: 2}"], "--set noops: not YAML: 'a' is there twice"),
         (["record", "bonk", "s", "--steps", "5", "--set", "noops=1", "--set", "noops=2"], "--set noops is there twice"),
@@ -86,9 +95,9 @@ def said(capsys: pytest.CaptureFixture, *arguments: str, status: int = 2) -> str
         (["record", "bonk"], "the following arguments are required: store (see metabonk record --help)"),
         (["site", "--port", "99999"], "99999 is not from 0 to 65535"),
         (["site", "--port", "-1"], "-1 is not from 0 to 65535"),
-        (["recrod"], "invalid choice"),
+        (["recrod"], "unknown command 'recrod': did you mean 'record'?"),
         ([], "required: COMMAND"),
-        (["games", "now\n\x1b[2J"], "unrecognized arguments: now \\x1b[2J"),
+        (["hooks", "now\n\x1b[2J"], "unrecognized arguments: now \\x1b[2J"),
         (["run", "metabonk", "--seed", "-1", "--dry-run"], "seed -1 is negative"),
         (["run", "metabonk", "--seed", "1e999", "--dry-run"], "1e999 is too large"),
         (["run", "metabonk", "--seed", ".nan", "--dry-run"], "seed must be int, not nan"),
@@ -246,3 +255,16 @@ def test_a_readme_that_is_no_text_is_one_line(capsys, monkeypatch, tmp_path):
 
 def test_no_error_of_ours_has_two_lines():
     assert str(UsageError(" one\r\n  two\n\nthree ")) == "one two three" and str(UsageError()) == ""
+
+
+@pytest.mark.parametrize("command", ["", *commands()])
+def test_the_page_of_commands_shows_what_help_prints(root, monkeypatch, capsys, command):
+    shown = {}
+    for one in read_notebook(root / "nbs/reference/commands.ipynb")["cells"]:
+        for output in one.get("outputs", []):
+            shown["".join(one["source"]).split('"')[1].replace("--help", "")] = "".join(output["text"])
+    monkeypatch.setenv("COLUMNS", "88")
+    with pytest.raises(SystemExit):
+        main([*[command] * bool(command), "--help"])
+    renew = "run: metabonk notebooks --execute nbs/reference/commands.ipynb"
+    assert shown[command].strip() == capsys.readouterr().out.strip(), renew

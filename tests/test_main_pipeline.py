@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -62,6 +63,11 @@ def what_is_shown(run: Path) -> None:
     scores = "sticky random", "dreams only", "fine-tuned", "dreamed / score"
     for words in ("<video", "<audio", *scores, "loss/audio", "hero there", "other actions"):
         assert words in page, words
+    said = re.search(r"Fine-tuned -?[\d.]+, random -?[\d.]+ an episode: (better|worse|not shown to be better or worse)", page)
+    assert said and said.start() < page.index("<video") < page.index("How it ran</h2>")
+    assert "Warning: " in page and "from dreams alone is not shown to be better than chance" in page, "three steps teach nothing"
+    films = [len(Store.open(run / f"stages/report/played/{who}").episodes) for who in ("random", "dreams-only", "fine-tuned")]
+    assert films == [1, 1, 1]
     assert json.loads((run / "manifest.json").read_text())["status"] == "done"
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['frames_to_sound', 'reconstruction_figure', 'Film', 'film_states', 'film_player', 'dream_films', 'dream_video',
-           'free_dream_video']
+           'play_films', 'free_dream_video']
 
 # %% ../../nbs/measure/84_dreams.ipynb #84-dreams-002
 import html
@@ -35,7 +35,8 @@ from metabonk.dream.interface import (
 )
 from ..record.exchange import picture_times, write_media
 from ..record.experience import Batch
-from ..record.look import data_uri, magma, png_uri, spectrogram
+from ..record.look import data_uri, magma, png_uri, spectrogram, view
+from ..record.store import Store
 from ..sense.logmel import LogMel, LogMelConfig, to_audio, to_int16
 
 # %% ../../nbs/measure/84_dreams.ipynb #84-dreams-007
@@ -276,7 +277,7 @@ def film_player(
     films: Mapping[str, Film],  # name to film, of the same steps; the one called "game" is real
     edges: Float[np.ndarray, " edges"],  # seconds: when the first step began, and when each step ended
     sample_rate: int = 0,  # of the sounds, Hz; any where there are none
-    alone: int = 0,  # from this row on the others dream; up to it they read along
+    alone: int | None = 0,  # from this row on the others dream; up to it they read along; None: nobody dreams
     title: str = "A dream",
     scale: int = 2,  # how many pixels of the film one pixel of the game becomes; the page enlarges further
 ) -> HTML:  # displays itself
@@ -293,7 +294,8 @@ def film_player(
     first = next(reversed(files))  # the dream's sound, as a rule
     escaped = {name: html.escape(name, quote=True) for name in films}
     heads = "".join(
-        f"<div><b>{text}</b> {'' if name == 'game' else '<span data-alone></span>'}</div>" for name, text in escaped.items()
+        f"<div><b>{text}</b> {'' if name == 'game' or alone is None else '<span data-alone></span>'}</div>"
+        for name, text in escaped.items()
     )
     choice = "".join(
         f'<label><input type="radio" name="NAME" value="{escaped[name]}"{" checked" * (name == first)}>{escaped[name]}</label>'
@@ -307,10 +309,10 @@ def film_player(
         names = ", ".join(f'<i style="background:{ink}"></i>{escaped[name]}' for name, ink in _inks(films).items())
         lanes.append(f'<div class="mb-lane"><span>reward: {names}</span>{_reward_lane(films, edges)}</div>')
     others = {name: file for name, file in files.items() if name != first}
-    data = {"seconds": round(float(edges[-1]), 4), "alone": round(float(edges[alone]), 4), "files": others}
+    data = {"seconds": round(float(edges[-1]), 4), "alone": round(float(edges[alone or 0]), 4), "files": others}
     packed = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     switch = f'<fieldset><legend>sound of</legend>{choice.replace("NAME", f"sound{zlib.crc32(packed.encode()):x}")}</fieldset>'
-    caption, shade = html.escape(title), 100 * edges[alone] / edges[-1]
+    caption, shade = html.escape(title), 100 * edges[alone or 0] / edges[-1]
     width = min(44, 22 * len(films))
     return HTML(f"""<figure class="mb-dream" style="max-width:{width}rem"><style>{_style}</style>
 <figcaption>{caption}</figcaption>
@@ -395,6 +397,20 @@ def dream_video(
     "A player of the game beside a dream of it"
     films, edges = dream_films(model, token_batch, raw_batch, context, horizon, sequence, lead, sample_rate, step_seconds)
     return film_player(films, edges, sample_rate or _rate(model), min(context, max(lead, 0)), title, scale)
+
+# %% ../../nbs/measure/84_dreams.ipynb #b450fac0
+def play_films(
+    stores: Mapping[str, Store],  # name to a recording whose last episode is shown; all of one game
+    limit: int,  # rows, at most
+) -> tuple[dict[str, Film], Float[np.ndarray, " edges"]]:  # for `film_player`: films of one length, and when steps begin and end
+    "The last episodes of several recordings, cut to the shortest"
+    rows = min(limit, *(store.episodes[-1].rows for store in stores.values()))
+    views = {name: view(store, stop=rows) for name, store in stores.items()}
+    films = {}
+    for name, at in views.items():
+        steps = at.steps
+        films[name] = Film(steps.image, steps.audio if at.heard else None, steps.reward.astype(np.float32))
+    return films, next(iter(views.values())).edges
 
 # %% ../../nbs/measure/84_dreams.ipynb #84-dreams-031
 @torch.no_grad()

@@ -145,10 +145,13 @@ def write_report(
     "Write `report.html` of a run, whatever became of it"
     manifest = run.read()
     order = [name for name in _told(manifest) if run.notebook(name).exists()]
-    stages = [stage_section(run, name, manifest["stages"][name]) for name in order]
-    contents = {name: number for number, name in enumerate(order, 1)}
+    done = manifest["status"] == "done"
+    shown = [*order[-1:], *order[:-1]] if done else order
+    sections = [stage_section(run, name, manifest["stages"][name]) for name in shown]
+    contents = {name: number for number, name in enumerate(shown, 0 if done else 1)}
+    sections.insert(len(shown) if done else 0, ("How it ran" if done else "Summary", summary(manifest, contents)))
     seconds = sum(manifest["stages"][name].get("seconds", 0) for name in order)
     outcome = {"done": "Finished", "running": "Running since"}.get(manifest["status"], manifest["status"].capitalize())
     subtitle = f"{outcome} {moment(manifest.get('ended') or manifest['started'])}, {duration(seconds)} of work"
-    page = self_contained_page(manifest["title"], [("Summary", summary(manifest, contents)), *stages], subtitle)
+    page = self_contained_page(manifest["title"], sections, subtitle)
     return write_atomic(run.folder / "report.html", page)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['machines', 'Sound', 'Tick', 'Machine', 'area_weights', 'Shrink', 'GameConfig', 'OutOfSync', 'check_sync', 'Snapshot',
-           'Game', 'choose_actions', 'Entry', 'plays_alone', 'make_game', 'games']
+           'Game', 'choose_actions', 'Entry', 'plays_alone', 'make_game', 'game_settings', 'game_worlds', 'games']
 
 # %% ../../nbs/play/10_game.ipynb #10-game-002
 import abc
@@ -21,6 +21,7 @@ from typing import Any, ClassVar, NamedTuple, SupportsFloat, cast
 import gymnasium as gym
 import numpy as np
 import scipy.sparse
+from fastcore.docments import docments
 from gymnasium.spaces import Box, Dict
 from jaxtyping import Float32, Int16, UInt8
 
@@ -630,6 +631,25 @@ def make_game(
     chosen = cls.settings_class.from_dict(settings)
     full = GameConfig.from_dict({**shared, "settings": settings})
     return Game(cls(what, full, chosen), full, render_mode)  # type: ignore[call-arg]
+
+
+def game_settings(
+    kind: str,  # what stands before the colon in the name of a game
+) -> dict[str, dict[str, Any]]:  # {setting: {"default": ..., "meaning": ...}}, those of all games first, the machine's own last
+    "The settings that `make_game` takes for a game, `metabonk record --set` too"
+    cls = _machine_class(kind)
+    shared, own = GameConfig.from_dict(cls.defaults), cls.settings_class()
+    meanings = docments(GameConfig) | docments(type(own))
+    values = {f.name: getattr(config, f.name) for config in (shared, own) for f in dataclasses.fields(config)}
+    return {name: {"default": value, "meaning": meanings[name] or ""} for name, value in values.items() if name != "settings"}
+
+
+def game_worlds(
+    kind: str,  # what stands before the colon in the name of a game
+) -> dict[str, dict[str, Any]]:  # {world: the settings that make it}; empty where there are none
+    "The worlds of a game, each a name for some of its settings"
+    cls = _machine_class(kind)
+    return dict(cls.settings_class.presets) if machines[kind].worlds else {}
 
 
 def games() -> list[dict[str, str]]:  # one row a machine: game, about, status
