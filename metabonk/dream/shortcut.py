@@ -146,11 +146,6 @@ class ShortcutConfig(Config):
         "The signal level of finished frames"
         return min(round((1 - self.context_noise) * self.finest), self.finest - 1) / self.finest
 
-    @property
-    def step_sizes(self) -> int:  # how many there are
-        "Sizes of a step: 1, 1/2, ..., 1 / finest"
-        return self.finest.bit_length()
-
 
 def draw_levels(
     batch: int,  # rows

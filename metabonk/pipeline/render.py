@@ -475,16 +475,6 @@ class Rendered:
     body: str  # HTML of everything else
     sections: list[Section] = field(default_factory=list)  # of the body
 
-    @property
-    def has_figures(self) -> bool:  # whether plotly.js is needed
-        "Is there a plotly figure?"
-        return 'class="plotly-figure"' in self.body
-
-    @property
-    def has_math(self) -> bool:  # whether the font of formulas is needed
-        "Is there a formula?"
-        return "<math" in self.body
-
 
 def render_notebook(
     notebook: NotebookNode | Path | str,  # with its outputs: read, or the path of its file
