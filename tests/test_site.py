@@ -20,10 +20,11 @@ import pytest
 import yaml
 
 from metabonk.core.errors import FolderError, MetaBonkError, UsageError
+from metabonk.core.serving import own_name
 from metabonk.pipeline.links import check_site, references
 from metabonk.pipeline.reference import all_symbols, module_symbols
 from metabonk.pipeline.render import Media, output_markdown, pandoc_html, render_notebook, self_contained_page
-from metabonk.pipeline.site import PartHandler, SiteServer, build_site, own_name, page_address, read_book, serve_site
+from metabonk.pipeline.site import PartHandler, SiteServer, build_site, page_address, read_book, serve_site
 
 pytestmark = pytest.mark.xdist_group("site")
 node = nbformat.v4

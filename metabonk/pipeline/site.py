@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Chapter', 'Book', 'read_book', 'page_address', 'Page', 'read_page', 'Linker', 'page_markdown', 'plain', 'own_anchors',
            'add_anchors', 'search_entries', 'build_with_pandoc', 'stage_for_quarto', 'build_with_quarto', 'build_site',
-           'own_name', 'PartHandler', 'SiteServer', 'serve_site']
+           'PartHandler', 'SiteServer', 'serve_site']
 
 # %% ../../nbs/pipeline/95_site.ipynb #95-site-002
 import functools
@@ -13,7 +13,6 @@ import hashlib
 import html
 import http.server
 import io
-import ipaddress
 import json
 import os
 import posixpath
@@ -38,6 +37,7 @@ import yaml
 
 from ..core.errors import FolderError, MetaBonkError, UsageError, unknown
 from ..core.files import disk_errors, write_atomic
+from ..core.serving import cannot_listen, own_name, where
 from ..core.text import read_yaml
 from .links import check_site as check_site
 from .reference import Symbol, all_symbols, module_symbols, reference_markdown
@@ -567,19 +567,6 @@ def build_site(
 
 
 # %% ../../nbs/pipeline/95_site.ipynb #95-site-041
-def own_name(
-    header: str,  # `Host` of a request: "localhost:8000"
-    host: str,  # the address that the server listens on
-) -> bool:  # whether the request was meant for this server
-    "Is this our name? On loopback: localhost and its addresses; elsewhere any address, or the name given"
-    name = re.sub(r":\d*$", "", header).strip("[]").lower()
-    try:
-        asked, here = ipaddress.ip_address(name), ipaddress.ip_address(host)
-    except ValueError:
-        return name in ("localhost", host.lower(), socket.gethostname().lower())
-    return asked.is_loopback if here.is_loopback else True
-
-
 class PartHandler(http.server.SimpleHTTPRequestHandler):
     "Serves files, and parts of files: without these a browser can't move inside a video"
 
@@ -635,8 +622,7 @@ class SiteServer(http.server.ThreadingHTTPServer):
         try:
             super().__init__((host, port), functools.partial(handler, directory=str(folder)))
         except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise UsageError(f"can't listen on port {port} of {host} ({reason}): choose another with --port") from None
+            raise cannot_listen(port, host, error) from None
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         "A reader who went away is no error"
@@ -651,8 +637,7 @@ def serve_site(
 ) -> None:
     "Serve a site until Ctrl-C, to this computer alone unless `host` says otherwise"
     with SiteServer(folder, port, host) as server:
-        name = f"[{host}]" if ":" in host else host
-        print(f"http://{name}:{server.server_address[1]}/  (Ctrl-C ends it)", flush=True)
+        print(where(host, int(server.server_address[1])), flush=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['machines', 'Sound', 'Tick', 'Machine', 'area_weights', 'Shrink', 'GameConfig', 'OutOfSync', 'check_sync', 'Snapshot',
-           'Game', 'choose_actions', 'Entry', 'plays_alone', 'make_game', 'game_settings', 'game_worlds', 'games']
+           'Game', 'choose_actions', 'Entry', 'plays_alone', 'make_game', 'game_settings', 'game_worlds',
+           'quick_settings', 'games']
 
 # %% ../../nbs/play/10_game.ipynb #10-game-002
 import abc
@@ -650,6 +651,15 @@ def game_worlds(
     "The worlds of a game, each a name for some of its settings"
     cls = _machine_class(kind)
     return dict(cls.settings_class.presets) if machines[kind].worlds else {}
+
+
+def quick_settings(
+    name: str,  # as `make_game` takes it
+    settings: dict[str, Any],  # that were asked for
+) -> dict[str, Any]:  # for `make_game`
+    "Settings with which a game answers keys at once: where a step has four ticks by default, two"
+    usual = "ticks_per_step" in _machine_class(name.partition(":")[0]).defaults
+    return settings if usual else {"ticks_per_step": GameConfig.ticks_per_step // 2, **settings}
 
 
 def games() -> list[dict[str, str]]:  # one row a machine: game, about, status

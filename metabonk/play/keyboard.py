@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BUTTONS', 'SAME', 'PADDING', 'KEYS', 'SCRIPT', 'STYLE', 'buttons_of_name', 'action_buttons', 'choose', 'png',
-           'Screen', 'Keyboard', 'Pacer', 'play']
+           'Screen', 'about', 'Keyboard', 'Pacer', 'play']
 
 # %% ../../nbs/play/15_keyboard.ipynb #15-keyboard-002
 import asyncio
@@ -66,6 +66,8 @@ KEYS: dict[str, tuple[str, ...]] = {  # key: the button that it presses, the fir
     "KeyW": ("up",), "KeyS": ("down",), "KeyA": ("left",), "KeyD": ("right",),
     "KeyX": ("a", "fire"), "KeyZ": ("b",), "Space": ("fire", "a"), "Enter": ("start",), "Backspace": ("select",),
     **{f"Digit{n}": (str(n),) for n in range(10)},
+    "PadUp": ("up",), "PadDown": ("down",), "PadLeft": ("left",), "PadRight": ("right",),
+    "PadA": ("a", "fire"), "PadB": ("b",), "PadStart": ("start",), "PadSelect": ("select",),
 }  # fmt: skip
 
 
@@ -99,15 +101,23 @@ function render({ model, el }) {
   root.className = "metabonk-screen";
   root.tabIndex = 0;
   root.setAttribute("data-lm-suppress-shortcuts", "true");
-  root.innerHTML = "<canvas></canvas><p class='status'></p><p class='legend'></p><button>Stop</button>";
-  const [canvas, status, legend, stop] = root.children;
-  const context = canvas.getContext("2d");
+  root.innerHTML = "<div class='sight'><canvas></canvas><figure hidden><canvas></canvas><figcaption>as expected</figcaption>"
+    + "</figure><dl></dl></div><p class='status'></p><p class='legend'></p><button>Stop</button>";
+  const [sight, status, legend, stop] = root.children, [canvas, beside, notes] = sight.children;
   el.append(root);
 
   const show = () => { status.textContent = model.get("status"); legend.textContent = model.get("legend"); };
+  const note = () => notes.replaceChildren(...Object.entries(model.get("notes")).flatMap(([word, text]) => {
+    const parts = [document.createElement("dt"), document.createElement("dd")];
+    parts[0].textContent = word;
+    parts[1].textContent = text;
+    return parts;
+  }));
   model.on("change:status", show);
   model.on("change:legend", show);
+  model.on("change:notes", note);
   show();
+  note();
 
   // keys
   root.addEventListener("keydown", (event) => {
@@ -124,25 +134,51 @@ function render({ model, el }) {
     model.send({ kind: "key", code: event.code, down: false });
   });
   root.addEventListener("focus", () => model.send({ kind: "focus" }));
-  root.addEventListener("blur", () => model.send({ kind: "blur" }));
+  root.addEventListener("blur", () => { next = 0; held.clear(); model.send({ kind: "blur" }); });
   root.addEventListener("mousedown", wake);
   stop.addEventListener("click", () => model.send({ kind: "stop" }));
 
+  // gamepad: its buttons are keys, as long as the keyboard is ours
+  const PAD = { PadUp: 12, PadDown: 13, PadLeft: 14, PadRight: 15, PadA: 0, PadB: 1, PadSelect: 8, PadStart: 9 };
+  const STICK = { PadUp: [1, -1], PadDown: [1, 1], PadLeft: [0, -1], PadRight: [0, 1] };
+  let held = new Set(), polling = 0;
+  function poll() {
+    const pads = [...navigator.getGamepads()].filter(Boolean);
+    if (document.activeElement === root) for (const [code, button] of Object.entries(PAD)) {
+      const [axis, sign] = STICK[code] ?? [0, 0];
+      const down = pads.some((pad) => pad.buttons[button]?.pressed || sign * (pad.axes[axis] ?? 0) > 0.5);
+      if (down === held.has(code)) continue;
+      down ? held.add(code) : held.delete(code);
+      wake();
+      model.send({ kind: "key", code, down });
+    }
+    polling = pads.length ? requestAnimationFrame(poll) : 0;
+  }
+  const begin = () => { polling ||= requestAnimationFrame(poll); };
+  window.addEventListener("gamepadconnected", begin);
+  begin();
+
   // picture: one after the other, in order
   let drawing = Promise.resolve();
-  async function draw(png) {
+  const wide = (image) => image.width * (model.get("scale") || Math.max(1, Math.round(480 / image.width)));
+  async function draw(png, canvas, width) {
     const image = await createImageBitmap(new Blob([png], { type: "image/png" }));
     if (canvas.width !== image.width || canvas.height !== image.height) {
       canvas.width = image.width;
       canvas.height = image.height;
-      canvas.style.width = `${image.width * model.get("scale")}px`;
+      canvas.style.width = `${width ?? wide(image)}px`;
     }
-    context.drawImage(image, 0, 0);
+    canvas.getContext("2d").drawImage(image, 0, 0);
     image.close();
+  }
+  async function picture([, seen, expected]) {
+    await draw(seen, canvas);
+    beside.hidden = !expected;
+    if (expected) await draw(expected, beside.firstChild, wide(canvas));
   }
 
   // sound: each piece begins where the last one ends
-  let speaker = null, next = 0, scheduled = 0;
+  let speaker = null, next = 0, scheduled = 0, gaps = 0;
   function wake() {
     if (!speaker) speaker = new AudioContext(model.get("rate") ? { sampleRate: model.get("rate") } : {});
     if (speaker.state !== "running") speaker.resume();
@@ -151,7 +187,7 @@ function render({ model, el }) {
     const length = view.byteLength / 2 / channels;
     if (!model.get("rate") || !speaker || speaker.state !== "running" || !length) return;
     const now = speaker.currentTime;
-    if (next < now) next = now + 0.05;
+    if (next < now) { gaps += next > 0; next = now + 0.05; }
     if (next > now + 0.5) return;
     const samples = new Int16Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
     const piece = speaker.createBuffer(channels, length, model.get("rate"));
@@ -170,11 +206,15 @@ function render({ model, el }) {
   model.on("msg:custom", (message, buffers) => {
     if (message.kind !== "step") return;
     play(buffers[0], message.channels);
-    if (buffers.length > 1) drawing = drawing.then(() => draw(buffers[1])).catch(() => {});
-    if (message.number % 8 === 0) drawing.then(() => model.send({ kind: "seen", number: message.number, scheduled }));
+    if (buffers.length > 1) drawing = drawing.then(() => picture(buffers)).catch(() => {});
+    if (message.number % 8 === 0) drawing.then(() => model.send({ kind: "seen", number: message.number, scheduled, gaps }));
   });
   model.send({ kind: "ready" });  // what was sent before nobody has seen
-  return () => { if (speaker) speaker.close(); };
+  return () => {
+    cancelAnimationFrame(polling);
+    window.removeEventListener("gamepadconnected", begin);
+    if (speaker) speaker.close();
+  };
 }
 export default { render };
 """
@@ -184,9 +224,16 @@ STYLE = """
 .metabonk-screen { display: inline-block; padding: 8px; border: 2px solid #bbb; border-radius: 6px; outline: none;
   font: 13px sans-serif; }
 .metabonk-screen:focus { border-color: #2a7de1; }
+.metabonk-screen .sight { display: flex; flex-wrap: wrap; gap: 6px 16px; align-items: flex-start; }
 .metabonk-screen canvas { display: block; image-rendering: pixelated; background: #000; min-width: 160px; }
+.metabonk-screen figure { margin: 0; }
+.metabonk-screen figure[hidden] { display: none; }
+.metabonk-screen dl { margin: 0; flex: 1 1 14em; max-width: 26em; line-height: 1.4; }
+.metabonk-screen dl:empty { display: none; }
+.metabonk-screen dt { font-weight: 600; }
+.metabonk-screen dd { margin: 0 0 8px; overflow-wrap: anywhere; }
 .metabonk-screen p { margin: 6px 0 0; }
-.metabonk-screen .legend { color: #666; }
+.metabonk-screen .legend, .metabonk-screen figcaption { opacity: 0.7; }
 .metabonk-screen button { margin-top: 6px; }
 """
 
@@ -196,19 +243,33 @@ class Screen(anywidget.AnyWidget):
 
     _esm, _css = SCRIPT, STYLE
     rate = traitlets.Int(0).tag(sync=True)  # sound samples a second
-    scale = traitlets.Int(3).tag(sync=True)  # size of a pixel on the page
+    scale = traitlets.Int(3).tag(sync=True)  # size of a pixel on the page; 0: what makes the picture about 480 wide
     status = traitlets.Unicode("").tag(sync=True)  # the line under the picture
     legend = traitlets.Unicode("").tag(sync=True)  # which key does what
+    notes = traitlets.Dict().tag(sync=True)  # what stands beside the picture: text by word
 
     def __init__(self, **traits: Any) -> None:
         super().__init__(**traits)
         self.listeners: list[Any] = []  # called with (code, down) for each key; code None: all keys up
+        self.pages: list[Any] = []  # called with (message, buffers) for all that is sent, beside the notebook
         self.focused = self.stopped = False  # keys come here; Stop was pressed
-        self.sent = self.seen = self.left_out = self.scheduled = 0  # steps; steps drawn; pictures left out; samples scheduled
+        self.away = False  # nobody can look now
+        self.sent = self.seen = self.left_out = 0  # steps; steps drawn; pictures left out
+        self.scheduled = self.gaps = 0  # samples of sound; times that there were none in time
         self._picture: np.ndarray | None = None  # the last one shown
-        self.on_msg(self._receive)
+        self.on_msg(lambda _, message, buffers: self.receive(message))
 
-    def _receive(self, _: Any, message: dict[str, Any], buffers: Any) -> None:
+    def send(self, content: Any, buffers: Any = None) -> None:  # as every widget's
+        "Send a message to the script of the page"
+        super().send(content, buffers)
+        for page in self.pages:
+            page(content, buffers or [])
+
+    def receive(
+        self,
+        message: Mapping[str, Any],  # from the script: "key", "focus", "blur", "seen", "ready" or "stop"
+    ) -> None:
+        "What the page tells"
         kind = message.get("kind")
         if kind == "key":
             self.key(str(message["code"]), bool(message["down"]))
@@ -217,7 +278,7 @@ class Screen(anywidget.AnyWidget):
             if not self.focused:
                 self.key(None, False)
         elif kind == "seen":
-            self.seen, self.scheduled = int(message["number"]), int(message["scheduled"])
+            self.seen, self.scheduled, self.gaps = (int(message[name]) for name in ("number", "scheduled", "gaps"))
         elif kind == "ready" and self._picture is not None:
             self.send({"kind": "step", "number": self.sent, "channels": 1}, [b"", png(self._picture)])
         elif kind == "stop":
@@ -236,15 +297,29 @@ class Screen(anywidget.AnyWidget):
         self,
         image: UInt8[np.ndarray, "height width 3"],  # what to draw
         audio: Int16[np.ndarray, "channels samples"],  # what to play after what was played so far
+        expected: UInt8[np.ndarray, "rows columns 3"] | None = None,  # a picture to stand beside it
     ) -> None:
         "Send one step to the page"
         self.sent, self._picture = self.sent + 1, image
         buffers = [np.ascontiguousarray(audio).tobytes()]
         if self.sent - self.seen <= 40:
-            buffers.append(png(image))
+            buffers += [png(each) for each in (image, expected) if each is not None]
         else:
             self.left_out += 1
         self.send({"kind": "step", "number": self.sent, "channels": int(audio.shape[0])}, buffers)
+
+# %% ../../nbs/play/15_keyboard.ipynb #8267af28
+def about(
+    game: Any,  # a `Game`
+) -> dict[str, str]:  # text by word, for a screen's `notes`
+    "What a player wants to know of a game: its name, what can be done, what earns"
+    inner = getattr(game, "unwrapped", game)
+    profile = getattr(inner, "profile", None)
+    told = {"game": inner.name, "actions": ", ".join(inner.action_names)}
+    if profile is not None:
+        told["what earns"] = ", ".join(f"{name} ({weight:+g})" for name, weight in profile.weights.items())
+        told["of this game"] = " ".join(profile.notes.split())
+    return {word: text for word, text in told.items() if text}
 
 # %% ../../nbs/play/15_keyboard.ipynb #15-keyboard-019
 class Keyboard:
@@ -269,9 +344,11 @@ class Keyboard:
         inner = getattr(game, "unwrapped", game)
         told: dict[str, list[str]] = {}
         for key, button in self.keys.items():
-            told.setdefault(button, []).append(re.sub("Arrow|Key|Digit", "", key))
+            if not key.startswith("Pad"):
+                told.setdefault(button, []).append(re.sub("Arrow|Key|Digit", "", key))
         legend = ", ".join(f"{button}: {'/'.join(places)}" for button, places in told.items())
-        self.screen = Screen(rate=int(inner.sample_rate), scale=scale, legend=legend, status="Click here to play.")
+        status = "Click here to play."
+        self.screen = Screen(rate=int(inner.sample_rate), scale=scale, legend=legend, status=status, notes=about(game))
         self.screen.listeners.append(self._key)
         self.reset(0)
 
@@ -367,12 +444,15 @@ async def play(
             seed, score, ended, pacer = None, 0.0, False, Pacer(inner.clock_rate, speed)
             while not ended and (steps is None or done < steps):
                 if screen is not None:
-                    screen.show(game.render(), observation.get("audio", np.zeros((1, 0), np.int16)))
-                    while wait and not screen.focused and not screen.stopped:
+                    silence = np.zeros((1, 0), np.int16)
+                    screen.show(game.render(), observation.get("audio", silence), getattr(policy, "expected", None))
+                    while (screen.away or wait and not screen.focused) and not screen.stopped:
                         screen.status = f"Click here to play. Episode {over + 1}, reward {score:g}"
                         await asyncio.sleep(0.02)
-                    screen.status = f"Episode {over + 1}, reward {score:g}. Esc: let go of the keyboard"
-                await asyncio.sleep(pacer.wait(int(info["clock"]["ticks"]), time.monotonic()))
+                    hint = ". Esc: let go of the keyboard" if wait else ""
+                    screen.status = f"Episode {over + 1}, reward {score:g}{hint}"
+                wanted = pacer.wait(int(info["clock"]["ticks"]), time.monotonic())
+                await asyncio.sleep(max(wanted, 0.001))  # keys arrive meanwhile, even if the game is late
                 if screen is not None and screen.stopped:
                     return done
                 observation, reward, terminated, truncated, info = game.step(policy(observation, info))

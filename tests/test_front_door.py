@@ -1,0 +1,316 @@
+"""The front door: a game on a page of its own, in a real browser; who may knock, and what is kept when somebody leaves."""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
+from tornado.websocket import websocket_connect
+
+from metabonk.core.errors import UsageError
+from metabonk.core.serving import own_page, where
+from metabonk.play.page import read_message
+from metabonk.record.store import Store
+
+pytestmark = pytest.mark.xdist_group("front door")
+ROOT = Path(__file__).parents[1]
+
+
+class Served:
+    "A command that serves a page, in a process of its own"
+
+    def __init__(self, *arguments: str, patience: float = 120.0) -> None:
+        command = [sys.executable, "-m", "metabonk.cli", *arguments, "--port", "0"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+        assert self.process.stdout is not None
+        self.line = self.process.stdout.readline()
+        assert self.line, self.process.communicate(timeout=20)[1]
+        self.address = self.line.split()[0]
+        self.port = int(re.findall(r":(\d+)/", self.address)[0])
+
+    def end(self, number: int = signal.SIGINT) -> tuple[int, str, str]:
+        "Status, output and errors after a signal"
+        self.process.send_signal(number)
+        told = self.process.communicate(timeout=60)
+        return self.process.returncode, *told
+
+
+@pytest.fixture()
+def doors() -> Iterator[Any]:
+    opened: list[Served] = []
+
+    def another(*arguments: str) -> Served:
+        opened.append(Served(*arguments))
+        return opened[-1]
+
+    yield another
+    for door in opened:
+        if door.process.poll() is None:
+            door.process.kill()
+            door.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("chromium and chromedriver are not installed (Debian: chromium chromium-driver)")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    flags = ["headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "disable-background-networking"]
+    for flag in [*flags, "window-size=1100,760", "autoplay-policy=user-gesture-required"]:
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    made = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield made
+    made.quit()
+
+
+class Visitor:
+    "A person in front of the browser"
+
+    def __init__(self, browser: Any, address: str) -> None:
+        from selenium.webdriver.common.by import By
+
+        self.browser, self.css = browser, By.CSS_SELECTOR
+        browser.get(address)
+        self.wait(lambda b: self.colours() > 1)
+
+    def wait(self, what: Any, seconds: int = 60) -> Any:
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        return WebDriverWait(self.browser, seconds, 0.02, ignored_exceptions=[Exception]).until(what)
+
+    def chain(self) -> Any:
+        from selenium.webdriver.common.action_chains import ActionChains
+
+        return ActionChains(self.browser)
+
+    def text(self, selector: str) -> str:
+        return self.browser.find_element(self.css, selector).text
+
+    def colours(self, which: int = 0) -> int:
+        "How many different ones are on a canvas"
+        script = """const c = document.querySelectorAll('canvas')[arguments[0]];
+            return new Set(new Uint32Array(c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer)).size"""
+        return int(self.browser.execute_script(script, which))
+
+    def play(self) -> None:
+        self.browser.find_element(self.css, "canvas").click()
+        self.wait(lambda b: "Esc" in self.text(".status"))
+
+    def hold(self, *keys: str) -> None:
+        for key in keys:
+            self.chain().key_down(key).pause(0.6).key_up(key).pause(0.3).perform()
+
+    def stop(self) -> None:
+        self.browser.find_element(self.css, ".metabonk-screen button").click()
+
+    def picture(self, name: str) -> None:
+        if os.environ.get("METABONK_SCREENSHOT"):
+            self.browser.save_screenshot(f"{os.environ['METABONK_SCREENSHOT']}.{name}.png")
+
+
+def in_turn(names: list[str]) -> list[str]:
+    "What was done in turn, without waiting"
+    return [name for i, name in enumerate(names) if name != "noop" and (i == 0 or names[i - 1] != name)]
+
+
+def recorded(store: Path) -> list[str]:
+    "The actions of a store by name; the first row of an episode has none"
+    opened = Store.open(store)
+    episodes = [opened.read(episode) for episode in opened.episodes]
+    names = opened.schema.action_names
+    return [names[int(a)] for rows in episodes for a, first in zip(rows.action, rows.first, strict=True) if not first]
+
+
+@pytest.mark.browser
+def test_a_person_plays_and_is_recorded(browser: Any, doors: Any, tmp_path: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    door = doors("play", "bonk", "--record", str(tmp_path / "me"))
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/  \(Ctrl-C ends it\)\n", door.line)
+    visitor = Visitor(browser, door.address)
+    assert "Click here" in visitor.text(".status") and visitor.text("h1") == "Bonk"
+    notes = visitor.text("dl")
+    assert all(word in notes for word in ("up_a", "badge (+20)", "Reward is what")), notes
+    visitor.play()
+    visitor.hold(Keys.ARROW_RIGHT, "x", Keys.ARROW_LEFT)
+    visitor.picture("play")
+    visitor.stop()
+    out, err = door.process.communicate(timeout=60)
+    assert door.process.returncode == 0 and not err, err
+    done = recorded(tmp_path / "me")
+    assert in_turn(done) == ["right", "a", "left"] and done.count("right") >= 3
+    assert f"{len(done)} steps played" in out
+    (episode,) = Store.open(tmp_path / "me").episodes
+    assert episode.about["policy"] == "person" and episode.about["cut"]
+    visitor.wait(lambda b: "ended" in visitor.text("#told"))
+    errors = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    assert not [error for error in errors if "Content Security" in error or "Uncaught" in error], errors
+
+
+@pytest.mark.browser
+def test_nothing_is_lost_when_a_tab_closes_and_another_goes_on(browser: Any, doors: Any, tmp_path: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    door = doors("play", "bonk", "--record", str(tmp_path / "me"))
+    visitor = Visitor(browser, door.address)
+    visitor.play()
+    visitor.hold(Keys.ARROW_RIGHT)
+    first = browser.current_window_handle
+    browser.switch_to.new_window("tab")
+    Visitor(browser, door.address)  # takes over
+    browser.switch_to.window(first)
+    visitor.wait(lambda b: "another tab" in visitor.text("#told"))
+    visitor.picture("elsewhere")
+    visitor.browser.find_element(visitor.css, "#told button").click()
+    visitor.wait(lambda b: "Click here" in visitor.text(".status") and not visitor.text("#told"))
+    visitor.play()
+    visitor.hold("x")
+    browser.get("about:blank")
+    deadline = time.monotonic() + 20
+    while len(kept := recorded(tmp_path / "me")) < 5 or in_turn(kept) != ["right", "a"]:  # while the game still runs
+        assert time.monotonic() < deadline, kept
+        time.sleep(0.1)
+    time.sleep(0.5)
+    status, out, err = door.end()
+    assert status == 130 and re.fullmatch(r"metabonk: stopped; \d+ steps more are in .*me\n", err), err
+    assert in_turn(recorded(tmp_path / "me")) == ["right", "a"]
+    assert len(recorded(tmp_path / "me")) - len(kept) <= 2, "an empty room plays on"
+    browser.switch_to.window(browser.window_handles[-1])
+    browser.close()
+    browser.switch_to.window(first)
+
+
+@pytest.mark.browser
+def test_a_gamepad_presses_keys(browser: Any, doors: Any, tmp_path: Path) -> None:
+    door = doors("play", "bonk", "--record", str(tmp_path / "me"))
+    visitor = Visitor(browser, door.address)
+    browser.execute_script("""window.pad = { buttons: [...Array(16)].map(() => ({ pressed: false })), axes: [0, 0] };
+        navigator.getGamepads = () => [null, window.pad];
+        window.dispatchEvent(new Event("gamepadconnected"));""")
+    visitor.play()
+    for change in ("pad.axes[0] = 1", "pad.buttons[0].pressed = true", "pad.axes[0] = 0", "pad.buttons[0].pressed = false"):
+        browser.execute_script(change)
+        time.sleep(0.6)
+    visitor.stop()
+    door.process.communicate(timeout=60)
+    assert in_turn(recorded(tmp_path / "me")) == ["right", "right_a", "a"]
+
+
+# ---- who may knock
+
+
+def asked(address: str, **headers: str) -> int:
+    "The status of a request"
+
+    async def ask() -> int:
+        try:
+            return (await AsyncHTTPClient().fetch(HTTPRequest(address, headers=headers))).code
+        except HTTPClientError as error:
+            return error.code
+
+    return asyncio.run(ask())
+
+
+async def knock(port: int, origin: str | None, *messages: str | bytes, host: str = "") -> int:
+    "How a WebSocket ends that says this: its close code, an HTTP status, or 0 if it stays open"
+    headers = {**({"Origin": origin} if origin else {}), **({"Host": host} if host else {})}
+    try:
+        socket_ = await websocket_connect(HTTPRequest(f"ws://127.0.0.1:{port}/live", headers=headers))
+    except HTTPClientError as error:
+        return error.code
+    for message in messages:
+        await socket_.write_message(message, isinstance(message, bytes))
+    try:
+        async with asyncio.timeout(0.7):
+            while await socket_.read_message() is not None:
+                pass
+        return int(socket_.close_code or 0) or -1
+    except TimeoutError:
+        socket_.close()
+        return 0
+
+
+KEY = '{"kind": "key", "code": "ArrowRight", "down": true}'
+
+
+def test_only_our_own_page_gets_in_and_only_keys(doors: Any, tmp_path: Path) -> None:
+    door = doors("play", "bonk", "--record", str(tmp_path / "me"))
+    assert asked(door.address) == 200 and asked(door.address, Host="evil.example") == 421
+    assert asked(door.address + "etc/passwd") == 404
+    own = f"http://127.0.0.1:{door.port}"
+
+    async def all_of_them() -> dict[str, int]:
+        return {
+            "ours": await knock(door.port, own, '{"kind": "focus"}', KEY),
+            "foreign page": await knock(door.port, "https://evil.example", KEY),
+            "another port": await knock(door.port, f"http://127.0.0.1:{door.port + 1}", KEY),
+            "no page": await knock(door.port, None, KEY),
+            "foreign name": await knock(door.port, "http://evil.example", KEY, host="evil.example"),
+            "garbage": await knock(door.port, own, "]["),
+            "bytes": await knock(door.port, own, KEY.encode()),
+            "another kind": await knock(door.port, own, '{"kind": "eval", "code": "1"}'),
+            "too long": await knock(door.port, own, json.dumps({"kind": "key", "code": "x" * 600, "down": True})),
+        }
+
+    assert asyncio.run(all_of_them()) == {
+        "ours": 0, "foreign page": 403, "another port": 403, "no page": 403, "foreign name": 421, "garbage": 1008,
+        "bytes": 1008, "another kind": 1008, "too long": 1009,
+    }  # fmt: skip
+    status, _, err = door.end(signal.SIGTERM)
+    assert status == 143 and "stopped by SIGTERM" in err and err.count("\n") == 1
+    assert in_turn(recorded(tmp_path / "me")) == ["right"], "one of ours pressed, and nobody else"
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["", "null", "[]", "{}", '{"kind": []}', '{"kind": "key"}', '{"kind": "key", "code": "KeyX", "down": 1}',
+     '{"kind": "key", "code": "KeyX", "down": true, "more": 1}', '{"kind": "seen", "number": -1, "scheduled": 0, "gaps": 0}',
+     '{"kind": "seen", "number": true, "scheduled": 0, "gaps": 0}', "[" * 500, b'{"kind": "stop"}'],
+)  # fmt: skip
+def test_what_is_no_key_is_refused(message: str | bytes) -> None:
+    with pytest.raises(UsageError, match="the page sent"):
+        read_message(message)
+
+
+def test_a_port_in_use_and_unknown_games_are_one_line(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for arguments, words in (
+            (["play", "bonk", "--port", port], f"can't listen on port {port} of 127.0.0.1"),
+            (["play", "bonkk", "--port", "0"], "did you mean 'bonk'"),
+            (["play", "bonk", "--port", "0", "--set", "tiks=3"], "unknown setting of bonk 'tiks'"),
+            (["play", "gym:CartPole-v1", "--port", "0", "--host", "no.such.host.invalid"], "can't listen"),
+        ):
+            command = [sys.executable, "-m", "metabonk.cli", *arguments]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+            assert done.returncode == 2 and done.stderr.count("\n") == 1 and words in done.stderr, (arguments, done.stderr)
+            assert not done.stdout
+
+
+def test_over_ssh_the_address_comes_with_its_forwarding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SSH_CONNECTION", raising=False)
+    assert where("::1", 80) == "http://[::1]:80/  (Ctrl-C ends it)"
+    monkeypatch.setenv("SSH_CONNECTION", "10.0.0.2 51000 10.0.0.9 22")
+    monkeypatch.setenv("LOGNAME", "ada")
+    assert where("127.0.0.1", 8001).endswith("ssh -L 8001:127.0.0.1:8001 ada@10.0.0.9)")
+    assert "ssh" not in where("0.0.0.0", 8001), "whoever reaches it needs no tunnel"
+    assert own_page("http://[::1]:8001", "[::1]:8001") and not own_page("null", "localhost") and not own_page("", "")
