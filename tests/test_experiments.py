@@ -32,7 +32,7 @@ def test_rows_of_other_sizes_do_not_mix(rows, tmp_path):
 
 def test_results_in_the_repository_can_be_read(root):
     keys = ("sizes", "arm", "fusion", "game", "player", "music", "round", "with", "seed", "condition", "mode", "who", "offset",
-            "model", "beams", "depth", "encoder")  # fmt: skip
+            "model", "beams", "depth", "encoder", "measure")  # fmt: skip
     for path in (root / "experiments/results").glob("*.csv"):
         table = pd.read_csv(path)
         assert len(table) and "seed" in table and not table.duplicated([key for key in keys if key in table]).any(), path

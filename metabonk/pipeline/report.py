@@ -136,7 +136,7 @@ def stage_section(
     made = render_notebook(notebook, prefix=f"{name}-")
     body = re.sub(r"<(/?)h([2-5])\b", lambda m: f"<{m[1]}h{int(m[2]) + 1}", made.body)  # below the section's heading
     about = f'<p class="subtitle">{html.escape(made.subtitle)}</p>' if made.subtitle else ""
-    return made.title or name, about + given + body
+    return made.title or name, about + body + given
 
 # %% ../../nbs/pipeline/94_report.ipynb #94-report-013
 def write_report(
