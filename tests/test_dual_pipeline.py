@@ -25,14 +25,16 @@ SMALL = {
     "model.steps": 2, "model.latents": "gaussian", "model.latent_size": 9, "model.single_rows": 1.0, "model.foresight_after": 0.5,
     "model.lr": 0.01, "model.cooldown": 0.5, "probes.steps": 3, "clone.steps": 3,
     "imagine.steps": 2, "imagine.starts": 16, "imagine.horizon": 3,
+    "rounds.rounds": 2, "rounds.real_steps": 180, "rounds.model_steps": 2, "rounds.probe_steps": 2,
+    "rounds.policy_steps": 2, "rounds.starts": 16, "rounds.horizon": 3, "rounds.games": 2,
     "play.episodes": 2, "play.episode_steps": 25, "play.games": 2, "report.held_steps": 120,
 }  # fmt: skip
 GAMES = {
-    "bonk": {"imagine.objective": "grpo"},
+    "bonk": {"objective": "grpo"},
     f"gameboy:{ROM}": {"record.profile": "course", "record.ticks_per_step": 16, "play.planner": "random"},
 }
 WHEN = [pytest.mark.slow, pytest.mark.whole]
-PLAYERS = ["dual", "without goals", "random goals", "cloned", "random play"]
+PLAYERS = ["dual", "without goals", "random goals", "dreams only", "cloned", "random play"]
 
 
 @pytest.mark.timeout(1800)
@@ -48,6 +50,7 @@ def test_the_dual_pipeline_from_nothing_to_its_report(tmp_path, game):
     assert [sum(e.rows for e in store.episodes if e.about["policy"] == who) > least for who, least in
             (("scripted:0.1", 180), ("random", 90))] == [True, True]  # fmt: skip
     what_was_learned(stages, store, game)
+    what_the_rounds_came_to(stages, store, game)
     what_was_played(stages, store, game)
     page = (tmp_path / "run/report.html").read_text()
     for words in ("milestones against time", "badges, no human", "steps a second", "stays", "<video", "rationale"):
@@ -71,13 +74,32 @@ def what_was_learned(stages: Path, store: Store, game: str) -> None:
     assert list(archive.columns) == ["episode", "step"] and set(archive["episode"]) <= {e.number for e in store.episodes}
 
 
+def what_the_rounds_came_to(stages: Path, recorded: Store, game: str) -> None:
+    """Rows of each round in the store, a refreshed model with its heads, and the agent with the best real score."""
+    rounds, store = pd.read_csv(stages / "rounds/rounds.csv"), Store.open(stages / "rounds/store")
+    assert rounds["round"].tolist() == [0, 1, 2] and rounds["steps"].is_monotonic_increasing
+    numbers = [episode.about.get("round") for episode in store.episodes]
+    assert numbers == [None] * len(recorded.episodes) + [0, 0, 1, 1, 2, 2] and len(store) > len(recorded)
+    goals = goals_of(store.schema, game)
+    best = int(rounds["score"].argmax())
+    folders = [stages / name for name in ("imagine/agent", f"rounds/rounds/round-{best:03d}/agent", "rounds/agent",
+                                          "rounds/rounds/round-002/agent")]  # fmt: skip
+    weights = [DualAgent.load(folder, TokenModel.load, goals).model.state_dict() for folder in folders]
+    assert all(value.equal(weights[2][name]) for name, value in weights[1].items())
+    assert not all(value.equal(weights[3][name]) for name, value in weights[0].items()), "the model is refreshed"
+    for number in (0, 1, 2):
+        lines = read_journal(stages / f"rounds/rounds/round-{number:03d}/journals/0.jsonl")
+        assert any(line["event"] == "call" for line in lines), number
+    assert Heads.load(stages / "rounds/heads").probes.probes
+
+
 def what_was_played(stages: Path, store: Store, game: str) -> None:
     """Every player the same budget, each call in a journal, an episode written down and recorded, and a table of targets."""
     goals, planner = goals_of(store.schema, game), "random" if game != "bonk" else "graph"
     scores = pd.read_csv(stages / "play/scores.csv", index_col=0, header=[0, 1])
     assert list(scores.index) == PLAYERS
     episodes = pd.read_csv(stages / "play/episodes.csv")
-    assert len(episodes) == 10 and (episodes["length"] <= 25).all()
+    assert len(episodes) == 12 and (episodes["length"] <= 25).all()
     assert {f"milestones/{name}" for name in goals.milestones} <= set(episodes.columns)
     journals = {path.stem: read_journal(path) for path in (stages / "play/journals").glob("*.jsonl")}
     assert {"dual-0", "dual-1", "random goals-0", "cloned-1", "episode-0"} <= set(journals)

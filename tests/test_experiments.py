@@ -1,10 +1,14 @@
 """What experiments keep: rows that are found again, and rows of other sizes that are not."""
 
 import importlib.util
+import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+from test_dual import BONK, VOCABULARY, acts, dual, graph
 
 
 @pytest.fixture
@@ -32,7 +36,7 @@ def test_rows_of_other_sizes_do_not_mix(rows, tmp_path):
 
 def test_results_in_the_repository_can_be_read(root):
     keys = ("sizes", "arm", "fusion", "game", "player", "music", "round", "with", "seed", "condition", "mode", "who", "offset",
-            "model", "beams", "depth", "encoder", "measure")  # fmt: skip
+            "model", "beams", "depth", "encoder", "measure", "planner", "episode", "what", "ahead")  # fmt: skip
     for path in (root / "experiments/results").glob("*.csv"):
         table = pd.read_csv(path)
         assert len(table) and "seed" in table and not table.duplicated([key for key in keys if key in table]).any(), path
@@ -66,3 +70,58 @@ def test_arms_of_the_audio_visual_experiment_are_equal_in_what_they_say(root: Pa
         assert list(stages) == (["joint"] if "at once" in arm else ["vision", "audio", "joint"])
         assert sum(stages.values()) == 1_000 or arm == "at once, operations"
     assert set(module.plan(7).values()) == {3, 1} and sum(module.plan(7).values()) == 7
+
+
+def dual_experiment(root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module, with the others of its folder."""
+    monkeypatch.syspath_prepend(str(root / "experiments"))
+    spec = importlib.util.spec_from_file_location("dual", root / "experiments/dual.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def codes_of(kind: type) -> tuple[np.ndarray, np.ndarray]:
+    """What the policy is told in each step, and what the loop pursues."""
+    told, pursued = [], []
+
+    class Listened(kind):
+        def decide(self, senses, observations, actions, first, *given):
+            told.append(self.code(0))
+            pursued.append(self.vocabulary.code(self.loops[0].goal))
+            return super().decide(senses, observations, actions, first, *given)
+
+    acts(dual(graph(2), Listened))
+    return np.stack(told), np.stack(pursued)
+
+
+def test_goals_are_told_late_or_in_place_of_others(root: Path, monkeypatch):
+    module = dual_experiment(root, monkeypatch)
+    monkeypatch.setattr(module.Delayed, "steps", 3)
+    told, pursued = codes_of(module.Delayed)
+    assert (told[3:] == pursued[:-3]).all() and not told[:3].any() and pursued.any() and not (told == pursued).all()
+    told, pursued = codes_of(module.Shuffled)
+    asked, table = pursued.any(1), VOCABULARY.table(BONK)[1:]
+    assert asked.any() and (told.any(1) == asked).all() and not (told == pursued).all(1)[asked].any()
+    assert all((table == code).all(1).any() for code in told[asked]), "another goal of the game"
+
+
+@pytest.mark.slow
+@pytest.mark.whole
+@pytest.mark.timeout(1800)
+def test_the_dual_agents_evidence_runs_to_its_end_and_goes_on(root: Path, tmp_path, monkeypatch, capsys):
+    module = dual_experiment(root, monkeypatch)
+    monkeypatch.setattr("common.__file__", str(tmp_path / "common.py"))
+    monkeypatch.setattr(sys, "argv", ["dual.py", "--tiny", "--runs", "2", "--folder", str(tmp_path / "runs")])
+    module.main()
+    rows = pd.read_csv(tmp_path / "results/dual.csv")
+    episodes, drift = (pd.read_csv(tmp_path / f"results/dual_{name}.csv") for name in ("episodes", "drift"))
+    assert len(rows) == 2 * 13 and len(episodes) == 2 * 13 * 2 and len(drift) == 2 * 4 * 4
+    assert rows["divergence"].notna().sum() == 2 and rows["fulfilled"][rows["planner"] == "none"].isna().all()
+    told = capsys.readouterr().out
+    compared = ("grpo, graph minus ppo, graph", "cloned, graph minus cloned, shuffled")
+    for words in (*compared, "Kaplan-Meier", "drift, stays, 50 steps"):
+        assert words in told, words
+    monkeypatch.setattr(module.Trained, "play", pytest.fail)  # nothing is left to do
+    module.main()
+    assert capsys.readouterr().out.splitlines()[-16:] == told.splitlines()[-16:]

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from metabonk.act.dual import goals_of
 from metabonk.core.actions import ActionSpec
-from metabonk.core.errors import UsageError
+from metabonk.core.errors import RomError, UsageError
 from metabonk.dream.interface import WorldModel
 from metabonk.measure.movers import (
     Finder,
@@ -20,8 +21,11 @@ from metabonk.measure.movers import (
     places_of,
     sequences_of,
 )
+from metabonk.play.bonk import ROM
+from metabonk.play.game import make_game
 from metabonk.play.profile import Mover, compile_profile, load_profile
 from metabonk.record.experience import Columns, Schema
+from metabonk.record.recorder import profile_of, recording_schema
 
 MOVER = Mover(x="x", y="y", within=(64, 64), size=(12, 12), room="room")
 WAYS = torch.tensor([[4.0, 0.0], [0.0, 4.0], [-4.0, 0.0], [0.0, -4.0]])
@@ -184,6 +188,17 @@ def test_sequences_stay_in_their_episode(walks):
     assert len(sequences_of(held, 30, every=1, most=20)) <= 20
     with pytest.raises(UsageError, match="no episode has 41 rows"):
         sequences_of(held, 41)
+
+
+def test_a_cartridge_that_only_its_path_finds_has_its_movers_too():
+    path = f"gameboy:{ROM}"
+    game = make_game(path, profile="bonk")
+    schema = recording_schema(game, game.reset(seed=0)[1])
+    game.close()
+    assert schema.game not in ("bonk", path) and movers_of(schema, path) == load_profile("bonk").movers
+    assert profile_of(schema, path).name == "bonk" and goals_of(schema, path).places
+    with pytest.raises(RomError):
+        movers_of(schema)
 
 
 def test_a_profile_says_what_moves():

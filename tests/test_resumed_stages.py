@@ -34,7 +34,8 @@ TOY = {
     "dual": {
         "record.steps": 400, "record.beside": "{random: 200}", "record.episode_steps": 90, "tokenise.picture_steps": 10,
         "tokenise.sound_steps": 10, "model.steps": 10, "probes.steps": 90, "clone.steps": 90, "imagine.steps": 90,
-        "imagine.starts": 16, "imagine.horizon": 3,
+        "imagine.starts": 16, "imagine.horizon": 3, "rounds.rounds": 1, "rounds.real_steps": 180, "rounds.model_steps": 90,
+        "rounds.probe_steps": 5, "rounds.policy_steps": 5, "rounds.starts": 16, "rounds.horizon": 3,
     },
 }  # fmt: skip
 # stage: the folder of the training in whose middle the signal comes
@@ -44,6 +45,7 @@ TRAININGS = {
     ("dreamer4", "imagine"): "training", ("avcdit", "latents"): "autoencoder", ("avcdit", "vision"): "training",
     ("avcdit", "audio"): "training", ("avcdit", "joint"): "training", ("avcdit", "navigate"): "training",
     ("dual", "probes"): "training", ("dual", "clone"): "training", ("dual", "imagine"): "training",
+    ("dual", "rounds"): "rounds/round-001/model",
 }  # fmt: skip
 CASES = [pytest.param(*case, id="-".join(case), marks=() if case == ("metabonk", "tokenise") else pytest.mark.slow)
          for case in TRAININGS]  # fmt: skip
@@ -122,5 +124,5 @@ def test_every_stage_that_trains_says_that_it_goes_on(pipeline: str) -> None:
     assert asked >= {"record", *(name for of, name in TRAININGS if of == pipeline)}
     for stage in stages_of(pipeline):  # no other stage trains: the words with which a notebook does
         code = (ROOT / f"nbs/stages/{stage['notebook']}.ipynb").read_text()
-        trains = any(word in code for word in (" fit(", "\"fit(", "= train_", "FineTune("))
+        trains = any(word in code for word in (" fit(", "\"fit(", "= train_", "FineTune(", "GoalRounds("))
         assert not trains or name_of(stage) in asked, name_of(stage)

@@ -28,8 +28,8 @@ from ..core.files import claim_folder, replacing, write_atomic
 from ..core.text import loads, parse_json
 from ..dream.interface import WorldModel
 from ..nn.noise import Generators
-from ..play.game import make_game
 from ..record.experience import Schema
+from ..record.recorder import profile_of
 
 # %% ../../nbs/act/75_dual.ipynb #ad82b6d4
 def goals_of(
@@ -38,9 +38,7 @@ def goals_of(
     expiry: int = 500,  # steps after which its goals are given up
 ) -> Goals:  # as the profile of its game lists them
     "All that can be asked for in a recorded game"
-    made = make_game(game or schema.game, **schema.config)
-    profile = made.profile
-    made.close()
+    profile = profile_of(schema, game)
     if profile is None:
         raise UsageError(f"{schema.game} was recorded without a profile, so nothing can be asked for: give it one with "
                          "milestones and places, such as record.profile=mine.yaml")

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pandas as pd
+
 from .actor_critic import Objective
 from .agent import Agent, play_episodes
 from .dreaming import DreamConfig, DreamLearner
@@ -80,7 +82,7 @@ class FineTune(Rounds):
 
     def __init__(
         self,
-        agent: Agent,  # who plays and learns
+        agent: Any,  # who plays and learns: an `Agent`, or another player that `load` of a subclass brings back
         game: str,  # a name for `make_game`
         store: str | Path,  # where its steps join what was recorded before
         folder: str | Path,  # for what comes of it
@@ -117,10 +119,17 @@ class FineTune(Rounds):
         if not self.rows:
             return
         last = len(self.rows) if self._agent(len(self.rows)).exists() else len(self.rows) - 1
-        loaded = Agent.load(self._agent(last), self.load_model, senses=self.agent.make_senses)
+        self.agent = self.load(self._agent(last))
+
+    def load(
+        self,
+        folder: Path,  # of an agent
+    ) -> Any:  # on the device of the one that was given
+        "The agent of an earlier round"
+        loaded = Agent.load(folder, self.load_model, senses=self.agent.make_senses)
         loaded.model.to(self.agent.device)
         loaded.actor_critic.to(self.agent.device)
-        self.agent = loaded
+        return loaded
 
     def play(
         self,
@@ -134,12 +143,28 @@ class FineTune(Rounds):
         about = {"round": number, "tuning": self.folder.name}
         there: Any = Store.open(self.store).episodes if Store.exists(self.store) else ()
         begun_before = sum(about.items() <= episode.about.items() for episode in there)  # an interrupted round plays other ones
-        config, seed = self.config, spawn_seeds(self.config.seed, number + 1)[-1] + begun_before
-        played = play_episodes(self.agent, self.game, config.episodes, seed, config.games, self.settings, self.store, about)
+        played = self.perform(number, spawn_seeds(self.config.seed, number + 1)[-1] + begun_before, about)
         compared = dict(self.compare(self.agent, self.store)) if self.compare else {}
         write_atomic(self.place(number) / "episodes.csv", played.to_csv(index=False))
         before = self.rows[-1]["steps"] if self.rows else 0
-        return {"score": float(played["return"].mean()), "steps": before + int(played["length"].sum()), **compared}
+        return {**self.scores(played), "steps": before + int(played["length"].sum()), **compared}
+
+    def perform(
+        self,
+        number: int,  # of the round
+        seed: int,  # of what is played
+        about: Mapping[str, Any],  # to be stored with each episode
+    ) -> pd.DataFrame:  # as `play_episodes` gives it
+        "Play and record the episodes of a round"
+        config = self.config
+        return play_episodes(self.agent, self.game, config.episodes, seed, config.games, self.settings, self.store, about)
+
+    def scores(
+        self,
+        played: pd.DataFrame,  # as `perform` gives it
+    ) -> dict[str, float]:  # for the table; the best agent is that with the highest "score"
+        "What the episodes of a round came to"
+        return {"score": float(played["return"].mean())}
 
     def tidy(
         self,

@@ -9,6 +9,7 @@ __all__ = ['Probe', 'ProbeHeads', 'GoalHead', 'precision_recall', 'ProbeLearner'
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -25,6 +26,7 @@ from ..core.text import loads, parse_json
 from ..core.training import Learner
 from .interface import WorldModel
 from ..nn.layers import MLP, linear
+from ..record.lookup import RowLookup
 
 # %% ../../nbs/dream/59_probes.ipynb #6d9d396c
 @dataclass(frozen=True)
@@ -217,6 +219,19 @@ class Heads(nn.Module):
     ):
         super().__init__()
         self.probes, self.goals, self.about = probes, goals, dict(about or {})
+
+    def learner(
+        self,
+        model: WorldModel,  # whose features they read; not changed
+        table: Any,  # of a recording, as `Cache` has it: one entry a row
+        codes: Float[Tensor, "goals goal"],  # of all goals that there are
+        hold: Bool[np.ndarray, "rows goals"],  # whether each has been reached in each row
+    ) -> ProbeLearner:  # for `fit`
+        "What teaches them a recording's memory"
+        look = partial(RowLookup, table["episode"], table["step"])
+        columns = {name: look(table[f"probes/{name}"].astype(np.float32)) for name in self.probes.probes}
+        told = lambda batch: {name: column(batch) for name, column in columns.items()}  # noqa: E731
+        return ProbeLearner(model, self.probes, told, self.goals, codes, look(hold))
 
     def save(
         self,

@@ -22,20 +22,20 @@ from torch import Tensor
 from ..core.errors import UsageError
 from ..dream.interface import LogMelPredictor, WorldModel, dream_along
 from .statistics import mean_interval
-from ..play.game import make_game
 from ..play.profile import Mover
 from ..record.experience import Schema
+from ..record.recorder import profile_of
 
 # %% ../../nbs/measure/86_movers.ipynb #f9ba40bb
 def movers_of(
     schema: Schema,  # of a recording
+    game: str = "",  # a name for `make_game`, as of a cartridge that only its path finds; the recording's if not given
 ) -> dict[str, Mover]:  # by name; {} where the game has no profile, or its profile names none
     "What moves in a game, as its profile says"
     if not schema.probes:
         return {}
-    game = make_game(schema.game, **schema.config)
-    movers = {} if game.profile is None else dict(game.profile.movers)
-    game.close()
+    profile = profile_of(schema, game)
+    movers = {} if profile is None else dict(profile.movers)
     return {name: mover for name, mover in movers.items() if {mover.x, mover.y} <= schema.probes.keys()}
 
 
