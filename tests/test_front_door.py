@@ -14,14 +14,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
-from metabonk.core.errors import UsageError
+from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
+from metabonk.act.agent import Agent
+from metabonk.core.actions import ActionSpec
+from metabonk.core.errors import UsageError, raised
+from metabonk.core.run import Run
 from metabonk.core.serving import own_page, where
+from metabonk.dream.token_model import TokenModel, TokenModelConfig
+from metabonk.measure.live import dream_of, find_run, player_of
 from metabonk.play.page import read_message
+from metabonk.record.recorder import record
 from metabonk.record.store import Store
+from metabonk.sense.logmel import LogMelConfig, LogMelVoice
+from metabonk.sense.picture import PictureConfig, PictureTokenizer
+from metabonk.sense.sound import SoundConfig, SoundTokenizer
+from metabonk.sense.tokens import Tokenizers
 
 pytestmark = pytest.mark.xdist_group("front door")
 ROOT = Path(__file__).parents[1]
@@ -211,6 +224,100 @@ def test_a_gamepad_presses_keys(browser: Any, doors: Any, tmp_path: Path) -> Non
     visitor.stop()
     door.process.communicate(timeout=60)
     assert in_turn(recorded(tmp_path / "me")) == ["right", "right_a", "a"]
+
+
+# ---- what a run has left
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "A run of the main pipeline that has learned nothing"
+    made = Run.open(tmp_path_factory.mktemp("runs") / "tiny")
+    store = made.stage_folder("record") / "store"
+    record("bonk", store, steps=40, policy="random", seed=0, settings={"ticks_per_step": 12, "max_steps": 20})
+    torch.manual_seed(0)
+    eyes = PictureTokenizer(PictureConfig(size=(64, 64), grid=(4, 4), codes=8))
+    ears = SoundTokenizer(SoundConfig(channels=2, frames=2, bands=8, tokens=2, codes=8))
+    hearing = LogMelConfig(sample_rate=Store.open(store).schema.sample_rate, n_fft=2048, bands=8, frames_per_step=2)
+    config = TokenModelConfig.preset("tiny", size="play", embed=32, units=16)
+    model = TokenModel(config, Tokenizers(eyes, ears, hearing, "bonk"), ActionSpec(categorical=(11,)), step_samples=6583.5)
+    model.eval().save(made.stage_folder("model") / "model")
+    policy = ActorCritic(ActorCriticConfig.preset("tiny", units=16), model.feature_size, model.actions)
+    Agent(model, policy).save(made.stage_folder("dream") / "agent")
+    return made.folder
+
+
+def files(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.browser
+def test_an_agent_is_watched_beside_what_it_expects(browser: Any, doors: Any, run: Path) -> None:
+    before = files(run)
+    door = doors("watch", str(run))
+    visitor = Visitor(browser, door.address)
+    assert visitor.text("h1") == "The agent of tiny"
+    visitor.wait(lambda b: "it expects to earn next" in visitor.text("dl") and visitor.colours(1) > 1)
+    assert "Episode 1" in visitor.text(".status") and "badge (+20)" in visitor.text("dl")
+    visitor.picture("watch")
+    visitor.stop()
+    out, err = door.process.communicate(timeout=60)
+    assert door.process.returncode == 0 and not err and "steps played" in out, err
+    assert files(run) == before, "whoever watches changes nothing"
+
+
+@pytest.mark.browser
+def test_a_person_plays_in_the_dream_with_sound(browser: Any, doors: Any, run: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    before = files(run)
+    door = doors("dream", str(run))
+    visitor = Visitor(browser, door.address)
+    assert "Nobody plays the game itself" in visitor.text("dl") and "right: Right/D" in visitor.text(".legend")
+    browser.execute_script("""const start = AudioBufferSourceNode.prototype.start;
+        window.heard = 0;
+        AudioBufferSourceNode.prototype.start = function (...given) { window.heard += this.buffer.length;
+            return start.apply(this, given); };""")
+    visitor.play()
+    visitor.hold(Keys.ARROW_RIGHT)
+    visitor.wait(lambda b: b.execute_script("return window.heard") >= 3 * 6584)
+    visitor.picture("dream")
+    status, _, err = door.end()
+    assert status == 130 and err == "metabonk: stopped\n", err
+    assert files(run) == before
+
+
+def test_what_a_run_has_not_left_is_one_line(run: Path, tmp_path: Path) -> None:
+    bare = Run.open(tmp_path / "bare").folder
+    other = Run.open(tmp_path / "other").folder
+    (other / "manifest.json").write_text('{"format": 99, "stages": {}}')
+    shutil.copytree(run, broken := tmp_path / "broken")
+    (broken / "stages/model/model/model.json").write_text('{"format": "metabonk something else"}')
+    for name, words in (
+        ("nowhere", "there is no run in"), (str(bare), "has no model yet, which its stage model or dynamics leaves"),
+        (str(other), "has format 99"), (str(broken), "holds no world model that can be played in"),
+    ):  # fmt: skip
+        assert words in str(raised(lambda name=name: dream_of(find_run(name)))), name
+    assert "has no agent yet" in str(raised(player_of, find_run(bare)))
+
+
+def test_a_dream_keeps_pace_and_its_sound_has_no_seams(run: Path) -> None:
+    dream, _ = dream_of(find_run(run))
+    assert dream.action_names[1] == "up" and dream.metadata["render_fps"] == pytest.approx(32768 / 6584)
+    runs = []
+    for _ in range(2):
+        observation, _ = dream.reset(seed=3)
+        runs.append(np.concatenate([observation["audio"], *(dream.step(4)[0]["audio"] for _ in range(4))], 1))
+    assert np.array_equal(*runs) and runs[0].shape == (2, 5 * 6584)
+    voice = LogMelVoice(LogMelConfig(sample_rate=16_000, n_fft=512, bands=16, frames_per_step=4), 1, 1600.0)
+    tone = np.full((1, 4, 16), -4.0, np.float32)
+    tone[..., 3] = 1.0
+    sound = np.concatenate([voice(tone) for _ in range(12)], 1)[0].astype(float)
+    steps = np.abs(np.diff(sound))
+    seams = np.array([steps[k * 1600 - 1] for k in range(4, 12)])
+    assert np.abs(sound[3200:]).mean() > 100 and seams.max() <= np.percentile(steps[3200:], 99.9)
+    voice.reset()
+    assert np.array_equal(voice(tone)[0], sound[:1600])
 
 
 # ---- who may knock

@@ -28,7 +28,7 @@ from ..core.errors import UsageError
 from ..core.seed import spawn_seeds
 from ..core.actions import ActionSpec, as_recorded
 from ..nn.noise import Generators, make_generators, repeat_generators
-from ..sense.logmel import LogMelConfig
+from ..sense.logmel import LogMelConfig, LogMelVoice
 
 # %% ../../nbs/dream/43_interface.ipynb #43-interface-006
 State = dict[str, Tensor]  # (batch, ...) each
@@ -346,6 +346,7 @@ class DreamVector(VectorEnv[dict[str, np.ndarray], Any, np.ndarray]):
         max_steps: int = 200,  # an episode is cut off after so many
         ends_below: float = 0.5,  # it ends where it goes on with a smaller probability
         action_space: gym.Space[Any] | None = None,  # of the game, if it limits controls; those of `model.actions` if not given
+        joined: bool = False,  # for ears: the sound of a step goes on where the last one ended, and is found at once
     ):
         if count < 1:
             raise UsageError(f"at least one dream is needed, not {count}")
@@ -355,6 +356,11 @@ class DreamVector(VectorEnv[dict[str, np.ndarray], Any, np.ndarray]):
         self.chances = [np.random.default_rng() for _ in range(count)]  # of starts
         seeds = np.random.SeedSequence().generate_state(count).tolist()  # until `reset` gives others
         self.generators = make_generators(seeds, self.device)  # of everything that is dreamed
+        self.voices: list[LogMelVoice] = []
+        if joined and isinstance(model, LogMelPredictor) and model.logmel is not None:
+            with torch.no_grad():
+                channels = model.look(self.state)["audio"].shape[1]
+            self.voices = [LogMelVoice(model.logmel, channels, model.step_samples) for _ in range(count)]
         self.single_observation_space = gym.spaces.Dict({name: _box(x[0]) for name, x in self._decode().items()})
         self.single_action_space = model.actions.space() if action_space is None else action_space
         if action_space is not None and ActionSpec.of(action_space) != model.actions:
@@ -370,7 +376,11 @@ class DreamVector(VectorEnv[dict[str, np.ndarray], Any, np.ndarray]):
 
     @torch.no_grad()
     def _decode(self) -> dict[str, np.ndarray]:
-        return {name: value.cpu().numpy().copy() for name, value in self.model.decode(self.state).items()}
+        if not self.voices:
+            return {name: value.cpu().numpy().copy() for name, value in self.model.decode(self.state).items()}
+        assert isinstance(self.model, LogMelPredictor)
+        seen = {name: value.cpu().numpy().copy() for name, value in self.model.look(self.state).items()}
+        return {**seen, "audio": np.stack([voice(step) for voice, step in zip(self.voices, seen["audio"], strict=True)])}
 
     def _begin(self, places: Sequence[int], start: int | None = None) -> None:
         "Begin episodes at some places"
@@ -381,6 +391,8 @@ class DreamVector(VectorEnv[dict[str, np.ndarray], Any, np.ndarray]):
         at, fresh = torch.tensor(list(places), device=self.device), pick_states(self.starts, chosen)
         self.state = {name: column.index_copy(0, at, fresh[name]) for name, column in self.state.items()}
         self.steps[list(places)], self.over[list(places)] = 0, False
+        for i in places if self.voices else ():
+            self.voices[i].reset()
 
     @torch.no_grad()
     def reset(
@@ -445,8 +457,9 @@ class DreamEnv(gym.Env):
         action_names: Sequence[str] = (),  # a word for each action, so that a person has keys; their numbers if not given
         sample_rate: int = 0,  # of the sound, in Hz; if not given, what the model hears by, or 0: it can't be played
         step_rate: float = 5.0,  # steps a second for a person, where sound does not tell
+        joined: bool = False,  # for ears: the sound of a step goes on where the last one ended, and is found at once
     ):
-        self.dream = DreamVector(model, starts, 1, max_steps, ends_below, action_space)
+        self.dream = DreamVector(model, starts, 1, max_steps, ends_below, action_space, joined)
         self.model, self.steps = model, 0
         self.observation_space, self.action_space = self.dream.single_observation_space, self.dream.single_action_space
         choices = int(self.action_space.n) if isinstance(self.action_space, gym.spaces.Discrete) else 0
