@@ -119,7 +119,7 @@ def play_command(options: argparse.Namespace) -> int:
         game = kept = Recorder(game, options.record, policy.name, options.seed)
     seed = None if kept else options.seed  # a recorder chooses those of its episodes
     try:
-        steps = play_on_page(game, policy, sockets, host=options.host, left=kept and kept.save, seed=seed)
+        steps = play_on_page(game, policy, sockets, host=options.host, left=kept.flush if kept else None, seed=seed)
     except KeyboardInterrupt as stop:
         if kept:
             game.close()

@@ -86,7 +86,7 @@ class FineTune(Rounds):
         game: str,  # a name for `make_game`
         store: str | Path,  # where its steps join what was recorded before
         folder: str | Path,  # for what comes of it
-        update: Callable[[Agent, Path, Path], None],  # agent, store, folder of the round -> learns in place: `ShortUpdates`
+        update: Callable[[Any, Path, Path], None],  # agent, store, folder of the round -> learns in place: `ShortUpdates`
         config: FineTuneConfig | None = None,  # the defaults if not given
         settings: Mapping[str, Any] | None = None,  # for `make_game`: those of the recording
         compare: Callable[[Agent, Path], Mapping[str, float]] | None = None,  # agent, store -> numbers for the table

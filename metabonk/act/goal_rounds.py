@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 import networkx as nx
 import numpy as np
@@ -147,11 +147,11 @@ class GoalRounds(FineTune):
         config: FineTuneConfig | None = None,  # the defaults if not given
         settings: Mapping[str, Any] | None = None,  # for `make_game`: those of the recording
         loop: LoopConfig | None = None,  # when the planner is asked
-        best_by: Literal["return", "milestones"] = "return",  # real score by which an agent is kept: mean over its episodes
+        best_by: str = "return",  # real score by which an agent is kept, as a mean over its episodes; or "milestones"
         load_model: Callable[[Path], Any] | None = None,  # the `load` of the model's class if not given
     ):
         super().__init__(dual, game, store, folder, update, config, settings, load_model=load_model)
-        if best_by not in (known := get_args(Literal["return", "milestones"])):
+        if best_by not in (known := ("return", "milestones")):
             raise unknown("best_by", best_by, known)
         self.planner, self.loop, self.best_by = planner, loop or LoopConfig(latency_steps=15), best_by
         self.about |= {"best_by": best_by}

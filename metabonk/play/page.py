@@ -57,7 +57,7 @@ def read_message(
     except ValueError:
         message = None
     fields = KINDS.get(str(message.get("kind"))) if isinstance(message, dict) else None
-    if fields is None or set(message) != {"kind", *fields}:
+    if message is None or fields is None or set(message) != {"kind", *fields}:
         raise UsageError("the page sent something that is no key")
     for name, kind in fields.items():
         if type(message[name]) is not kind or (kind is int and message[name] < 0):
@@ -238,7 +238,7 @@ class Live(_Ours, WebSocketHandler):
         "Become a WebSocket"
         await WebSocketHandler.get(self)
 
-    def open(self) -> None:  # type: ignore[override]
+    def open(self) -> None:
         "The page is there"
         self.door.enter(self)
 
@@ -290,8 +290,13 @@ async def _show(door: Door, sockets: Sequence[socket.socket], session: Any) -> t
     server = HTTPServer(application(door), max_body_size=0, max_header_size=16_384)
     server.add_sockets(sockets)
     print(where(door.host, sockets[0].getsockname()[1]), flush=True)
+
+    def ask(number: int) -> None:
+        if not asked.done():
+            asked.set_result(number)
+
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, lambda number=number: asked.done() or asked.set_result(int(number)))
+        loop.add_signal_handler(number, ask, int(number))
     task = asyncio.ensure_future(session)
     try:
         await asyncio.wait({task, asked}, return_when=asyncio.FIRST_COMPLETED)

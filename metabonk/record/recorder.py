@@ -284,6 +284,11 @@ class Recorder(gym.Wrapper):
             self._pending = row, {**(about or {}), "cut": True}
             self._hand_over()
 
+    def flush(self) -> None:
+        "Save the rows so far but that in hand, which may still be the episode's last; the game goes on"
+        if self.recording is not None:
+            self.recording.queue.flush()
+
     def save(self) -> None:
         "Save the rows so far, that in hand included, while the game is still in its step; for any thread"
         if self.recording is not None:
