@@ -447,10 +447,10 @@ async def play(
                     silence = np.zeros((1, 0), np.int16)
                     screen.show(game.render(), observation.get("audio", silence), getattr(policy, "expected", None))
                     while (screen.away or wait and not screen.focused) and not screen.stopped:
-                        screen.status = f"Click here to play. Episode {over + 1}, reward {score:g}"
+                        screen.status = f"Click here to play. Episode {over + 1}, reward {round(score, 2):g}"
                         await asyncio.sleep(0.02)
                     hint = ". Esc: let go of the keyboard" if wait else ""
-                    screen.status = f"Episode {over + 1}, reward {score:g}{hint}"
+                    screen.status = f"Episode {over + 1}, reward {round(score, 2):g}{hint}"
                 wanted = pacer.wait(int(info["clock"]["ticks"]), time.monotonic())
                 await asyncio.sleep(max(wanted, 0.001))  # keys arrive meanwhile, even if the game is late
                 if screen is not None and screen.stopped:

@@ -137,7 +137,7 @@ LOOK = """
 :root { color-scheme: light dark; --ground: #f4f2ee; --card: #fff; --ink: #1d2127; --line: #d7d3cb; }
 @media (prefers-color-scheme: dark) { :root { --ground: #14171c; --card: #1d2127; --ink: #e8e6e1; --line: #3a4049; } }
 body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 62rem; margin: 0 auto; padding: 1.5rem 1rem; }
+main { max-width: 76rem; margin: 0 auto; padding: 1.5rem 1rem; }
 h1 { font-size: 1.4rem; margin: 0 0 1rem; }
 #told { margin: 0 0 1rem; }
 #told[hidden] { display: none; }
