@@ -38,7 +38,7 @@ class Rows:
         """All that are there."""
         if not self.path.exists():
             return pd.DataFrame({"sizes": []})
-        rows = pd.read_csv(self.path)
+        rows = pd.read_csv(self.path, dtype={"sizes": str})  # 80744e72 is no number
         return rows[rows["sizes"] == self.sizes]
 
     def has(self, **which: Any) -> bool:

@@ -32,6 +32,10 @@ def test_rows_of_other_sizes_do_not_mix(rows, tmp_path):
     again = rows.Rows("test", {"steps": 10})
     again.path = small.path
     assert again.has(arm="a", seed=0)
+    number = rows.Rows("test", {})
+    number.path, number.sizes = tmp_path / "number.csv", "80744e72"
+    number.add({"arm": "a", "seed": 0})
+    assert number.has(arm="a", seed=0), "sizes that read as a number are still found"
 
 
 def test_results_in_the_repository_can_be_read(root):
