@@ -15,6 +15,7 @@ from metabonk.core.run import Run
 from metabonk.core.training import read_log
 from metabonk.dream.probes import Heads
 from metabonk.dream.token_model import TokenModel
+from metabonk.measure.live import player_of
 from metabonk.play.course import ROM
 from metabonk.record.store import Store
 
@@ -52,6 +53,10 @@ def test_the_dual_pipeline_from_nothing_to_its_report(tmp_path, game):
     what_was_learned(stages, store, game)
     what_the_rounds_came_to(stages, store, game)
     what_was_played(stages, store, game)
+    watched = player_of(Run.open(tmp_path / "run"))
+    theirs = DualAgent.load(stages / "rounds/agent", TokenModel.load, goals_of(store.schema, game))
+    theirs = theirs.agent.actor_critic.state_dict()
+    assert all(value.equal(theirs[name]) for name, value in watched.agent.actor_critic.state_dict().items())
     page = (tmp_path / "run/report.html").read_text()
     for words in ("milestones against time", "badges, no human", "steps a second", "stays", "<video", "rationale"):
         assert words in page, words

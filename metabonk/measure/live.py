@@ -126,7 +126,7 @@ def player_of(
     seed: int = 0,  # of a planner that draws by chance
 ) -> Player:  # ready to play
     "The best agent that a run has left"
-    folder = left_by(run, "agent", ("play", "imagine", "dream"))
+    folder = left_by(run, "agent", ("play", "rounds", "imagine", "dream"))
     if not (folder / "goals.json").exists():
         return Agent.load(folder, load_model)
     game, _, store = game_of(run)
