@@ -116,7 +116,7 @@ def test_a_dream_that_draws_from_the_global_generator_is_caught(dream: DreamEnv,
 
 def test_a_person_plays_a_dream(dream: DreamEnv) -> None:
     keyboard, shown = Keyboard(dream), []
-    keyboard.screen.show = lambda image, audio: shown.append((image.shape, audio.dtype))  # type: ignore[method-assign]
+    keyboard.screen.show = lambda image, audio, expected=None: shown.append((image.shape, audio.dtype))  # type: ignore[method-assign]
     assert keyboard.actions == [(), ("left",), ("right", "a")]
     steps = asyncio.run(play(dream, keyboard, steps=3, seed=1, speed=1_000, wait=False))
     assert steps == 3 and shown == [(dream.observation_space["image"].shape, np.int16)] * 3

@@ -237,6 +237,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     record("bonk", store, steps=40, policy="random", seed=0, settings={"ticks_per_step": 12, "max_steps": 20})
     torch.manual_seed(0)
     eyes = PictureTokenizer(PictureConfig(size=(64, 64), grid=(4, 4), codes=8))
+    for weights in eyes.parameters():  # the layer that draws begins at zero, and would draw nothing
+        if not weights.any():
+            torch.nn.init.normal_(weights)
     ears = SoundTokenizer(SoundConfig(channels=2, frames=2, bands=8, tokens=2, codes=8))
     hearing = LogMelConfig(sample_rate=Store.open(store).schema.sample_rate, n_fft=2048, bands=8, frames_per_step=2)
     config = TokenModelConfig.preset("tiny", size="play", embed=32, units=16)

@@ -142,15 +142,15 @@ def test_a_person_s_game_waits_for_the_person(game: Any) -> None:
         task = asyncio.create_task(play(game, keyboard, speed=50))
         await asyncio.sleep(0.2)
         waiting = keyboard.screen.sent == 1 and not task.done()
-        keyboard.screen._receive(None, {"kind": "focus"}, [])
+        keyboard.screen.receive({"kind": "focus"})
         while keyboard.screen.sent < 10 and not task.done():
             await asyncio.sleep(0.01)
-        keyboard.screen._receive(None, {"kind": "blur"}, [])
+        keyboard.screen.receive({"kind": "blur"})
         await asyncio.sleep(0.1)
         stood = keyboard.screen.sent
         await asyncio.sleep(0.1)
         assert keyboard.screen.sent == stood
-        keyboard.screen._receive(None, {"kind": "stop"}, [])
+        keyboard.screen.receive({"kind": "stop"})
         return waiting, await task
 
     waiting, steps = asyncio.run(session())
@@ -174,11 +174,11 @@ def test_what_goes_wrong_is_on_the_screen(game: Any) -> None:
 def test_a_page_that_comes_late_gets_the_last_picture(monkeypatch) -> None:
     screen, sent = Screen(rate=310), []
     monkeypatch.setattr(screen, "send", lambda content, buffers: sent.append((content["number"], buffers)))
-    screen._receive(screen, {"kind": "ready"}, [])
+    screen.receive({"kind": "ready"})
     assert sent == [], "nothing was shown yet"
     picture = np.full((8, 10, 3), 7, np.uint8)
     screen.show(picture, np.ones((2, 3), np.int16))
-    screen._receive(screen, {"kind": "ready"}, [])
+    screen.receive({"kind": "ready"})
     assert sent[1] == (1, [b"", png(picture)]), "the picture again, its sound not"
 
 
