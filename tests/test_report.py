@@ -48,7 +48,7 @@ def test_the_report_of_a_finished_run(toy):
                  "parameter value default meaning game 'bonk' which game"):
         assert said in text, said
     assert "failed" not in text
-    assert text.index("& all is well") < text.index("How it ran") < text.index("record done"), "the answer comes first"
+    assert text.index("& all is well") < text.rindex("How it ran") < text.index("record done"), "the answer comes first"
 
 
 def test_the_report_of_a_failed_run_begins_with_the_error(toy):
