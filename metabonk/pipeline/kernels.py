@@ -152,7 +152,7 @@ class KernelServer:
         code = f"from metabonk.pipeline.kernels import serve; serve({theirs.fileno()})"
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", code],
+                [sys.executable, "-P", "-c", code],  # no file of the current folder is a module
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
