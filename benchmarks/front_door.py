@@ -34,7 +34,8 @@ def page() -> tuple[float, list[float]]:
         options.add_argument(f"--{flag}")
     browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
     began = time.perf_counter()
-    command = [sys.executable, "-m", "metabonk.cli", "play", "bonk", "--port", "0"]
+    alone = ["--set", "opponents=0", "--set", "chargers=0"]  # nothing but the hero moves
+    command = [sys.executable, "-m", "metabonk.cli", "play", "bonk", "--port", "0", *alone]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None

@@ -324,9 +324,9 @@ def parser() -> argparse.ArgumentParser:  # of the whole command line
     play.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the game")
     _on_page(play)
 
-    watch = _command(commands, "watch", watch_command, "metabonk watch runs/bonk:dark-tiny")
+    watch = _command(commands, "watch", watch_command, "metabonk watch runs/bonk-dark-tiny")
     watch.add_argument("--planner", default="graph", help="who sets a dual agent's goals: graph, random (default: graph)")
-    dream = _command(commands, "dream", dream_command, "metabonk dream runs/bonk:dark-tiny")
+    dream = _command(commands, "dream", dream_command, "metabonk dream runs/bonk-dark-tiny")
     for command in (watch, dream):
         command.add_argument("run", help="a run folder, or its name in runs/")
         command.add_argument("--seed", type=_whole(0), default=0, help="the number from which every random choice follows")
