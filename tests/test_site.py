@@ -175,9 +175,10 @@ def test_every_page_describes_itself_and_speaks_a_language(site):
         assert '<html lang="en"' in text and text.count("<h1") == 1 and "<main" in text, page
 
 
-def test_licence_of_the_fonts_goes_with_them(site):
+def test_licences_of_fonts_and_search_go_with_them(site):
     assert "SIL OPEN FONT LICENSE" in (site / "assets/OFL.txt").read_text()
     assert {p.name for p in (site / "assets").glob("*.woff2")} >= {"math.woff2", "text.woff2"}
+    assert "MIT licence" in (site / "assets/minisearch.js").read_text()[:200]
 
 
 # ---------------------------------------------------------------- the two builders
@@ -600,7 +601,7 @@ def test_search_by_keyboard_finds_a_symbol_and_enter_goes_there(browser, served)
 
     browser.open(served + "core/errors.html")
     keys("/")
-    browser.wait("return document.querySelector('dialog.search').open && !!window.searchIndex")
+    browser.wait("return document.querySelector('dialog.search').open && !!window.siteSearch")
     keys("write_atomic")
     first = "return document.querySelector('dialog.search [aria-selected=true] b')?.textContent"
     assert browser.wait(first) == "write_atomic"
@@ -615,12 +616,40 @@ def test_search_by_keyboard_finds_a_symbol_and_enter_goes_there(browser, served)
 def test_search_ranks_names_first_and_says_when_there_is_nothing(browser, served):
     browser.open(served)
     browser.run("document.querySelector('.find').click()")
-    browser.wait("return !!window.searchIndex")
+    browser.wait("return !!window.siteSearch")
     assert browser.run(SEARCH, "disk full")[0] == "DiskFull" or browser.run(SEARCH, "DiskFull")[0] == "DiskFull"
     assert browser.run(SEARCH, "config")[0] == "Config"
     assert browser.run(SEARCH, "two words fingerprint")[:1] != ["Config"]
+    assert browser.run(SEARCH, "fingerpr")[0] == browser.run(SEARCH, "fimgerprints")[0] == "Fingerprints"  # prefix, typo
+    assert browser.run(SEARCH, "fingerprints qqqq")[0] == "Fingerprints"  # one word of two
     assert browser.run(SEARCH, "qqqq") == []
     assert "qqqq" in browser.run("return document.querySelector('dialog.search .nothing').textContent")
+
+
+# What users ask, and the pages that answer: one of them must be among the first three.
+QUESTIONS = {
+    "record my own game": "howto/own_recordings.html",
+    "train atari": "play/atari.html",
+    "find address in memory": "play/pokemon_red.html",
+    "play by hand": "play/keyboard.html",
+    "resume an interrupted run": "pipeline/resume.html",
+    "export to minari": "record/exchange.html",
+    "watch the agent": "reference/commands.html",
+    "write a profile": "play/profile.html",
+    "pokemon": "howto/pokemon_red.html",
+    "language model as planner": "act/language_planner.html",
+}
+
+
+@pytest.mark.browser
+def test_questions_of_users_find_their_pages_among_the_first_three(browser, site, served):
+    browser.open(served)
+    browser.run("document.querySelector('.find').click()")
+    browser.wait("return !!window.siteSearch")
+    ask = "return arguments[0].map(question => siteSearch(question).slice(0, 3).map(hit => hit.entry[0].split('#')[0]))"
+    found = dict(zip(QUESTIONS, browser.run(ask, list(QUESTIONS)), strict=True))
+    assert {question: hits for question, hits in found.items() if QUESTIONS[question] not in hits} == {}
+    assert "howto/own_recordings.html" not in browser.run(ask, ["qubits"])[0]  # a control: nothing is always first
 
 
 @pytest.mark.browser
@@ -783,7 +812,7 @@ def test_lost_address_deep_in_the_site_still_looks_like_the_site(browser, served
 def test_site_works_from_a_disk(browser, site):
     browser.open((site / "core/errors.html").as_uri())
     browser.run("document.querySelector('.find').click()")
-    browser.wait("return !!window.searchIndex")
+    browser.wait("return !!window.siteSearch")
     assert browser.run(SEARCH, "write_atomic")[0] == "write_atomic"
 
 

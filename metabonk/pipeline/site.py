@@ -401,7 +401,7 @@ def _copy_assets(folder: Path, figures: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     style = asset("fonts.css") + asset("page.css") + asset("site.css")
     write_atomic(folder / "site.css", style)
-    for path in [*ASSETS.glob("*.woff2"), ASSETS / "OFL.txt", ASSETS / "page.js", ASSETS / "site.js"]:
+    for path in [*ASSETS.glob("*.woff2"), *ASSETS.glob("*.js"), ASSETS / "OFL.txt"]:
         shutil.copy(path, folder)
     if figures:
         shutil.copy(plotly_script(), folder)

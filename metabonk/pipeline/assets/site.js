@@ -9,42 +9,16 @@
     const input = dialog.querySelector("input"), list = dialog.querySelector("ol");
     let chosen = -1;
 
-    const load = () => new Promise(done => {
-      if (window.searchIndex) return done();
-      const script = Object.assign(document.createElement("script"), { src: `${root}assets/search.js`, onload: done });
+    let loaded;
+    const script = name => new Promise((done, failed) => {
+      const script = Object.assign(document.createElement("script"), { src: `${root}assets/${name}`, onload: done, onerror: failed });
       document.head.append(script);
     });
-    const fold = text => text.toLowerCase().normalize("NFKD").replace(/[\u0300-\u036f]/g, "");
+    const load = async () => {
+      await Promise.all(["minisearch.js", "find.js", "search.js"].map(script));
+      window.siteSearch = await makeSearch(window.searchIndex);
+    };
 
-    // How well one word fits one entry: names before headings before text, beginnings before middles.
-    const fit = (word, entry) => {
-      const [, kind, title, page, text] = entry.folded;
-      const weight = { symbol: 60, page: 45, heading: 30 }[kind];
-      const last = title.split(".").pop();
-      if (title === word || last === word) return weight + 60;
-      if (title.startsWith(word) || last.startsWith(word)) return weight + 30;
-      if (title.split(/[\s_.]+/).some(part => part.startsWith(word))) return weight + 15;
-      if (title.includes(word)) return weight;
-      if (page.includes(word)) return 8;
-      const at = text.indexOf(word);
-      return at < 0 ? 0 : 6 - Math.min(3, at / 300);
-    };
-    const ranked = query => {
-      const words = fold(query).replace(/[`()]/g, "").split(/\s+/).filter(Boolean);
-      if (!words.length) return [];
-      const scored = [];
-      for (const entry of window.searchIndex) {
-        entry.folded ??= entry.map(fold);
-        let sum = 0;
-        for (const word of words) {
-          const value = fit(word, entry);
-          if (!value) { sum = 0; break; }
-          sum += value;
-        }
-        if (sum) scored.push([sum - entry[2].length / 100, entry]);
-      }
-      return scored.sort((a, b) => b[0] - a[0]).slice(0, 30).map(pair => pair[1]);
-    };
     const marked = (text, words) => {
       const span = document.createDocumentFragment();
       const pattern = new RegExp(`(${words.map(w => w.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")).join("|")})`, "gi");
@@ -58,16 +32,20 @@
       if (chosen >= 0) { input.setAttribute("aria-activedescendant", items[chosen].id); items[chosen].scrollIntoView({ block: "nearest" }); }
       else input.removeAttribute("aria-activedescendant");
     };
+    const fold = text => text.toLowerCase().normalize("NFKD").replace(/[\u0300-\u036f]/g, "");
     const show = () => {
-      const query = input.value.trim(), words = query.split(/\s+/).filter(Boolean);
-      list.replaceChildren(...ranked(query).map(([address, kind, title, page, text], i) => {
+      if (!window.siteSearch) return;
+      const query = input.value.trim();
+      list.replaceChildren(...siteSearch(query).map(({ entry: [address, kind, title, page, text], terms }, i) => {
+        const words = [...terms].sort((a, b) => b.length - a.length);
         const item = Object.assign(document.createElement("li"), { id: `found-${i}`, className: kind });
         item.setAttribute("role", "option");
-        const at = Math.max(0, fold(text).indexOf(fold(words[0])) - 40);
+        const places = words.map(word => fold(text).indexOf(word)).filter(place => place >= 0);
+        const at = Math.max(0, Math.min(...places, text.length) - 40) * (places.length > 0);
         const link = Object.assign(document.createElement("a"), { href: root + address, tabIndex: -1 });
         const name = document.createElement("b"), where = document.createElement("span"), line = document.createElement("small");
         name.append(marked(title, words));
-        where.textContent = kind === "page" ? "page" : page;
+        where.textContent = page || "page";
         line.append(marked((at ? "… " : "") + text.slice(at, at + 150), words));
         link.append(where, name, line);
         link.addEventListener("click", () => dialog.close());
@@ -75,14 +53,14 @@
         return item;
       }));
       if (query && !list.children.length)
-        list.append(Object.assign(document.createElement("li"), { className: "nothing", textContent: `Nothing is called “${query}”, and no text has it.` }));
+        list.append(Object.assign(document.createElement("li"), { className: "nothing", textContent: `No page has “${query}”.` }));
       input.setAttribute("aria-expanded", String(list.children.length > 0));
       choose(0);
     };
     const open = async () => {
       if (!dialog.open) dialog.showModal();
       input.select();
-      await load();
+      await (loaded ??= load());
       show();
     };
     input.addEventListener("input", show);
