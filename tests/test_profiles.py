@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,6 +19,7 @@ from metabonk.play.profile import (
     profile_names,
     spans,
 )
+from metabonk.play.search import MemorySearch
 
 BASE = """
 title: A game
@@ -456,3 +458,58 @@ def test_the_header_chooses_the_profile() -> None:
 def test_red_a_stub_is_no_rom() -> None:
     with pytest.raises(RomError, match="too few"):
         load_profile("pokemon_red").check_rom(b"abc", "mine.gb")
+
+
+# ---------------------------------------------------------------- finding addresses
+
+
+def searched(memory: Memory, **options) -> MemorySearch:
+    "A search of a game whose machine has this memory"
+    machine = SimpleNamespace(read=memory)
+    return MemorySearch(SimpleNamespace(unwrapped=SimpleNamespace(machine=machine)), **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "before", "after", "by"),
+    [
+        ("u8", [200], [203], 3),
+        ("u16le", [0xFF, 0x01], [0x01, 0x02], 2),  # 511 to 513: no single byte rose by 2
+        ("u16be", [0x01, 0xFF], [0x02, 0x01], 2),
+        ("bcd1", [0x19], [0x21], 2),
+        ("bcd2", [0x01, 0x99], [0x02, 0x01], 2),
+    ],
+)
+def test_a_search_finds_each_kind_of_number_by_how_it_rose(kind, before, after, by):
+    memory = Memory()
+    memory.put(0xC100, 7, 0, *before, 0, 9)
+    search = searched(memory)
+    memory.put(0xC102, *after)
+    assert search.rose(by) >= 1 and f"0xC102 {kind}" in search.table().probe.tolist()
+    probe = Probe.parse(f"0xC102 {kind}", "x")
+    read = eval(probe.source("block", 0), {"block": bytes(after), "from_bytes": int.from_bytes})
+    assert search.table().set_index("probe").value[f"0xC102 {kind}"] == read  # it means what a profile means
+
+
+def test_each_look_compares_with_the_look_before_and_only_takes_away():
+    memory = Memory()
+    search = searched(memory, kinds=["u8"])
+    memory.put(0xC010, 5, 5, 5)
+    assert search.changed() == 3
+    memory.put(0xC010, 6, 4, 5)
+    memory.put(0xC020, 1)  # changed now, but not before
+    assert search.changed() == 2 and search.same() == 2
+    memory.put(0xC010, 7, 3)
+    assert search.rose() == 1 and search.fell() == 0
+    search = searched(memory, kinds=["u8"])
+    assert search.is_now(3) == 1 and search.table().probe.tolist() == ["0xC011 u8"]
+
+
+def test_what_is_no_decimal_number_is_no_candidate_and_mistakes_are_one_line():
+    memory = Memory()
+    memory.put(0xC000, 0x1A)
+    search = searched(memory, kinds=["bcd1"], stop=0xC002)
+    assert search.same() == 1
+    with pytest.raises(UsageError, match="did you mean 'u16le'"):
+        searched(memory, kinds=["u16l"])
+    with pytest.raises(UsageError, match="start below stop"):
+        searched(memory, start=0xD000, stop=0xC000)

@@ -628,14 +628,16 @@ def test_search_ranks_names_first_and_says_when_there_is_nothing(browser, served
 
 # What users ask, and the pages that answer: one of them must be among the first three.
 QUESTIONS = {
-    "record my own game": "howto/own_recordings.html",
-    "train atari": "play/atari.html",
-    "find address in memory": "play/pokemon_red.html",
+    "record my own game": "howto/gameboy.html",
+    "record my own films": "howto/own_recordings.html",
+    "getting started": "tutorial/ten_minutes.html",
+    "train atari": "howto/atari.html",
+    "find address in memory": "howto/find_addresses.html",
     "play by hand": "play/keyboard.html",
     "resume an interrupted run": "pipeline/resume.html",
     "export to minari": "record/exchange.html",
     "watch the agent": "reference/commands.html",
-    "write a profile": "play/profile.html",
+    "write a profile": "howto/find_addresses.html",
     "pokemon": "howto/pokemon_red.html",
     "language model as planner": "act/language_planner.html",
 }
