@@ -137,7 +137,8 @@ def watch_command(options: argparse.Namespace) -> int:
     from metabonk.play.page import open_port, play_on_page
 
     sockets = open_port(options.port, options.host)
-    from metabonk.measure.live import Spectator, find_run, game_of, player_of
+    from metabonk.core.run import find_run
+    from metabonk.measure.live import Spectator, game_of, player_of
     from metabonk.play.game import make_game
 
     run = find_run(options.run)
@@ -155,7 +156,8 @@ def dream_command(options: argparse.Namespace) -> int:
     from metabonk.play.page import open_port, play_on_page
 
     sockets = open_port(options.port, options.host)
-    from metabonk.measure.live import dream_of, find_run
+    from metabonk.core.run import find_run
+    from metabonk.measure.live import dream_of
 
     run = find_run(options.run)
     dream, keyboard = dream_of(run)

@@ -24,10 +24,10 @@ from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
 from metabonk.act.agent import Agent
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import UsageError, raised
-from metabonk.core.run import Run
+from metabonk.core.run import Run, find_run
 from metabonk.core.serving import own_page, where
 from metabonk.dream.token_model import TokenModel, TokenModelConfig
-from metabonk.measure.live import dream_of, find_run, player_of
+from metabonk.measure.live import dream_of, player_of
 from metabonk.play.page import read_message
 from metabonk.record.recorder import record
 from metabonk.record.store import Store

@@ -20,7 +20,7 @@ from ..act.goal_codes import GoalRows
 from ..act.planner import count_rooms
 from ..act.planner_loop import LoopConfig, PlannerLoop
 from ..core.errors import FolderError
-from ..core.run import Run, find_run
+from ..core.run import Run
 from ..core.text import parse_json
 from ..dream.interface import DreamEnv, LogMelPredictor, State, WorldModel
 from ..play.keyboard import Keyboard, Screen, about
