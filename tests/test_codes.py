@@ -198,3 +198,17 @@ def test_dynamics_learn_from_codes_as_they_do_from_frames(store, tmp_path):
     with pytest.raises(UsageError, match="the model knows 0 to 0"):
         one = ShortcutModel(code, ActionSpec(categorical=(11,)), sizes.change(tasks=1), logmel=HEARD)
         fit(DynamicsLearner(one), data, tmp_path / "one", TrainConfig(steps=3, warmup=0))
+
+
+def test_films_and_hidden_episodes_are_whole_and_the_same_each_time(store, tmp_path):
+    data = CodeData(store.path, tokenizer(), HEARD, SequenceConfig(length=5, batch_size=16), labelled=0.5)
+    recorded = {episode.number for episode in store.episodes}
+    assert data.hidden() == data.hidden() < recorded and len(data.hidden()) == len(recorded) - round(0.5 * len(recorded))
+    data.prepare_data()
+    data.setup()
+    batch = next(iter(data.train_dataloader()))
+    assert torch.equal(batch.known, ~torch.isin(batch.episode, torch.tensor(sorted(data.hidden()))))
+    assert batch.known.any() and not batch.known.all()
+    assert CodeData(store.path, tokenizer(), HEARD).hidden() == set()
+    with pytest.raises(UsageError, match="share from 0 to 1"):
+        CodeData(store.path, tokenizer(), labelled=1.5)

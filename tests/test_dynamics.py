@@ -280,6 +280,39 @@ def test_a_video_without_actions_and_rewards_teaches_the_rest():
     assert losses["shortcut"].mean() > 0 and losses["reward"].eq(0).all()
 
 
+def with_films(known: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Losses of a batch in which nobody knows what was done in some of the sequences."""
+    model, rows = build(single=0.0), codes()
+    rows.known = known[:, None].expand(rows.first.shape)
+    torch.manual_seed(3)
+    return model.losses(rows)
+
+
+def test_films_among_recordings_teach_the_world_and_nothing_else():
+    told, half = with_films(torch.tensor([True, True, True])), with_films(torch.tensor([True, False, True]))
+    for name in ("policy", "reward", "continue"):
+        assert told[name][1].ne(0).any() and half[name][1].eq(0).all() and half[name][[0, 2]].ne(0).any()
+    assert half["shortcut"][1].ne(told["shortcut"][1]).any(), "an unknown action is not the action that is written there"
+
+
+def test_an_unknown_action_is_not_read(monkeypatch):
+    "What stands in the column of a film must not matter; a model that reads it is caught."
+    def differs() -> bool:
+        losses = []
+        for fill in (0, 2):
+            model, rows = build(single=0.0), codes()
+            rows.known = torch.zeros_like(rows.first)
+            rows.action = torch.full_like(rows.action, fill)
+            torch.manual_seed(3)
+            losses.append(model.losses(rows)["shortcut"])
+        return not torch.equal(*losses)
+
+    assert not differs()
+    reads = mutant(ShortcutModel._done, "known & ~clip.first", "~clip.first")
+    monkeypatch.setattr(ShortcutModel, "_done", reads)
+    assert differs()
+
+
 def told_apart() -> torch.Tensor:
     """How far what the heads read after action 0 is from what they read after action 2."""
     model, rows, features = build(), codes(1), []

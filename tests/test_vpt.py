@@ -15,9 +15,10 @@ from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import FolderError, StoreError, UsageError
 from metabonk.core.files import temporary
 from metabonk.nn.actions import camera_classes
-from metabonk.record import vpt
+from metabonk.record import films, vpt
 from metabonk.record.cache import Cache
 from metabonk.record.exchange import to_dataset
+from metabonk.record.films import FilmSound
 from metabonk.record.sampling import Sequences
 from metabonk.record.store import Store, to_arrow
 from metabonk.record.tasks import TaskSet
@@ -382,7 +383,7 @@ def test_sound_that_begins_apart_from_the_pictures_stays_in_time(tmp_path, start
     film, _ = make_pair(tmp_path, sound=True)
 
     def heard(begin: float) -> np.ndarray:
-        with vpt._Sound(film, 16_000, 1, begin) as sound:
+        with FilmSound(film, 16_000, 1, begin) as sound:
             return np.concatenate([sound.take(800 * t) for t in range(1, 9)], axis=1)[0].astype(float)
 
     plain, moved, by = heard(0.0), heard(start), round(16_000 * start)
@@ -604,7 +605,7 @@ def test_a_move_that_was_interrupted_is_finished(tmp_path, monkeypatch, publishe
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(vpt, "_publish", killed)
+        patch.setattr(films, "publish", killed)
         import_vpt(tmp_path / "in", tmp_path / "store", chunk_steps=5)
     part = temporary(tmp_path / "store")
     part.mkdir()  # as a kill in the middle of a pair leaves it

@@ -49,6 +49,7 @@ class Clip(Columns):
     audio: Any = None  # (B, T, channels, frames, bands) log-mel; `None` without ears
     latent: Any = None  # (B, T, latents, channels) codes of a tokenizer; they stand for image and audio
     action: Any = None  # (B, T, ...) that led to each row; `None`: a video without actions
+    known: Any = None  # (B, T) bool: rows of which it is known what was done and earned; `None`: of all
     reward: Any = None  # (B, T) float32, earned on the way
     terminated: Any = None  # (B, T) bool
     truncated: Any = None  # (B, T) bool

@@ -7,6 +7,7 @@ __all__ = ['CodeCache', 'TaskSequences', 'CodeData']
 
 # %% ../../nbs/dream/57_codes.ipynb #57-codes-002
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +21,9 @@ from ..core.progress import progress
 from ..core.text import parse_json
 from .causal_tokenizer import CausalTokenizer, Clip, ClipCache
 from ..record.cache import Cache
+from ..record.films import actions_unknown
 from ..record.sampling import BatchSource, ExperienceData, RowSource, SequenceConfig, Sequences, draw
+from ..record.store import Store
 from ..record.tasks import TaskSet, in_time, relevant_rows
 from ..sense.logmel import LogMelConfig
 from ..sense.tokens import weights_fingerprint
@@ -33,8 +36,10 @@ class CodeCache:
         self,
         cache: Cache,  # the rows that were encoded
         path: str | Path,  # where `build` put their codes
+        hidden: Collection[int] = (),  # episodes of which batches do not tell what was done and earned: films
     ) -> None:
         self.cache, self.path, self.pieces = cache, Path(path), cache.pieces
+        self.known = ~np.isin(cache.table["episode"], list(hidden)) if hidden else None  # (rows,)
         try:
             self.about = parse_json((self.path / "codes.json").read_text())
             self.codes: Float[np.ndarray, "rows latents channels"] = np.load(self.path / "codes.npy", mmap_mode="r")
@@ -52,6 +57,7 @@ class CodeCache:
         path: str | Path,  # folder for the codes
         logmel: LogMelConfig | None = None,  # how the rows sound; `None` for pictures alone
         block: int = 32,  # rows that are encoded at once
+        hidden: Collection[int] = (),  # episodes of which batches do not tell what was done and earned: films
     ) -> Self:  # found if it is there already
         "Encode a recording, episode by episode"
         path, code = Path(path), tokenizer.config
@@ -60,7 +66,7 @@ class CodeCache:
         with folder_lock(claim_folder(path, "recording's codes", ("codes.npy",)), "codes"):
             remove_leftovers(path)
             try:
-                old = cls(cache, path)
+                old = cls(cache, path, hidden)
                 if old.about == json.loads(json.dumps(about)):
                     return old
             except StoreError:
@@ -69,7 +75,7 @@ class CodeCache:
                 _encode(part, cache, tokenizer, logmel, block)
                 (path / "codes.json").unlink(missing_ok=True)  # it tells of the codes that were there before
             write_atomic(path / "codes.json", json.dumps(about))
-        return cls(cache, path)
+        return cls(cache, path, hidden)
 
     def gather(
         self,
@@ -78,7 +84,8 @@ class CodeCache:
         "Sequences of equal length"
         rows = np.array([np.concatenate([np.arange(*run) for run in runs]) for runs in places])  # (B, T)
         names = ("action", "reward", "terminated", "truncated", "first", "episode", "step")
-        return Clip(latent=self.codes[rows], **{name: np.ascontiguousarray(self.cache.table[name][rows]) for name in names})
+        known = None if self.known is None else self.known[rows]
+        return Clip(latent=self.codes[rows], known=known, **{name: np.ascontiguousarray(self.cache.table[name][rows]) for name in names})
 
 
 def _encode(path: Path, cache: Cache, tokenizer: CausalTokenizer, logmel: LogMelConfig | None, block: int) -> None:
@@ -159,9 +166,13 @@ class CodeData(ExperienceData):
         within: int = 32,  # steps before a task is done that are on the way to it
         path: str | Path | None = None,  # folder of the codes; beside the store if not given
         cache: str | Path | None = None,  # folder of the training cache; beside the store if not given
+        labelled: float = 1.0,  # share of the recorded episodes whose actions are told; less to learn what they are worth
     ) -> None:
         super().__init__(store, config, cache)
+        if not 0 <= labelled <= 1:
+            raise UsageError(f"labelled is a share from 0 to 1, not {labelled}")
         self.tokenizer, self.logmel, self.tasks, self.within = tokenizer, logmel, tasks, within
+        self.labelled = labelled
         self.path = self.store.with_name(self.store.name + ".codes") if path is None else Path(path)
 
     def prepare_data(self) -> None:
@@ -171,7 +182,16 @@ class CodeData(ExperienceData):
 
     def open(self) -> CodeCache:  # made by this tokenizer
         "The codes"
-        return CodeCache.build(self.training_cache(), self.tokenizer, self.path, self.logmel)
+        cache = self.training_cache()
+        return CodeCache.build(cache, self.tokenizer, self.path, self.logmel, hidden=self.hidden())
+
+    def hidden(self) -> set[int]:  # numbers of episodes
+        "Films, and recorded episodes that are treated like them"
+        episodes = Store.open(self.store).episodes
+        films = {episode.number for episode in episodes if actions_unknown(episode)}
+        recorded = [episode.number for episode in episodes if episode.number not in films]
+        order = np.random.default_rng([self.config.validation_seed, 1]).permutation(recorded)
+        return films | set(order[round(self.labelled * len(order)) :].tolist())
 
     def sequences(
         self,

@@ -297,7 +297,8 @@ class ShortcutModel(WorldModel):
         action = getattr(clip, "action", None)
         if action is None:
             return None, torch.zeros_like(clip.first)
-        return self.actions.vectors(action), ~clip.first
+        known = getattr(clip, "known", None)
+        return self.actions.vectors(action), ~clip.first if known is None else known & ~clip.first
 
     def _asked(self, clip: Any) -> Tensor | None:
         "What the agent is asked for in each row"
@@ -344,7 +345,8 @@ class ShortcutModel(WorldModel):
         error = ramp(tau) * error if self.shortcut.ramp else error
         losses = {"shortcut": error.unflatten(1, (-1, T)).mean(1)}
         heard = self.heads.losses(agent, action, given["reward"], given["terminated"], first)
-        losses |= {name: loss * ~alone for name, loss in heard.items()}
+        taught = ~alone if getattr(clip, "known", None) is None else ~alone & clip.known
+        losses |= {name: loss * taught for name, loss in heard.items()}
         if relevant is not None:
             losses["shortcut"] = losses["shortcut"] * ~relevant
             losses |= {"policy": losses["policy"] * relevant} if "policy" in losses else {}

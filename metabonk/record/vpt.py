@@ -10,12 +10,11 @@ __all__ = ['KEYBOARD', 'MOUSE', 'KEYS', 'DEGREES', 'COUNTS', 'camera_bins', 'VPT
 import contextlib
 import json
 import math
-import shutil
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from itertools import chain
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -27,10 +26,9 @@ from jaxtyping import Bool, Float, Int, UInt8
 from ..core.actions import ActionSpec
 from ..core.config import Config
 from ..core.errors import FolderError, StoreError, UsageError, unknown
-from ..core.files import disk_errors, temporary
-from ..core.progress import progress
 from .experience import Schema, Step
-from .store import ChunkBuilder, Store, Writer
+from .films import FilmSound, convert_all, film_times
+from .store import Store
 
 # %% ../../nbs/record/29_vpt.ipynb #29-vpt-008
 KEYBOARD = {
@@ -259,27 +257,13 @@ def episode_spans(
     return [(begin, min(end, pictures - 1)) for begin, end in runs if begin < min(end, pictures - 1)]
 
 # %% ../../nbs/record/29_vpt.ipynb #29-vpt-030
-def _film(path: Path) -> tuple[int, float]:
-    "How many pictures a film has, and when the first one appears; `StoreError` if it is not whole"
-    try:
-        with av.open(str(path)) as film:
-            if not film.streams.video:
-                raise StoreError(f"{path} has no pictures: it is not a film of a game")
-            stream = film.streams.video[0]
-            packets = [(packet.pts, packet.is_corrupt, packet.is_discard) for packet in film.demux(stream) if packet.size]
-            promised, base = stream.frames, float(stream.time_base or 0)
-    except (av.FFmpegError, OSError) as error:
-        raise StoreError(f"{path} can't be read as a film ({error.strerror or error}): fetch it again") from None
-    if not packets:
-        raise StoreError(f"{path} has no pictures: fetch it again")
-    if len(packets) < promised or any(corrupt for _, corrupt, _ in packets):
-        raise StoreError(f"{path} is cut short, it has {len(packets)} of {promised} pictures: fetch it again")
-    shown = [pts for pts, _, discarded in packets if not discarded]
-    times = sorted(pts * base for pts in shown if pts is not None)
+def _checked_film(path: Path) -> tuple[int, float]:
+    "How many pictures a film has, and when the first one appears; `StoreError` if it is not whole, or of another rate"
+    times = film_times(path)
     rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else 20.0
     if abs(rate - 20) > 0.4:
         raise StoreError(f"{path} has {rate:.1f} pictures a second, a recording of VPT has 20: lines and pictures do not match")
-    return len(shown), times[0] if times else 0.0
+    return len(times), float(times[0]) if len(times) else 0.0
 
 
 def _draw_arrow(image: UInt8[np.ndarray, "height width 3"], x: int, y: int) -> None:
@@ -310,51 +294,6 @@ def _pictures(path: Path, played: Played, used: np.ndarray, config: VPTConfig) -
             scaled: np.ndarray = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA").to_ndarray()
             yield scaled
 
-
-class _Sound:
-    "The sound track of a film, in order, as samples since the first picture"
-
-    def __init__(self, path: Path, rate: int, channels: int, start: float) -> None:
-        self.rate, self.start, self.at = rate, start, 0  # at: the sample that comes next
-        self.film = av.open(str(path))
-        if not self.film.streams.audio:
-            self.film.close()
-            raise StoreError(f"{path} has no sound: convert it with sample_rate=0")
-        self.resampler = av.AudioResampler("s16p", "mono" if channels == 1 else "stereo", rate)
-        self.kept: np.ndarray = np.zeros((channels, 0), np.int16)
-        self.pieces = self._decoded()
-
-    def __enter__(self) -> "_Sound":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.film.close()
-
-    def _decoded(self) -> Iterator[np.ndarray]:
-        early: int | None = None  # by how many samples the track begins before the first picture
-        for frame in chain(self.film.decode(self.film.streams.audio[0]), [None]):
-            for piece in self.resampler.resample(frame):
-                samples: np.ndarray = piece.to_ndarray()  # (channels, samples)
-                if early is None:
-                    early = round((self.start - float(piece.time or 0)) * self.rate)
-                    samples = np.pad(samples, ((0, 0), (max(0, -early), 0)))
-                cut = min(max(0, early), samples.shape[1])
-                early -= cut
-                yield samples[:, cut:]
-
-    def take(self, until: int) -> np.ndarray:
-        "What comes up to that sample; silence where the track has ended"
-        pieces: list[np.ndarray] = [self.kept]
-        size = self.kept.shape[1]
-        while size < until - self.at:
-            piece = next(self.pieces, None)
-            pieces.append(np.zeros((len(self.kept), until - self.at - size), np.int16) if piece is None else piece)
-            size += pieces[-1].shape[1]
-        joined = np.concatenate(pieces, axis=1)
-        heard, self.kept = joined[:, : until - self.at], joined[:, until - self.at :]
-        self.at = until
-        return heard
-
 # %% ../../nbs/record/29_vpt.ipynb #29-vpt-032
 def vpt_rows(
     film: str | Path,  # NAME.mp4
@@ -364,7 +303,7 @@ def vpt_rows(
     "The rows of one segment; `StoreError` if film and lines are damaged or do not belong together"
     config, film = config or VPTConfig(), Path(film)
     played = read_actions(lines, config)
-    pictures, start = _film(film)
+    pictures, start = _checked_film(film)
     if abs(pictures - len(played.good)) > config.slack:
         told = f"{pictures} pictures and {len(played.good)} lines"
         raise StoreError(f"{film} has {told}, they may differ by {config.slack}: which belongs to which is not known")
@@ -383,7 +322,7 @@ def vpt_rows(
     about |= {"stuck": played.stuck, "unknown": played.unknown}
     sample, t = 0, -1
     with contextlib.ExitStack() as stack:
-        sound = stack.enter_context(_Sound(film, config.sample_rate, config.channels, start)) if config.sample_rate else None
+        sound = stack.enter_context(FilmSound(film, config.sample_rate, config.channels, start)) if config.sample_rate else None
         images = stack.enter_context(contextlib.closing(_pictures(film, played, first >= 0, config)))
         try:
             for t, image in enumerate(images):
@@ -406,40 +345,6 @@ def vpt_rows(
         raise StoreError(f"{film} is damaged: only {t + 1} of {pictures} pictures can be decoded: fetch it again")
 
 # %% ../../nbs/record/29_vpt.ipynb #29-vpt-035
-def _publish(writer: Writer, incoming: Path) -> None:
-    "Chunks of a whole pair go into the store; may be repeated after a sudden end"
-    for file in sorted(incoming.glob("*.arrow")):
-        writer.add_chunk(file.read_bytes())
-        file.unlink()
-    with disk_errors(incoming):
-        incoming.rmdir()
-
-
-def _convert(store: Store, writer: Writer, name: str, film: Path, lines: Path, config: VPTConfig, chunk_steps: int) -> None:
-    "One pair, wholly or not at all"
-    part, incoming = temporary(store.path), store.path / "incoming"
-    builder = ChunkBuilder(store.schema, writer.new_stream(), chunk_steps)
-
-    def lay_aside(content: bytes, number: int) -> None:
-        with disk_errors(part):
-            (part / f"{number:09d}.arrow").write_bytes(content)
-
-    try:
-        with disk_errors(part):
-            part.mkdir()
-        number = 0
-        for number, (row, about) in enumerate(vpt_rows(film, lines, config)):
-            if done := builder.add(row, {"source": name, **about}):
-                lay_aside(done[1], number)
-        if done := builder.finish():
-            lay_aside(done[1], number)
-        part.rename(incoming)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    _publish(writer, incoming)
-
-
 def import_vpt(
     folder: str | Path,  # with pairs NAME.mp4 and NAME.jsonl, also in folders below
     path: str | Path,  # the store to make, or to go on with
@@ -455,25 +360,14 @@ def import_vpt(
             files.setdefault(file.relative_to(folder).with_suffix("").as_posix(), {})[kind] = file
     if not files:
         raise FolderError(f"{folder} has no pairs of NAME.mp4 and NAME.jsonl: give the folder of VPT's recordings")
-    height, width = config.image_size
-    chunk_steps = chunk_steps or max(16, min(1024, 2**26 // (height * width * 3)))
-    store, faults = Store.create(path, config.schema(), exist_ok=True), {}
-    with store.writer() as writer:
-        if (store.path / "incoming").exists():
-            _publish(writer, store.path / "incoming")
-    there = {episode.about.get("source") for episode in store.episodes}
-    with store.writer() as writer:
-        for name in progress(sorted(set(files) - there), description="converting", unit="pair"):
-            try:
-                if lacking := {"mp4", "jsonl"} - set(files[name]):
-                    raise StoreError(f"{folder / name}.{lacking.pop()} is missing: fetch it, or remove its partner")
-                _convert(store, writer, name, files[name]["mp4"], files[name]["jsonl"], config, chunk_steps)
-            except StoreError as error:
-                if strict:
-                    raise
-                faults[name] = error
-    if faults and not len(store):
-        raise next(iter(faults.values()))
+
+    def rows(name: str) -> Iterator[tuple[Step, dict[str, Any]]]:
+        if lacking := {"mp4", "jsonl"} - set(files[name]):
+            raise StoreError(f"{folder / name}.{lacking.pop()} is missing: fetch it, or remove its partner")
+        return vpt_rows(files[name]["mp4"], files[name]["jsonl"], config)
+
+    pairs: dict[str, Callable[[], Any]] = {name: partial(rows, name) for name in files}
+    store, faults = convert_all(path, config.schema(), pairs, strict, chunk_steps)
     return _report(store, faults)
 
 

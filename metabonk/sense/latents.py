@@ -21,6 +21,7 @@ from ..core.motion import relative, walk_path
 from ..record.cache import Cache
 from ..record.encoded import EncodedRows, Sounds
 from ..record.experience import Columns, Schema
+from ..record.films import check_actions_known
 from ..record.sampling import ExperienceData, SequenceConfig, draw
 from ..record.store import Store
 from .autoencoder import ImageEncoder
@@ -414,6 +415,7 @@ class LatentData(ExperienceData):
 
     def prepare_data(self) -> None:
         "Encode what is not encoded yet"
+        check_actions_known(Store.open(self.store))
         encode_latents(self.store, self.autoencoder, self.codec, self.path, self.cache_path)
 
     def open(self) -> LatentStore:  # checked: made by these encoders

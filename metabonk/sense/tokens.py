@@ -28,6 +28,7 @@ from ..core.training import Learner, TrainConfig, fit, uninterrupted
 from ..record.cache import Cache
 from ..record.encoded import EncodedRows, Sounds
 from ..record.experience import Columns, Schema
+from ..record.films import check_actions_known
 from ..record.sampling import ExperienceData, SequenceConfig
 from ..record.store import Store
 from .logmel import LogMel, LogMelConfig
@@ -391,6 +392,7 @@ class TokenData(ExperienceData):
 
     def prepare_data(self) -> None:
         "Encode what is not encoded yet"
+        check_actions_known(Store.open(self.store))
         TokenCache.build(self.store, self.tokenizers, self.path, self.cache_path)
 
     def open(self) -> TokenCache:  # checked: made by these tokenizers
