@@ -364,7 +364,8 @@ def parser() -> argparse.ArgumentParser:  # of the whole command line
     record.add_argument("--resume", action="store_true", help="go on with the store's last recording: only what is missing")
 
     bring = _command(commands, "import", import_command, "metabonk import video films/ stores/bonk")
-    bring.add_argument("kind", choices=("video", "vpt", "lerobot", "minari"), help="video: films without actions; or whose form it is")
+    kinds = ("video", "vpt", "lerobot", "minari")
+    bring.add_argument("kind", choices=kinds, help="video: films without actions; or whose form it is")
     bring.add_argument("source", type=_path, help="the folder, or a film")
     bring.add_argument("store", type=_path, help="the folder of the store; appended to if it is there")
     bring.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting, such as image_size=[64,64]")

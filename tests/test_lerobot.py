@@ -46,7 +46,8 @@ def about(version: str, **more: Any) -> dict[str, Any]:
         "action": {"dtype": "float32", "shape": [2], "names": {"motors": ["lift", "turn"]}},
         "observation.state": {"dtype": "float32", "shape": [2]},
     }
-    return {"codebase_version": version, "fps": FPS, "total_episodes": len(LENGTHS), "chunks_size": 2, "features": features, **more}
+    told = {"codebase_version": version, "fps": FPS, "total_episodes": len(LENGTHS), "chunks_size": 2}
+    return {**told, "features": features, **more}
 
 
 def film(path: Path, shades: list[int]) -> None:

@@ -85,7 +85,8 @@ class CodeCache:
         rows = np.array([np.concatenate([np.arange(*run) for run in runs]) for runs in places])  # (B, T)
         names = ("action", "reward", "terminated", "truncated", "first", "episode", "step")
         known = None if self.known is None else self.known[rows]
-        return Clip(latent=self.codes[rows], known=known, **{name: np.ascontiguousarray(self.cache.table[name][rows]) for name in names})
+        columns = {name: np.ascontiguousarray(self.cache.table[name][rows]) for name in names}
+        return Clip(latent=self.codes[rows], known=known, **columns)
 
 
 def _encode(path: Path, cache: Cache, tokenizer: CausalTokenizer, logmel: LogMelConfig | None, block: int) -> None:
