@@ -59,7 +59,8 @@ def page() -> tuple[float, list[float]]:
 def dream(run: str) -> None:
     """Steps a second of a dream with sound, and of the search that finds each step's sound alone."""
     from metabonk.core.device import one_thread
-    from metabonk.measure.live import dream_of, find_run
+    from metabonk.core.run import find_run
+    from metabonk.measure.live import dream_of
 
     one_thread()
     game, _ = dream_of(find_run(run))

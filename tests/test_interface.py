@@ -24,6 +24,7 @@ from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import UsageError
 from metabonk.core.training import TrainConfig, fit
 from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig
+from metabonk.dream.checks import CHECKS, check_world_model
 from metabonk.dream.dynamics import DynamicsConfig, ShortcutModel
 from metabonk.dream.interface import (
     DreamEnv,
@@ -45,8 +46,10 @@ from metabonk.measure.reality import LiveReality, play_and_compare, reality_chec
 from metabonk.nn.actions import ActionChoice
 from metabonk.nn.distributions import Categorical
 from metabonk.nn.noise import make_generators, uniform
+from metabonk.record.cache import Cache
 from metabonk.record.recorder import record
 from metabonk.record.sampling import ExperienceData, SequenceConfig
+from metabonk.record.store import Store
 
 PACKAGE = Path(__file__).parent.parent / "metabonk"
 SETTINGS = {"image_size": (32, 32), "sample_rate": 24000, "max_steps": 12}
@@ -393,3 +396,93 @@ def test_what_no_dream_can_do_is_said():
                   lambda: dreams.step([1, 3]), lambda: dreams.reset(options={"start": 2})):  # fmt: skip
         with pytest.raises(UsageError):
             wrong()
+
+
+# ---------------------------------------------------------------- the checker of world models
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rows")
+    record("bonk", folder, "random", episodes=2, settings=SETTINGS)
+    return Cache.build(Store.open(folder)).gather([[(0, 8)], [(13, 21)]]).torch()
+
+
+class Walker(Strict):
+    """Remembers brightness with some noise: all that a right model may do."""
+
+    def observe(self, context, state=None, every=False, generator=None):
+        before = torch.zeros(len(context.first), 4) if state is None else state["seen"]
+        rows = []
+        for t in range(context.first.shape[1]):
+            bright = context.image[:, t].float().mean((-3, -2, -1))[:, None] / 255
+            before = 0.5 * before * ~context.first[:, t, None] + bright
+            rows.append(before)
+        return {"seen": torch.stack(rows, 1).flatten(0, 1) if every else before}
+
+    def advance(self, state, action, generator=None):
+        noise = uniform((len(action), 4), state["seen"], generator)
+        return {"seen": 0.9 * state["seen"] + 0.1 * action[:, :4] + 0.01 * noise}
+
+
+def forgets_nothing(self, context, state=None, every=False, generator=None):
+    context = copy.copy(context)
+    context.first = context.first & False
+    return Walker.observe(self, context, state, every, generator)
+
+
+def sees_ahead(self, context, state=None, every=False, generator=None):
+    states = Walker.observe(self, context, state, every, generator)
+    return {"seen": states["seen"] + context.reward.mean()}
+
+
+def too_few(self, context, state=None, every=False, generator=None):
+    return Walker.observe(self, context, state, False, generator)
+
+
+def in_place(self, state, action, generator=None):
+    state["seen"] *= 0.9
+    return Walker.advance(self, state, action, generator)
+
+
+def together(self, state, action, generator=None):
+    after = Walker.advance(self, state, action, generator)
+    return {"seen": after["seen"] - after["seen"].mean(0)}
+
+
+def by_chance(self, state, action, generator=None):
+    return {"seen": state["seen"] + torch.rand_like(state["seen"])}
+
+
+def narrower(self, state, action, generator=None):
+    return {"seen": Walker.advance(self, state, action, generator)["seen"].double()}
+
+
+@pytest.mark.parametrize(
+    ("planted", "found"),
+    [
+        ({}, set()),
+        ({"observe": forgets_nothing}, {"an episode forgets the last"}),
+        ({"observe": sees_ahead}, {"no row sees the next"}),
+        ({"observe": too_few}, {"a row a sequence"}),
+        ({"advance": in_place}, {"a step changes nothing in place"}),
+        ({"advance": together}, {"sequences are read alone"}),
+        ({"advance": by_chance}, {"chance is handed down"}),
+        ({"advance": narrower}, {"a step keeps the shape"}),
+        ({"feature_size": 0}, {"sizes"}),
+        ({"continuation": lambda self, features: features[..., 0] + 2}, {"judgements"}),
+        ({"decode": lambda self, state: {"image": torch.zeros(len(state["seen"]), 3, 8, 8)}}, {"observations"}),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_the_checker_finds_each_planted_mistake(rows, planted, found):
+    model = type("Planted", (Walker,), {**planted, "allowed": {*Walker.allowed, *planted}})()
+    table = check_world_model(model, rows)
+    wrong = set(table.index[table.result != "fine"])
+    assert found <= wrong and bool(found) == bool(wrong), table.result.to_dict()
+    assert len(table) == len(CHECKS)
+
+
+def test_the_checker_tells_of_an_exception_and_goes_on(rows):
+    model = type("Broken", (Walker,), {"decode": lambda self, state: state["nothing"]})()
+    assert check_world_model(model, rows).result["observations"] == "KeyError: 'nothing'"

@@ -628,18 +628,28 @@ def test_search_ranks_names_first_and_says_when_there_is_nothing(browser, served
 
 # What users ask, and the pages that answer: one of them must be among the first three.
 QUESTIONS = {
+    "getting started": "tutorial/ten_minutes.html",
     "record my own game": "howto/gameboy.html",
     "record my own films": "howto/own_recordings.html",
-    "getting started": "tutorial/ten_minutes.html",
     "train atari": "howto/atari.html",
     "find address in memory": "howto/find_addresses.html",
-    "play by hand": "play/keyboard.html",
-    "resume an interrupted run": "pipeline/resume.html",
-    "export to minari": "record/exchange.html",
-    "watch the agent": "reference/commands.html",
     "write a profile": "howto/find_addresses.html",
+    "play by hand": "howto/play_by_hand.html",
+    "use a gamepad": "howto/play_by_hand.html",
+    "resume an interrupted run": "howto/resume.html",
+    "clean up old runs": "howto/resume.html",
+    "export to minari": "howto/plain_pytorch.html",
+    "pytorch dataset": "howto/plain_pytorch.html",
+    "watch the agent": "howto/watch_and_dream.html",
+    "enter the dream": "howto/watch_and_dream.html",
+    "use my own world model": "howto/own_world_model.html",
+    "agent learns nothing": "howto/nothing_learned.html",
     "pokemon": "howto/pokemon_red.html",
     "language model as planner": "act/language_planner.html",
+    "command line options": "reference/commands.html",
+    "run on a gpu": "core/device.html",
+    "record on many computers": "reference/commands.html",
+    "play with keybord": "howto/play_by_hand.html",
 }
 
 

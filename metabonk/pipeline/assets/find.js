@@ -1,7 +1,7 @@
 // What a search finds, in order: full text by MiniSearch (BM25 with prefixes and typos), guides before code.
 "use strict";
 {
-  const idle = new Set("a an and are as at be by can do does for from how i in is it its me my of on one or own the there this to what when where which with".split(" "));
+  const idle = new Set("a an and are as at be by can do does for from how i in is it its me my of on one or own the there this to use what when where which with".split(" "));
   const fold = text => text.toLowerCase().normalize("NFKD").replace(/[\u0300-\u036f]/g, "");
   const stem = word => word.length > 6 ? word.replace(/(ing|ed|s)$/, "") : word.length > 3 ? word.replace(/([^s])s$/, "$1") : word;
 
