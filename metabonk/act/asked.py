@@ -32,7 +32,7 @@ class AskedAgent(Agent):
     ) -> None:
         known = getattr(agent.model.config, "tasks", 1)
         if known != len(tasks.tasks):
-            raise UsageError(f"the model learned {known} tasks, {tasks.path} has {len(tasks.tasks)}: name the file that it learned")
+            raise UsageError(f"the model learned {known} tasks, {tasks.path} has {len(tasks.tasks)}: name its own file")
         if ask and ask not in tasks.tasks:
             raise unknown("task", ask, tasks.tasks)
         self.tasks, self.ask, self.watches = tasks, ask, dict[int, TaskWatch]()
