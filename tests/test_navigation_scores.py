@@ -104,6 +104,10 @@ def test_actions_over_episodes_that_all_solved():
     row = table.loc[("quick", "SPL")]
     assert row["low"] <= row["estimate"] <= row["high"] and row["difference_low"] <= row["difference"]
     assert np.isnan(table.loc[("slow", "NA"), "difference"])
+    with_untrained = {**agents(), "untrained": pd.DataFrame([walk(stop=False)] * 4).assign(seed=range(4))}
+    table = nav.navigation_table(with_untrained, control="untrained")
+    assert table.loc[("quick", nav.COMMON), "episodes"] == 2, "who never succeeds has no say"
+    assert table.loc[("untrained", nav.COMMON), "episodes"] == 0 and np.isnan(table.loc[("quick", nav.COMMON), "difference"])
     everything = mutant(nav.navigation_scores, "logical_and", "logical_or")
     assert everything(agents())["slow"][nav.COMMON].dropna().tolist() != [15, 25]
 

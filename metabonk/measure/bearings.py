@@ -36,7 +36,7 @@ def bearing_figure(
         level = np.where(heard(sound, quiet), level_difference(sound), np.nan)
         figure.add_scatter(x=time, y=level, name=name, mode="lines", line={"color": INKS[number % len(INKS)]})
     figure.update_layout(
-        height=300, plot_bgcolor="white", margin={"t": 30}, xaxis_title="seconds",
+        height=300, plot_bgcolor="white", margin={"t": 30}, xaxis_title="seconds", legend={"orientation": "h", "y": 1.15},
         yaxis={"title": "dB, louder left", "range": [-20, 20]},
         yaxis2={"overlaying": "y", "side": "right", "range": [-1.3, 1.3], "title": "left"},
     )  # fmt: skip

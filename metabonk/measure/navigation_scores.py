@@ -98,7 +98,7 @@ def navigation_scores(
     agents: Mapping[str, pd.DataFrame],  # name -> its episodes, as `episode_scores` takes them; the same for all
     near: float = NEAR,  # metres; nearer than that is at the source
     step: float = 0.15,  # metres, the longest way of one action
-) -> dict[str, pd.DataFrame]:  # name -> scores of each episode; the last column is NaN where not all succeeded
+) -> dict[str, pd.DataFrame]:  # name -> scores of each episode; the last column is NaN where not all succeeded who ever do
     "Scores of several agents on the same episodes"
     if not agents:
         raise UsageError("there are no agents to compare: give a dictionary of tables")
@@ -108,8 +108,9 @@ def navigation_scores(
         if not same or ("seed" in table and list(table["seed"]) != list(first["seed"])):
             raise UsageError(f"{name!r} played other episodes than {next(iter(agents))!r}: use the same seeds")
     found = {name: episode_scores(table, near, step) for name, table in agents.items()}
-    solved = np.logical_and.reduce([scores["success"].to_numpy() > 0 for scores in found.values()])
-    return {name: scores.assign(**{COMMON: scores["NA"].where(solved)}) for name, scores in found.items()}
+    won = {name: scores["success"].to_numpy() > 0 for name, scores in found.items()}
+    solved = np.logical_and.reduce([wins for wins in won.values() if wins.any()] or [np.zeros(len(first), bool)])
+    return {name: scores.assign(**{COMMON: scores["NA"].where(solved & won[name])}) for name, scores in found.items()}
 
 
 def navigation_table(
@@ -133,7 +134,7 @@ def navigation_table(
             if len(own) > 1:
                 mean = mean_interval(own, confidence)
                 row |= {"low": mean.low, "high": mean.high}
-                if name != control:
+                if name != control and len(other) == len(own):
                     apart = difference_interval(own, other, paired=True, confidence=confidence)
                     row |= {"difference": apart.estimate, "difference_low": apart.low, "difference_high": apart.high}
             rows.append(row)
