@@ -30,9 +30,9 @@ class AskedAgent(Agent):
         tasks: TaskSet,  # those that it learned, in their order
         ask: str = "",  # the task that is asked for throughout; empty: the sequence of the task set, or its first task
     ) -> None:
-        known = getattr(agent.model.config, "tasks", 1)
-        if known != len(tasks.tasks):
-            raise UsageError(f"the model learned {known} tasks, {tasks.path} has {len(tasks.tasks)}: name its own file")
+        if agent.model.tasks != len(tasks.tasks):
+            many = f"the model learned {agent.model.tasks} tasks, {tasks.path} has {len(tasks.tasks)}"
+            raise UsageError(f"{many}: name the file that it learned")
         if ask and ask not in tasks.tasks:
             raise unknown("task", ask, tasks.tasks)
         self.tasks, self.ask, self.watches = tasks, ask, dict[int, TaskWatch]()

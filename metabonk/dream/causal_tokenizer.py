@@ -49,7 +49,6 @@ class Clip(Columns):
     audio: Any = None  # (B, T, channels, frames, bands) log-mel; `None` without ears
     latent: Any = None  # (B, T, latents, channels) codes of a tokenizer; they stand for image and audio
     action: Any = None  # (B, T, ...) that led to each row; `None`: a video without actions
-    known: Any = None  # (B, T) bool: rows of which it is known what was done and earned; `None`: of all
     reward: Any = None  # (B, T) float32, earned on the way
     terminated: Any = None  # (B, T) bool
     truncated: Any = None  # (B, T) bool
@@ -59,6 +58,7 @@ class Clip(Columns):
     episode: Any = None  # (B, T) int64: of the store
     step: Any = None  # (B, T) int64: of that episode
     vector: Any = None  # (B, T, numbers) float32: what was observed as numbers, if the game has any
+    known: Any = None  # (B, T) bool: rows of which it is known what was done and earned; `None`: of all
 
     @property
     def shape(self) -> tuple[int, int]:  # B, T

@@ -246,7 +246,7 @@ class ShortcutModel(WorldModel):
     ):
         super().__init__()
         self.config, self.shortcut = config or DynamicsConfig(), shortcut or ShortcutConfig()
-        self.actions, self.game, self.vector_size = spec, game, tokenizer.config.vector
+        self.actions, self.game, self.vector_size, self.tasks = spec, game, tokenizer.config.vector, self.config.tasks
         self.tokenizer, self.logmel, self.step_samples = tokenizer.requires_grad_(False), logmel, step_samples
         code, self.looks_back = tokenizer.config, tokenizer.config.decoder_time
         self.dynamics = Dynamics(self.config, spec, code.latents, code.bottleneck, self.shortcut.finest)

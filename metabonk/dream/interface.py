@@ -86,6 +86,7 @@ class WorldModel(nn.Module):
     actions: ActionSpec  # which there are; `actions.vectors` gives what `advance` takes
     vector_size: int = 0  # numbers that it observes beside picture and sound
     game: str = ""  # what it is a model of; "": it does not say
+    tasks: int = 1  # how many there are to ask for; rows of several name theirs in `task`
     latent: str = ""  # name of the part of a state that is guessed anew in every step; "": no such part
 
     @property
