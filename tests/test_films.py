@@ -136,6 +136,19 @@ def test_faults_are_one_line_each_and_do_not_keep_the_others_back(tmp_path):
         import_films(tmp_path / "in", tmp_path / "strict", FilmConfig(sample_rate=16_000), strict=True)
 
 
+def test_a_film_without_time_stamps_says_so(tmp_path, monkeypatch):
+    """A bare stream of H.264: pictures, and nobody knows when."""
+    film = make_film(tmp_path / "a.mp4", 20, sound=False)
+    with av.open(str(film)) as source, av.open(str(tmp_path / "a.h264"), "w", format="h264") as bare:
+        stream = bare.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                bare.mux(packet)
+    with pytest.raises(StoreError, match="does not say when"):
+        film_times(tmp_path / "a.h264")
+
+
 def test_nothing_to_read_and_bad_settings(tmp_path):
     with pytest.raises(FolderError, match="holds no film"):
         import_films(tmp_path / "nowhere", tmp_path / "store")

@@ -44,7 +44,10 @@ def film_times(
         raise StoreError(f"{path} has no pictures: fetch it again")
     if len(packets) < promised or any(corrupt for _, corrupt, _ in packets):
         raise StoreError(f"{path} is cut short, it has {len(packets)} of {promised} pictures: fetch it again")
-    return np.array(sorted(pts * base for pts, _, discarded in packets if pts is not None and not discarded))
+    times = sorted(pts * base for pts, _, discarded in packets if pts is not None and not discarded)
+    if not times:
+        raise StoreError(f"{path} does not say when its pictures appear: convert it to mp4")
+    return np.array(times)
 
 # %% ../../nbs/record/29_films.ipynb #29-films-010
 class FilmSound:
@@ -61,7 +64,7 @@ class FilmSound:
         self.film = av.open(str(path))
         if not self.film.streams.audio:
             self.film.close()
-            raise StoreError(f"{path} has no sound: convert it with sample_rate=0")
+            raise StoreError(f"{path} has no sound, its rows are to have some: leave it out, or a new store with sample_rate=0")
         self.resampler = av.AudioResampler("s16p", "mono" if channels == 1 else "stereo", rate)
         self.kept: np.ndarray = np.zeros((channels, 0), np.int16)
         self.pieces = self._decoded()

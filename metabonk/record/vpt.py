@@ -263,7 +263,7 @@ def _checked_film(path: Path) -> tuple[int, float]:
     rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else 20.0
     if abs(rate - 20) > 0.4:
         raise StoreError(f"{path} has {rate:.1f} pictures a second, a recording of VPT has 20: lines and pictures do not match")
-    return len(times), float(times[0]) if len(times) else 0.0
+    return len(times), float(times[0])
 
 
 def _draw_arrow(image: UInt8[np.ndarray, "height width 3"], x: int, y: int) -> None:
