@@ -777,7 +777,7 @@ def test_a_second_signal_while_everything_is_saved_loses_no_row(tmp_path: Path, 
         real(self, content)
 
     monkeypatch.setattr(module.Writer, "add_chunk", add_chunk)
-    with pytest.raises(Interrupted, match="SIGTERM"):
+    with pytest.raises(KeyboardInterrupt):  # by either name: two that wait side by side are delivered in no order
         record(Toy(), tmp_path / "s", Turns(), steps=25)
     assert check_toy(Store.open(tmp_path / "s")) == 28
 
