@@ -22,6 +22,14 @@ import pytest  # noqa: E402
 os.environ.setdefault("PYTHONPATH", str(ROOT))  # kernels and subprocesses import this checkout
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Building the site takes minutes: what asks for it runs with whole pipelines."""
+    for item in items:
+        if "site" in getattr(item, "fixturenames", ()):
+            item.add_marker("whole")
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout under test."""

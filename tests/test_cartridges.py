@@ -310,6 +310,7 @@ def command(folder: Path) -> Iterator[Any]:
     yield run
 
 
+@pytest.mark.whole
 def test_the_record_stage_takes_a_cartridge_a_profile_and_a_state(folder: Path, command: Any) -> None:
     given = ("--set", "profile=mine.yaml", "--set", "record.settings={state: start.state, noops: 30}")
     done = command(*given)

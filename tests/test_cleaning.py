@@ -21,6 +21,8 @@ for name in ('training/checkpoints/last.ckpt', 'training/logs/events', 'model/we
     (folder / name).write_text(name * 100)
 """
 
+pytestmark = pytest.mark.xdist_group("cleaning")
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Toy:

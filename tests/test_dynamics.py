@@ -661,6 +661,7 @@ def test_published_sizes():
     assert tokenizer.encoder.layout.sizes == {"image": 960, "latent": 512}
 
 
+@pytest.mark.whole
 def test_published_depths_learn_when_they_are_narrow(tmp_path):
     """A step of both, as deep as published; the dynamics in two processes that share out the weights, as in two that do not."""
     torch.manual_seed(0)
@@ -862,6 +863,7 @@ def test_what_each_alternative_learns_differs():
     assert not torch.allclose(found["clean"], found["velocity"])
 
 
+@pytest.mark.whole
 def test_compiled_it_learns_the_same():
     script = Path(__file__).with_name("compiled.py")
     done = subprocess.run([sys.executable, script, "cpu", "aot_eager"], check=True, capture_output=True, text=True)

@@ -392,6 +392,7 @@ def test_playing_in_jupyterlab(browser: Any, lab: str, tmp_path: Path) -> None:
     assert told["scheduled"] > 4 * 1000  # samples handed to the browser's sound
 
 
+@pytest.mark.whole
 @pytest.mark.browser
 @pytest.mark.parametrize("lab", ["rooms"], indirect=True)
 def test_a_home_is_walked_through_with_eyes_shut(browser: Any, lab: str, tmp_path: Path) -> None:

@@ -172,6 +172,7 @@ def test_what_is_learned_does_not_depend_on_whose_chunks_came_first(tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.whole
 def test_a_record_stage_that_was_stopped_records_what_is_missing(tmp_path):
     head = f"title: Record\nnotebooks: {ROOT / 'nbs/stages'}\nstages:\n  - notebook: record\n    resume: true\n"
     (tmp_path / "record.yaml").write_text(head)

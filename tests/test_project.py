@@ -202,6 +202,13 @@ def test_quarto_reads_the_same_configuration():
     assert (ROOT / "nbs/_quarto.yml").resolve() == ROOT / "_quarto.yml"
 
 
+@pytest.mark.xdist_group("project")
+def test_groups_of_tests_stay_together(request):
+    """Where workers share the tests, a group's name is in the node's: without it each worker builds the site and the rest."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        assert request.node.nodeid.endswith("@project"), "this pytest-xdist does not group tests under this pytest"
+
+
 def test_ci_calls_the_command_of_the_readme():
     commands = re.findall(r"^python3 -m venv .*$", (ROOT / "README.md").read_text(), re.M)
     assert len(commands) == 2

@@ -713,7 +713,11 @@ def test_ctrl_c_keeps_every_row(tmp_path: Path) -> None:
     assert store.episodes[len(store.episodes) - 1].end in ("truncated", "terminated")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.whole), pytest.param(signal.SIGINT, marks=pytest.mark.whole)],
+    ids=lambda number: number.name,
+)
 def test_the_command_stops_and_goes_on(tmp_path: Path, number: signal.Signals) -> None:
     """A real signal: no row is lost, the exit status says which it was, and --resume adds what is missing."""
     command = [sys.executable, "-m", "metabonk.cli", "record", "minatar:breakout", str(tmp_path / "s"), "--games", "2"]

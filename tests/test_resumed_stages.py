@@ -47,7 +47,7 @@ TRAININGS = {
     ("dual", "probes"): "training", ("dual", "clone"): "training", ("dual", "imagine"): "training",
     ("dual", "rounds"): "rounds/round-001/model",
 }  # fmt: skip
-CASES = [pytest.param(*case, id="-".join(case), marks=() if case == ("metabonk", "tokenise") else pytest.mark.slow)
+CASES = [pytest.param(*case, id="-".join(case), marks=pytest.mark.whole if case == ("metabonk", "tokenise") else pytest.mark.slow)
          for case in TRAININGS]  # fmt: skip
 
 

@@ -123,7 +123,7 @@ def begun(toy: Toy) -> "tuple[subprocess.Popen[str], psutil.Process]":
     return runner, psutil.Process(toy.manifest()["stages"]["slow"]["kernel"]["pid"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.whole), signal.SIGTERM], ids=lambda n: n.name)
 def test_a_stopped_run_goes_on_at_its_stage(toy, number):
     slow(toy)
     runner, kernel = begun(toy)

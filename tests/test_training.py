@@ -308,6 +308,7 @@ class Halves(Learner):
         self.watch("held", sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in self.parameters()))
 
 
+@pytest.mark.whole
 def test_shared_out_weights_learn_the_same(tmp_path: Path) -> None:
     """Two processes with half of the weights each, stopped between, do what two do that hold everything."""
     config = CONFIG.change(steps=8, accelerator="cpu", devices=2, log_every=5, muon=0.02, clip=0.05)

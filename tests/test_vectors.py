@@ -33,7 +33,7 @@ from metabonk.record.store import Store
 from metabonk.sense.picture import PictureConfig, PictureTokenizer
 from metabonk.sense.tokens import TokenBatch, TokenData, Tokenizers
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.xdist_group("vectors")]
 GAME, SETTINGS = "gym:CartPole-v1", {"image_size": (8, 8)}
 
 
