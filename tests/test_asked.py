@@ -12,6 +12,7 @@ from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import UsageError
 from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig
 from metabonk.dream.dynamics import DynamicsConfig, ShortcutModel
+from metabonk.measure.milestones import asked_gains
 from metabonk.play.game import make_game
 from metabonk.record.cache import Cache
 from metabonk.record.store import Store
@@ -136,3 +137,17 @@ def test_without_a_sequence_the_first_task_is_asked_for():
     watch.step({"coins": 1, "bonks": 0})
     watch.step({"coins": 1, "bonks": 6})
     assert watch.reached == {"some": 2, "first_bonk": 2} and watch.done == {"coin": 1, "bonk": 1}
+
+
+def test_what_asking_is_worth_is_told_against_asking_for_another():
+    """Three tasks, two episodes each: by hand; who does not listen gains nothing."""
+    frame = pd.DataFrame({"done/a": [1, 3], "done/b": [2, 2], "done/c": [0, 4]})
+    heard = {"a": frame.assign(**{"done/a": [4, 6]}), "b": frame, "c": frame.assign(**{"done/a": [3, 5]})}
+    gains = asked_gains(heard)
+    assert gains.loc["a", ["asked for it", "asked for others", "difference"]].tolist() == [5, 3, 2]  # others: (2 + 4) / 2
+    assert gains.loc["a", "low"] == gains.loc["a", "high"] == 2, "run by run the same"
+    assert gains.loc["b", "difference"] == gains.loc["c", "difference"] == 0
+    deaf = asked_gains(dict.fromkeys("abc", frame))
+    assert (deaf["difference"] == 0).all()
+    with pytest.raises(UsageError, match="wrong one"):
+        asked_gains({"a": frame})

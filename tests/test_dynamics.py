@@ -265,6 +265,16 @@ def test_heads_learn_only_where_they_are_asked_to(heads):
     assert any(bool(x.grad is not None and x.grad.any()) for x in model.heads.parameters()) == heads
 
 
+@pytest.mark.parametrize("world", [True, False])
+def test_a_policy_is_cloned_without_a_world_model_where_that_is_asked(world):
+    """What a frame looks like gets no gradient then; the policy does, through the same transformer."""
+    model = build().train()
+    DynamicsLearner(model, world=world).training_step(codes(), 0).backward()
+    assert bool(model.dynamics.clean.weight.grad.any()) == world
+    for part in (model.heads.policy_head, model.dynamics.transformer):
+        assert any(p.grad is not None and p.grad.any() for p in part.parameters())
+
+
 def test_single_pictures_know_neither_past_nor_action(monkeypatch):
     model, seen = build(single=1.0).train(), []
     forward = model.dynamics.forward

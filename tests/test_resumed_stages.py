@@ -25,7 +25,7 @@ TOY = {
     },
     "dreamer4": {
         "record.steps": 300, "record.episode_steps": 60, "record.ticks_per_step": 4, "encode.steps": 90, "dynamics.steps": 60,
-        "dynamics.agent_steps": 60, "imagine.steps": 60, "imagine.horizon": 3, "imagine.episodes": 2,
+        "dynamics.agent_steps": 60, "imagine.steps": 60, "imagine.horizon": 3, "imagine.episodes": 2, "imagine.starts": 32,
     },
     "avcdit": {
         "record.steps": 2400, "latents.steps": 90, "vision.steps": 60, "audio.steps": 60, "joint.steps": 60,

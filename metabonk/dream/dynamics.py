@@ -579,10 +579,11 @@ class DynamicsLearner(Learner):
         short: int = 0,  # rows of the short sequences; 0: all are as long as the data gives them
         learned: int = 0,  # changes of the weights in trainings before this one
         heads: bool = True,  # whether the agent's heads learn, too; where nobody plays, they only take from the world
+        world: bool = True,  # whether it learns how the world goes on; where not, a policy is cloned without a world model
     ):
         super().__init__()
         self.model, self.short, self.learned = model, short, learned
-        self.scales = {name: scale * (heads or name == "shortcut") for name, scale in model.scales.items()}
+        self.scales = {name: scale * (world if name == "shortcut" else heads) for name, scale in model.scales.items()}
         self.identity = {"game": model.game, "model": model.config.fingerprint(), "actions": model.actions.fingerprint()}
 
     def on_before_batch_transfer(

@@ -74,6 +74,7 @@ class BonkSettings(Config):
     effects: int = 1  # 0 silences all effects, 1 plays them
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "lit": {"darkness": 0, "chargers": 0, "opponents": 0, "start_screen": 8},  # nothing but coins, and all can be seen
         "dark": {"darkness": 2, "chargers": 0, "opponents": 0, "start_screen": 8},  # coins that can only be heard
         "danger": {"darkness": 2, "chargers": 2, "start_screen": 8},  # and what is heard before it hurts
     }
