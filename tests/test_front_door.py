@@ -1,6 +1,7 @@
 """The front door: a game on a page of its own, in a real browser; who may knock, and what is kept when somebody leaves."""
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -22,13 +23,17 @@ from tornado.websocket import websocket_connect
 
 from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
 from metabonk.act.agent import Agent
+from metabonk.cli import main
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import UsageError, raised
 from metabonk.core.run import Run, find_run
 from metabonk.core.serving import own_page, where
 from metabonk.dream.token_model import TokenModel, TokenModelConfig
 from metabonk.measure.live import dream_of, player_of
+from metabonk.play.bonk import ROM
+from metabonk.play.game import make_game
 from metabonk.play.page import read_message
+from metabonk.play.profile import load_profile
 from metabonk.record.recorder import record
 from metabonk.record.store import Store
 from metabonk.sense.logmel import LogMelConfig, LogMelVoice
@@ -46,12 +51,21 @@ class Served:
     def __init__(self, *arguments: str, patience: float = 120.0) -> None:
         command = [sys.executable, "-m", "metabonk.cli", *arguments, "--port", "0"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
-        assert self.process.stdout is not None
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self.process: Any = subprocess.Popen(command, text=True, env=environment, **pipes)
         self.line = self.process.stdout.readline()
         assert self.line, self.process.communicate(timeout=20)[1]
         self.address = self.line.split()[0]
         self.port = int(re.findall(r":(\d+)/", self.address)[0])
+
+    def say(self, line: str, until: str) -> str:
+        "Type a line; the line of output in which this stands"
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+        for told in self.process.stdout:
+            if until in told:
+                return str(told)
+        raise AssertionError(self.process.communicate(timeout=20)[1])
 
     def end(self, number: int = signal.SIGINT) -> tuple[int, str, str]:
         "Status, output and errors after a signal"
@@ -386,6 +400,87 @@ def test_only_our_own_page_gets_in_and_only_keys(doors: Any, tmp_path: Path) -> 
     status, _, err = door.end(signal.SIGTERM)
     assert status == 143 and "stopped by SIGTERM" in err and err.count("\n") == 1
     assert in_turn(recorded(tmp_path / "me")) == ["right"], "one of ours pressed, and nobody else"
+
+
+# ---- a search, said in the shell while one plays
+
+
+async def held(port: int, *keys: str) -> dict[str, Any]:
+    "Hold each key for a moment; what stands beside the picture then"
+    page = await websocket_connect(HTTPRequest(f"ws://127.0.0.1:{port}/live", headers={"Origin": f"http://127.0.0.1:{port}"}))
+    for key in keys:
+        for message in ({"kind": "focus"}, {"kind": "key", "code": key, "down": True}):
+            await page.write_message(json.dumps(message))
+        notes: dict[str, Any] = {}
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.5):
+                while (told := await page.read_message()) is not None:
+                    notes = json.loads(told).get("notes", notes) if isinstance(told, str) else notes
+        await page.write_message(json.dumps({"kind": "key", "code": key, "down": False}))
+    page.close()
+    return notes
+
+
+START = ("--set", "boot=noop 60, start 4, noop 60")
+
+
+def test_addresses_are_found_in_the_shell_while_one_plays_on_the_page(doors: Any, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    door = doors("profile", "new", str(ROM), "--output", str(mine), *START)
+    count = int(door.say("", "candidates left").split()[0])
+    for key, line in (("ArrowRight", "changed"), ("KeyZ", "mark"), ("ArrowLeft", "changed")):
+        asyncio.run(held(door.port, key))
+        fewer = int(door.say(line, "candidate").split()[0])
+        assert 0 < fewer < count or line == "mark" and fewer <= count
+        count = fewer
+    assert "0xC022 u8" in door.say("name x 0xC022 u8", "x is")
+    door.say("rised", "unknown word 'rised': did you mean 'rose'?")
+    notes = asyncio.run(held(door.port, "ArrowRight"))
+    assert notes["search"].startswith("unknown word") and int(notes["x"]) > 0
+    out, err = door.process.communicate("done\n", timeout=60)
+    assert door.process.returncode == 0 and not err and f"{mine} reads x=" in out, err
+    with contextlib.closing(make_game(f"gameboy:{ROM}", profile=str(mine))) as game:
+        assert set(game.reset(seed=0)[1]["probes"]) == {"x"} and "start" in game.action_names
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_search_that_is_stopped_keeps_its_names(number: int, doors: Any, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    door = doors("profile", "new", str(ROM), "--output", str(mine), *START)
+    door.say("name x 0xC022 u8", "x is")
+    status, _, err = door.end(number)
+    assert status == 128 + number and err.startswith("metabonk: stopped") and err.count("\n") == 1, err
+    assert f"; {mine} reads x=" in err and load_profile(mine).table.keys() == {"x"}
+
+
+def test_a_search_that_can_not_begin_or_finds_nothing_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.yaml").write_text("title: mine")
+    (tmp_path / "text.gb").write_text("no cartridge")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for arguments, words in (
+            ([str(ROM), "--port", port], f"can't listen on port {port}"),
+            ([str(ROM), "--output", "there.yaml"], "there.yaml is there already: choose another name with --output"),
+            ([str(ROM), "--output", "there.txt"], "let it end in .yaml"),
+            ([str(ROM), "--output", "no/mine.yaml"], "there is no folder no"),
+            ([str(ROM), "--set", "profile=bonk"], "leave --set profile out"),
+            ([str(ROM), "--set", "tiks=1"], "unknown setting of gameboy 'tiks'"),
+            (["text.gb"], "text.gb is no Game Boy ROM"),
+            (["nowhere.gb"], "can't read the ROM nowhere.gb"),
+            ([str(ROM)], "nothing got a name, so no profile is written"),
+        ):
+            with open(os.devnull) as nothing, monkeypatch.context() as typed:
+                typed.setattr(sys, "stdin", nothing)
+                assert main(["profile", "new", *arguments, *([] if "--port" in arguments else ["--port", "0"])]) in (1, 2)
+            told = capsys.readouterr().err
+            assert told.count("\n") == 1 and words in told, (arguments, told)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["text.gb", "there.yaml"]
+    assert (tmp_path / "there.yaml").read_text() == "title: mine"
 
 
 @pytest.mark.parametrize(

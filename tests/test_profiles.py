@@ -6,9 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from metabonk.core.errors import RomError, UsageError
+from metabonk.core.errors import MetaBonkError, RomError, UsageError
 from metabonk.core.text import parse_yaml
 from metabonk.play import profile as module
+from metabonk.play.bonk import ROM
+from metabonk.play.game import make_game
+from metabonk.play.guide import Finder, check_output, profile_text, prove
+from metabonk.play.policies import make_policy
 from metabonk.play.profile import (
     Probe,
     Profile,
@@ -513,3 +517,111 @@ def test_what_is_no_decimal_number_is_no_candidate_and_mistakes_are_one_line():
         searched(memory, kinds=["u16l"])
     with pytest.raises(UsageError, match="start below stop"):
         searched(memory, start=0xD000, stop=0xC000)
+
+
+# ---------------------------------------------------------------- a guided search
+
+
+def answers(memory: Memory, *said: str) -> list[str]:
+    "What a finder says to each line; `memory.put` stands between them as `put ADDRESS VALUE`"
+    finder = Finder(SimpleNamespace(unwrapped=SimpleNamespace(machine=SimpleNamespace(read=memory))))
+    told = []
+    for line in said:
+        if line.startswith("put "):
+            memory.put(*(int(number, 16) for number in line.split()[1:]))
+            continue
+        try:
+            told.append(finder.say(line))
+        except UsageError as error:
+            told.append(f"! {error}")
+    return [*told, str(finder.live())]
+
+
+def test_a_found_number_gets_a_name_and_is_read_live_from_then_on():
+    told = answers(Memory(), "put C100 9", "mark", "put C100 12", "Rose 9", "list", "name score u8", "put C100 20", "")
+    assert told[1].startswith("3 candidates left")  # alone, and as the lower of two bytes in each order
+    assert "0xC100 u8 = 18" in told[2] and told[3] == "score is 0xC100 u8"
+    assert told[4] == "40960 candidates left" and told[5] == "{'score': 32}"
+
+
+def test_the_simplest_type_of_one_address_is_taken_and_the_others_are_told():
+    memory = Memory()
+    memory.put(0xC000, 1)  # the first address: no pair begins before it
+    told = answers(memory, "mark", "put C000 2", "rose", "name score", "forget score", "undo", "name score u16le")
+    assert told[1].splitlines()[1:] == ["0xC000 u8 = 2", "0xC000 u16le = 2", "0xC000 u16be = 512", "0xC000 bcd1 = 2",
+                                        "0xC000 bcd2 = 200"]  # fmt: skip
+    more = "u16le, u16be, bcd1, bcd2 would fit as well: forget score, undo, and name score with that"
+    assert told[2] == f"score is 0xC000 u8; {more}"
+    assert told[3] == "score was 0xC000 u8" and told[4] == told[1] and told[5] == "score is 0xC000 u16le"
+
+
+def test_undo_again_and_a_look_that_leaves_nothing():
+    told = answers(Memory(), "undo", "put C100 5", "changed", "put C100 6", "is 99", "rose", "undo", "undo", "again", "undo")
+    changed = told[1]
+    assert told[0] == "! there is no look to take back" and changed == "8 candidates left"
+    assert told[2] == "! no candidate did that, so the look is taken back: 8 are left as before"
+    assert told[3] == changed and told[4] == changed and told[5] == told[6] == told[7] == "40960 candidates left"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("rised", "unknown word 'rised': did you mean 'rose'?"),
+        ("is", "is is used like this: is 12"),
+        ("is 1 2", "is is used like this"),
+        ("same 3", "same is used like this"),
+        ("rose 1.5", "rose: the number must be int, not 1.5"),
+        ("fell [", "fell: not YAML"),
+        ("name", "name is used like this"),
+        ("name gain", "the name of a function"),
+        ("name 9lives", "a name is lower-case letters"),
+        ("name x", "8192 addresses are left: look again, or choose one, such as name x 0xC000 u8"),
+        ("name x u7", "nothing that is left is 'u7'"),
+        ("name x 0xC100 u7", "unknown type 'u7'"),
+        ("name x 0xFFFF u16le", "bad address"),
+        ("forget x", "unknown name 'x'"),
+        ("undo 3", "undo is used like this"),
+        ("\x1b[2J", "unknown word"),
+    ],
+)
+def test_words_that_say_nothing_are_one_line_and_change_nothing(line, said):
+    first, left, live = answers(Memory(), line, "")
+    assert first.startswith("! ") and said in first and "\n" not in first
+    assert left == "40960 candidates left" and live == "{}"
+
+
+def test_where_a_profile_can_be_written(tmp_path):
+    check_output(tmp_path / "mine.yaml")
+    (tmp_path / "mine.yaml").write_text("title: mine")
+    for name, said in (("mine.yaml", "is there already"), ("mine.txt", "end in .yaml"), ("no/mine.yaml", "no folder")):
+        with pytest.raises(UsageError, match=said):
+            check_output(tmp_path / name)
+
+
+def test_the_coins_of_bonk_are_found_by_words_alone(tmp_path):
+    cartridge = {"boot": "noop 60, start 4, noop 60", "profile": "bonk"}
+    game = make_game(f"gameboy:{ROM}", **cartridge)
+    observation, info = game.reset(seed=0)
+    player = make_policy("scripted", game, seed=0)
+    finder, coins = Finder(game), 0
+    for _ in range(40):  # looks
+        for _ in range(60):
+            observation, *_, info = game.step(player(observation, info))
+            if info["probes"]["coins"] != coins:  # what a person sees
+                break
+        said = finder.say(f"rose {info['probes']['coins'] - coins}" if info["probes"]["coins"] > coins else "same")
+        coins = info["probes"]["coins"]
+        if said.startswith("3 "):
+            break
+    assert finder.say("name coins u16le") == "coins is 0xC03A u16le", said
+    assert finder.named["coins"] == load_profile("bonk").table["coins"] and finder.live() == {"coins": coins} and coins
+    mine = tmp_path / "mine.yaml"
+    actions = {name: game.profile.actions[name] for name in game.action_names}
+    mine.write_text(profile_text(game.machine.rom, actions, finder.named))
+    assert load_profile(mine).actions == load_profile("bonk").actions
+    assert prove(game, finder.named, ROM, mine) == {"coins": coins}
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(mine.read_text().replace("0xC03A", "0xC022"))
+    with pytest.raises(MetaBonkError, match=f"reads {{'coins': .*}}, and the one that was played {{'coins': {coins}}}"):
+        prove(game, finder.named, ROM, wrong)
+    game.close()

@@ -58,22 +58,45 @@ class MemorySearch:
             raise UsageError(f"0x{start:04X} to 0x{stop:04X} is no stretch of memory: give start below stop, to 0x10000")
         self.read, self.start, self.length = game.unwrapped.machine.read, start, stop - start
         self.values = self._look(kinds)
-        self.left = {kind: values >= 0 for kind, values in self.values.items()}
+        self.left = self._all()
+        self._before: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = []  # values and left, a pair a look
 
     def _look(self, kinds: Sequence[str]) -> dict[str, np.ndarray]:
         cells = np.frombuffer(self.read(self.start, self.length), np.uint8).astype(np.int64)
         return {kind: READERS[kind](cells) for kind in kinds}
+
+    def _all(self) -> dict[str, np.ndarray]:
+        return {kind: values >= 0 for kind, values in self.values.items()}
+
+    @property
+    def count(self) -> int:  # addresses times types
+        "How many candidates are left"
+        return sum(int(left.sum()) for left in self.left.values())
 
     def keep(
         self,
         fits: Callable[[np.ndarray, np.ndarray], np.ndarray],  # numbers at the last look, numbers now -> which to keep
     ) -> int:  # candidates that are left
         "Look again, and keep what fits"
+        self._before.append((self.values, self.left))
         now = self._look(list(self.values))
-        for kind, left in self.left.items():
-            left &= (now[kind] >= 0) & fits(self.values[kind], now[kind])
+        self.left = {kind: left & (now[kind] >= 0) & fits(self.values[kind], now[kind]) for kind, left in self.left.items()}
         self.values = now
-        return sum(int(left.sum()) for left in self.left.values())
+        return self.count
+
+    def undo(self) -> int:  # candidates that are left
+        "Take the last look back, as if it had not been; `UsageError` if there was none"
+        if not self._before:
+            raise UsageError("there is no look to take back")
+        self.values, self.left = self._before.pop()
+        return self.count
+
+    def restart(self) -> int:  # candidates that there are
+        "Look again, and begin with all candidates; `undo` takes that back, too"
+        self._before.append((self.values, self.left))
+        self.values = self._look(list(self.values))
+        self.left = self._all()
+        return self.count
 
     def is_now(self, value: int) -> int:
         "Keep what is this number now; how many are left"
@@ -100,6 +123,7 @@ class MemorySearch:
         most: int = 20,  # rows
     ) -> pd.DataFrame:  # a row a candidate: probe, as a profile has it, and value
         "What is left, the lowest address first"
-        found = sorted((at, kind) for kind, left in self.left.items() for at in np.flatnonzero(left).tolist())
+        found = [(at, kind) for kind, left in self.left.items() for at in np.flatnonzero(left).tolist()]
+        found.sort(key=lambda pair: pair[0])  # the types of one address keep their order
         rows = [{"probe": f"0x{self.start + at:04X} {kind}", "value": int(self.values[kind][at])} for at, kind in found[:most]]
         return pd.DataFrame(rows, columns=["probe", "value"])
