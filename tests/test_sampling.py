@@ -2,6 +2,8 @@
 
 import itertools
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
 from mutants import mutant
 
+import metabonk
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import DamagedChunk, DiskFull, FolderLocked, StoreError, StoreVersion, UsageError
 from metabonk.record.cache import Cache
@@ -624,3 +627,45 @@ def test_a_damaged_file_of_marks_is_told(store: Store, tmp_path: Path, content: 
     data.prepare_data()
     with pytest.raises(StoreError, match="no list of rows"):
         data.setup()
+
+
+# ---- in plain PyTorch
+
+
+def test_every_row_and_its_sound_come_out_of_a_plain_data_set(store: Store) -> None:
+    rows = metabonk.load(store.path)
+    assert len(rows) == len(store)
+    seen = {(int(row["episode"]), int(row["step"])): row for row in rows}
+    longest = 0
+    for episode in store.episodes:
+        steps = store.read(episode)
+        for t, step in enumerate(steps):
+            row, width = seen.pop((episode.number, t)), step.audio.shape[1]
+            longest = max(longest, width)
+            assert np.array_equal(row["audio"][:, :width], step.audio) and not row["audio"][:, width:].any()
+            assert int(row["audio_length"]) == width and row["audio"].dtype == torch.int16
+            assert np.array_equal(row["image"], step.image) and int(row["action"]) == int(step.action)
+            assert row["reward"].item() == np.float32(step.reward) and bool(row["first"]) == step.first
+            assert int(row["probes"]["x"]) == step.probes["x"]
+    assert not seen and {row["audio"].shape[1] for row in rows} == {longest}
+
+
+def test_sequences_of_a_plain_data_set_are_all_there_are_and_can_be_batched_in_processes(store: Store) -> None:
+    data = metabonk.load(store.path, length=4)
+    assert len(data) == sum(max(episode.rows - 3, 0) for episode in store.episodes)
+    batches = list(torch.utils.data.DataLoader(data, batch_size=5, num_workers=1))
+    assert sum(len(batch["reward"]) for batch in batches) == len(data)
+    for batch in batches:
+        assert batch["audio"].shape[1:] == (4, 2, data.width) and batch["probes"]["alive"].shape[1:] == (4,)
+        assert (batch["step"].diff(dim=1) == 1).all() and (batch["episode"].diff(dim=1) == 0).all()
+    assert torch.equal(data[-1]["step"], batches[-1]["step"][-1])
+    with pytest.raises(IndexError):
+        data[len(data)]
+    with pytest.raises(StoreError, match="no 999 rows follow one another"):
+        metabonk.load(store.path, length=999)
+
+
+def test_the_top_level_stays_light() -> None:
+    code = "import sys, metabonk; metabonk.load; print(sorted({'torch', 'numpy', 'lightning'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['held_out', 'held_out_pieces', 'RowSource', 'Sequences', 'SequenceConfig', 'draw', 'BatchSource', 'SequenceLoader',
-           'ExperienceData']
+           'ExperienceData', 'StoreDataset']
 
 # %% ../../nbs/record/23_sampling.ipynb #23-sampling-002
 import contextlib
@@ -412,3 +412,29 @@ class ExperienceData(L.LightningDataModule):
         self._state = state or None
         if self.train and state:
             self.train.load_state_dict(state)
+
+# %% ../../nbs/record/23_sampling.ipynb #b5f16e99
+class StoreDataset(Dataset[dict[str, Any]]):
+    "Every row of a store, or every sequence of so many rows, oldest first: `metabonk.load`"
+
+    def __init__(
+        self,
+        store: str | Path,  # folder of the store
+        length: int | None = None,  # rows in a sequence; None: an item is one row, without an axis of time
+        cross_episodes: bool = False,  # whether a sequence may run on into the next episode; `first` marks the seam
+        cache: str | Path | None = None,  # folder of the training cache; beside the store if not given
+    ) -> None:
+        self.cache, self.length = Cache.build(Store.open(store), cache), length
+        self.sequences = Sequences(self.cache, 1 if length is None else length, cross_episodes)
+        self.width = int(self.cache.table["audio_length"].max(initial=0))  # samples of the longest row
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        "Tensors by name, as in a `Batch`: audio is (T, channels, width) int16, probes and terms are dictionaries"
+        number = range(len(self))[index]
+        batch = self.cache.gather(self.sequences.places(np.array([number]))).torch()
+        batch.audio, batch.audio_length = batch.step_audio(self.width)
+        one = vars(batch.map(lambda column: column[0, 0] if self.length is None else column[0]))
+        return {name: column for name, column in one.items() if column is not None}
