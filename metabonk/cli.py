@@ -74,12 +74,19 @@ def run_command(options: argparse.Namespace) -> int:
 
 
 def games_command(options: argparse.Namespace) -> int:
-    "List the games, or the worlds and settings of one"
-    from metabonk.play.game import game_settings, game_worlds, games
+    "List the games with their worlds and settings, or what those of one mean"
+    from metabonk.play.game import GameConfig, game_settings, game_worlds, games
 
     if not options.game:
+        shared = [name for name in GameConfig().to_dict() if name != "settings"]
         for row in games():
             print(f"{row['game']:28} {row['about']:42} {row['status']}")
+            kind = row["game"].partition(":")[0]
+            own = [name for name in game_settings(kind) if name not in shared] if row["status"] == "ready" else []
+            for what, names in (("worlds", list(game_worlds(kind)) if own else []), ("settings", own)):
+                if names:
+                    print(f"  {what}: {', '.join(names)}")
+        print(f"all of them: {', '.join(shared)}\nwhat they mean: metabonk games NAME")
         return 0
     kind = options.game.partition(":")[0]
     for world, made in game_worlds(kind).items():

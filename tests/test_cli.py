@@ -46,7 +46,10 @@ def test_games_lists_worlds_and_settings_of_one():
 def test_games_lists_bonk():
     done = metabonk("games")
     assert done.returncode == 0 and done.stderr == ""
-    assert any(line.split()[0] == "bonk" for line in done.stdout.splitlines())
+    lines = [line.split() for line in done.stdout.splitlines()]
+    bonk = [words[0] for words in lines].index("bonk")
+    assert lines[bonk + 1][:2] == ["worlds:", "lit,"] and lines[bonk + 2][0] == "settings:" and "hp," in lines[bonk + 2]
+    assert "ticks_per_step," in lines[-2] and not any("ticks_per_step," in words for words in lines[:-2])
 
 
 @pytest.mark.parametrize(

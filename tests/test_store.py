@@ -611,6 +611,14 @@ def test_any_name_of_a_game_and_its_probes(name: str) -> None:
     assert all(len(re.split(r"(?<!\\)\|", line)) == 4 for line in table)
 
 
+def test_the_card_names_the_actions() -> None:
+    """What the numbers of `action` mean."""
+    names = SCHEMA.change(actions=ActionSpec(categorical=(3,)), action_names=("noop", "up|a", "fire"))
+    assert "\n`action` is a choice of 3: 0 `noop`, 1 `up\\|a`, 2 `fire`.\n" in dataset_card(names, {}).decode()
+    controls = SCHEMA.change(actions=ActionSpec(continuous=2), action_shape=(2,), action_dtype="float32", action_names=())
+    assert "\n`action` is 2 controls.\n" in dataset_card(controls, {}).decode()
+
+
 def test_a_name_that_is_no_text(tmp_path: Path) -> None:
     """File names may hold bytes that are no UTF-8; Python keeps them as surrogates."""
     schema = SCHEMA.change(game=os.fsdecode(b"caf\xe9.gb"))

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from metabonk.core.capture import CapturedStep
 from metabonk.core.errors import DiskFull, FolderError, FolderLocked, TrainingStopped, UsageError
 from metabonk.core.files import folder_lock
 from metabonk.core.optimizer import LaProp, Muon, orthogonalize
+from metabonk.core.progress import NOTE, progress
 from metabonk.core.training import Learner, TrainConfig, curves, fit, held_out_verdict, read_log, uninterrupted
 
 Pairs = list[tuple[Tensor, Tensor]]
@@ -693,3 +695,28 @@ def test_muon_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
     assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), parts.parameters(), strict=True))
     state = torch.load(tmp_path / "parts" / "checkpoints" / "last.ckpt")["optimizer_states"][0]["state"]
     assert [sorted(kept) for kept in state.values()] == [["m", "step"], *[["m", "step", "v"]] * 3]
+
+
+def test_a_stage_that_nobody_watches_notes_step_loss_and_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    note, told = tmp_path / "note", []
+    monkeypatch.setenv(NOTE, str(note))
+    config = CONFIG.change(steps=8, log_every=1)
+    learner = Noisy(pause=0.4)
+    step = learner.after_step
+    learner.after_step = lambda: (step(), told.append(note.read_text()))  # type: ignore[method-assign]
+    fit(learner, pairs(), tmp_path / "run", config)
+    shown = [re.fullmatch(r"Noisy (\d) of 8 steps, loss=([\d.e+-]+), 00:0(\d) left", line) for line in told]
+    logged = read_log(tmp_path / "run").set_index("step").loss
+    found = [match for match in shown if match]
+    assert found and all(f"{logged[int(match[1])]:.4g}" == match[2] and 0 <= int(match[3]) <= 5 for match in found)
+    assert note.read_text() == "", "its line goes with the bar"
+
+
+def test_time_left_counts_no_steps_of_an_earlier_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(NOTE, str(tmp_path / "note"))
+    bar = progress((), 1000, "again", "step", 900)
+    bar.start_t -= 10  # ten seconds for ten steps
+    bar.last_print_t -= 10
+    bar.update(10)
+    assert (tmp_path / "note").read_text() == "again 910 of 1000 steps, 01:30 left"
+    bar.close()

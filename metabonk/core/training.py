@@ -607,8 +607,7 @@ class _Keeper(L.Callback):
                 logs.mkdir(parents=True, exist_ok=True)
                 self.board = _Board(logs, self.step)  # first: by its file the folder is known
                 self.table = _Table(logs / "log.csv", self.step)
-            self.bar = progress((), self.config.steps, self.learner, "step")
-            self.bar.update(self.step)
+            self.bar = progress((), self.config.steps, self.learner, "step", self.step)
             self.open += [self.table, self.board, self.bar]
         if self.resumed:  # last, so that nothing draws between this and the first step
             _set_random_state(state["random"][rank])

@@ -32,6 +32,7 @@ from traitlets import Bool
 
 from ..core.files import disk_errors, write_atomic
 from ..core.places import compiled_cache, socket_folder
+from ..core.progress import NOTE
 from .kernels import warm_kernels
 from .stages import open_notebook, runs
 
@@ -266,6 +267,7 @@ class Engine(NBClientEngine):
         started: Callable[[int], Any] = lambda pid: None,  # told the kernel's process id
         log: Any = None,  # open file for what the kernel prints outside of cells
         folder: str | None = None,  # the kernel's current folder
+        note: str = "",  # the file to which its bars write a line (`core.progress`)
         **kwargs: Any,  # papermill's own settings, which this engine does not use
     ) -> nbformat.NotebookNode:  # the executed notebook
         "Execute under a guard; what was executed is saved however it ends"
@@ -279,7 +281,7 @@ class Engine(NBClientEngine):
                                  timeout=None, iopub_timeout=60, startup_timeout=120,
                                  extra_arguments=_kernel_options)
                 try:
-                    client.execute(env=kernel_environment(), cwd=folder, stdout=log, stderr=log)
+                    client.execute(env={**kernel_environment(), NOTE: note}, cwd=folder, stdout=log, stderr=log)
                 except (RuntimeError, TimeoutError) as error:
                     kind, message = guard.reason or ("died", f"it did not start: {error}")
                     raise CellStopped(kind, 0, type(error).__name__, message) from error
@@ -328,7 +330,14 @@ def execute(
         state[:] = now
         progress(*now)
 
-    guard = Guard(timeout, time_limit, grace, tick=lambda: progress(*state))
+    def tick() -> None:
+        done, total, heading = state
+        with contextlib.suppress(OSError, ValueError):  # no bar has begun, or its line is just being written
+            heading = "; ".join(filter(None, [heading, note.read_text()]))
+        progress(done, total, heading)
+
+    scratch = tempfile.TemporaryDirectory(prefix="metabonk-", ignore_cleanup_errors=True)
+    note, guard = Path(scratch.name) / "note", Guard(timeout, time_limit, grace, tick=tick)
     notebook = open_notebook(source)
     log_path = Path(target).with_suffix(".log") if target else Path(os.devnull)
     ours = not log_path.exists()
@@ -348,8 +357,10 @@ def execute(
             started=started,
             log=log,
             folder=str(folder) if folder else None,
+            note=str(note),
         )
     finally:
         log.close()
+        scratch.cleanup()
         if ours and not log_path.stat().st_size:
             log_path.unlink()

@@ -393,6 +393,8 @@ def dataset_card(
     head = yaml.safe_dump({"pretty_name": f"{schema.game or 'game'} with sound"}, width=2**30)
     paths = "\n".join(f"    - {file}" for file in sorted(files) or ["data/no-rows-yet.arrow"])
     columns = "\n".join(f"| `{_inline(column.name)}` | `{column.type}` |" for column in arrow_schema(schema))
+    names = ", ".join(f"{number} `{_inline(name)}`" for number, name in enumerate(schema.action_names))
+    done = f"`action` is {_inline(schema.actions.told)}" + (f": {names}." if names else ".")
     text = f"""---
 {head}tags: [games, reinforcement-learning, audio, world-models]
 configs:
@@ -411,6 +413,7 @@ A row with `first` began an episode; no action led to it. `episode` and `step` s
 |---|---|
 {columns}
 
+{done}
 Pictures are stored as (colours, height, width), sound as (channels, samples), as long as the step was:
 {schema.channels} channels at {schema.sample_rate} Hz. `tick` counts {schema.clock_rate:g} a second.
 
