@@ -443,6 +443,26 @@ def test_addresses_are_found_in_the_shell_while_one_plays_on_the_page(doors: Any
         assert set(game.reset(seed=0)[1]["probes"]) == {"x"} and "start" in game.action_names
 
 
+@pytest.mark.browser
+def test_what_was_found_stands_beside_the_picture_and_stop_writes_it(browser: Any, doors: Any, tmp_path: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    mine = tmp_path / "mine.yaml"
+    door = doors("profile", "new", str(ROM), "--output", str(mine), *START)
+    visitor = Visitor(browser, door.address)
+    assert visitor.text("h1") == "A search in bonk.gb" and "say in the shell" in visitor.text("dl")
+    door.say("name x 0xC022 u8", "x is")
+    visitor.play()
+    visitor.hold(Keys.ARROW_RIGHT)
+    shown = visitor.wait(lambda b: re.search(r"\nx\n(\d+)", visitor.text("dl")))
+    visitor.hold(Keys.ARROW_RIGHT)
+    visitor.wait(lambda b: shown[1] not in visitor.text("dl").splitlines())
+    visitor.picture("search")
+    visitor.stop()
+    out, err = door.process.communicate(timeout=60)
+    assert door.process.returncode == 0 and not err and f"{mine} reads x=" in out, err
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_search_that_is_stopped_keeps_its_names(number: int, doors: Any, tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
