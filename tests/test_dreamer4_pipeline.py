@@ -30,6 +30,7 @@ GAMES = {
                          "imagine.lr": 1e-3},
     "gym:Pendulum-v1": {"record.ticks_per_step": 1, "dynamics.tasks": "pendulum",  # controls in place of buttons, no sound
                         "imagine.objective": "ppo", "imagine.replay": 0.0},
+    "doom:basic": {"record.settings": "{mouse: 20, sample_rate: 0}"},  # keys and a camera at once
 }  # fmt: skip
 
 

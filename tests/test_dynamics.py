@@ -52,7 +52,6 @@ from metabonk.dream.shortcut import ShortcutConfig, ramp
 from metabonk.dream.transformer import Transformer
 from metabonk.measure.dreams import free_dream_video
 from metabonk.measure.reality import dreamed_rows
-from metabonk.nn.actions import camera_angles, camera_classes
 from metabonk.nn.distributions import Categorical
 from metabonk.record.cache import Cache
 from metabonk.record.recorder import record
@@ -152,14 +151,6 @@ def test_keys_add_what_they_are_pressed_or_not(monkeypatch):
     monkeypatch.setattr(ActionEmbedding, "forward", wrong)
     mine, wanted = embedded_by_both(spec)
     assert np.abs(mine - wanted).max() > 0.1
-
-
-def test_the_camera_is_fine_in_the_middle():
-    angles = camera_angles(torch.arange(121))
-    assert camera_classes(angles).equal(torch.arange(121)) and angles[60].eq(0).all()
-    steps = angles[55:66, 1].diff()
-    assert steps[5] < steps[9] / 3 and float(angles.max()) == pytest.approx(10)
-    assert camera_classes(torch.tensor([[-90.0, 90.0]])).tolist() == [10]
 
 
 def test_losses_have_one_entry_a_row_and_the_tokenizer_is_never_trained():

@@ -225,6 +225,35 @@ def test_nothing_is_lost_when_a_tab_closes_and_another_goes_on(browser: Any, doo
 
 
 @pytest.mark.browser
+def test_a_mouse_turns_and_shoots(browser: Any, doors: Any, tmp_path: Path) -> None:
+    """Movements over the picture become classes of the camera, beside whatever keys are held."""
+    pytest.importorskip("vizdoom")
+    given = [part for word in ("mouse=20", "sample_rate=0") for part in ("--set", word)]
+    door = doors("play", "doom:my_way_home", "--record", str(tmp_path / "me"), *given)
+    visitor = Visitor(browser, door.address)
+    assert "turn: mouse" in visitor.text(".legend")
+    browser.execute_script("HTMLElement.prototype.requestPointerLock = () => { window.locked = true; }")  # to be able to stop
+    visitor.play()
+    assert browser.execute_script("return window.locked")
+    canvas = browser.find_element(visitor.css, "canvas")
+    moves = visitor.chain().move_to_element(canvas).pause(0.5).key_down("w")
+    for right, down in ((60, 0), (0, 40), (-60, 0)):
+        moves = moves.move_by_offset(right, down).pause(0.6)
+    moves.key_up("w").pause(0.3).perform()
+    visitor.picture("mouse")
+    visitor.stop()
+    door.process.communicate(timeout=60)
+    store = Store.open(tmp_path / "me")
+    action = np.concatenate([store.read(episode).action for episode in store.episodes])
+    down, right = np.divmod(action[:, -1], 11)
+    turned = np.flatnonzero((action[:, -1] != 60) & (action[:, 0] == 1))  # forward is held meanwhile
+    first = [(int(np.sign(d - 5)), int(np.sign(r - 5))) for d, r in zip(down[turned], right[turned], strict=True)]
+    in_order = [way for i, way in enumerate(first) if i == 0 or first[i - 1] != way]
+    assert in_order == [(0, 1), (1, 0), (0, -1)], in_order
+    assert not action[-1, 0] and not action[:, 1:3].any()
+
+
+@pytest.mark.browser
 def test_a_gamepad_presses_keys(browser: Any, doors: Any, tmp_path: Path) -> None:
     door = doors("play", "bonk", "--record", str(tmp_path / "me"))
     visitor = Visitor(browser, door.address)

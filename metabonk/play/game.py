@@ -124,6 +124,8 @@ class Machine(abc.ABC):
     vector_size: int = 0  # numbers that it observes beside picture and sound
     action_space: gym.Space[Any]  # what can be done; flat, as `FlatActions.space`
     action_names: list[str]  # a word for each action, where they can be counted
+    key_names: tuple[str, ...] = ()  # a word for each key, where an action is which of them are down, and a class of the camera
+    camera_limit: float = 0.0  # most degrees that the camera turns in a step, where an action is such a one
     null_action: Any  # nothing is done
     sound_jitter: int = 1  # samples by which its sound may be ahead of or behind its clock
     sound_drift: float = 0.0  # and the share of the elapsed time that comes on top
@@ -363,6 +365,7 @@ class Game(gym.Env[dict[str, np.ndarray], Any]):
         self.machine, self.config = machine, config or GameConfig()
         self.name, self.sample_rate, self.channels = machine.name, machine.sample_rate, machine.channels
         self.clock_rate, self.action_names = machine.clock_rate, machine.action_names
+        self.key_names, self.camera_limit = machine.key_names, machine.camera_limit
         rate = machine.clock_rate / max(1, getattr(machine, "tick_length", 1))
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": rate / self.config.ticks_per_step}
         if render_mode not in (None, "rgb_array"):
