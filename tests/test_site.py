@@ -647,8 +647,9 @@ QUESTIONS = {
     "pokemon": "howto/pokemon_red.html",
     "language model as planner": "act/language_planner.html",
     "command line options": "reference/commands.html",
-    "run on a gpu": "core/device.html",
-    "record on many computers": "reference/commands.html",
+    "run on a gpu": "howto/presets.html",
+    "record on many computers": "howto/many_computers.html",
+    "how long does it take": "howto/presets.html",
     "play with keybord": "howto/play_by_hand.html",
 }
 
