@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['run_command', 'games_command', 'record_command', 'import_command', 'play_command', 'profile_command', 'watch_command',
-           'dream_command', 'clean_command', 'site_command', 'notebooks_command', 'hooks_command', 'doctor_command',
-           'parser', 'one_line', 'printable', 'main']
+           'dream_command', 'share_command', 'clean_command', 'site_command', 'notebooks_command', 'hooks_command',
+           'doctor_command', 'parser', 'one_line', 'printable', 'main']
 
 # %% ../nbs/pipeline/99_cli.ipynb #99-cli-002
 import argparse
@@ -221,6 +221,17 @@ def dream_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def share_command(options: argparse.Namespace) -> int:
+    "Copy what others need to watch the agent of a run and to play in its dream"
+    from metabonk.core.run import find_run
+    from metabonk.measure.live import share_run
+
+    made = share_run(find_run(options.run), options.folder)
+    size = sum(path.stat().st_size for path in made.folder.rglob("*") if path.is_file())
+    print(f"{made.folder}: {size / 1e6:.1f} MB; metabonk watch {options.folder}, metabonk dream {options.folder}")
+    return 0
+
+
 def clean_command(options: argparse.Namespace) -> int:
     "List what of runs can be thrown away; with --yes, throw it away"
     from metabonk.core.run import find_run
@@ -414,6 +425,10 @@ def parser() -> argparse.ArgumentParser:  # of the whole command line
         command.add_argument("run", help="a run folder, or its name in runs/")
         command.add_argument("--seed", type=_whole(0), default=0, help="the number from which every random choice follows")
         _on_page(command)
+
+    share = _command(commands, "share", share_command, "metabonk share runs/bonk-dark-tiny bonk-dark")
+    share.add_argument("run", help="a run folder, or its name in runs/")
+    share.add_argument("folder", type=_path, help="where to: an empty folder, or one that is not there yet")
 
     clean = _command(commands, "clean", clean_command, "metabonk clean runs/bonk-dark-tiny")
     clean.add_argument("runs", nargs="*", metavar="RUN", help="run folders, or their names in runs/ (default: all there)")

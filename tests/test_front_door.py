@@ -25,11 +25,11 @@ from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
 from metabonk.act.agent import Agent
 from metabonk.cli import main
 from metabonk.core.actions import ActionSpec
-from metabonk.core.errors import UsageError, raised
+from metabonk.core.errors import FolderError, UsageError, raised
 from metabonk.core.run import Run, find_run
 from metabonk.core.serving import own_page, where
 from metabonk.dream.token_model import TokenModel, TokenModelConfig
-from metabonk.measure.live import dream_of, player_of
+from metabonk.measure.live import dream_of, player_of, share_run
 from metabonk.play.bonk import ROM
 from metabonk.play.game import make_game
 from metabonk.play.page import read_message
@@ -568,3 +568,28 @@ def test_over_ssh_the_address_comes_with_its_forwarding(monkeypatch: pytest.Monk
     assert where("127.0.0.1", 8001).endswith("ssh -L 8001:127.0.0.1:8001 ada@10.0.0.9)")
     assert "ssh" not in where("0.0.0.0", 8001), "whoever reaches it needs no tunnel"
     assert own_page("http://[::1]:8001", "[::1]:8001") and not own_page("null", "localhost") and not own_page("", "")
+
+
+def test_a_shared_run_is_small_and_dreams_and_plays_the_same(run: Path, tmp_path: Path) -> None:
+    shared = share_run(Run.open(run), tmp_path / "shared")
+    assert len(Store.open(tmp_path / "shared/stages/record/store")) == 16, "eight rows of two episodes"
+    kept = {str(path.relative_to(shared.folder)) for path in shared.folder.rglob("*") if path.is_file()}
+    assert not [name for name in kept if not name.startswith(("manifest.json", "stages/play/agent/", "stages/record/store/"))]
+    assert str(run) not in shared.manifest_path.read_text()
+    dreams = []
+    for each in (Run.open(run), shared):
+        torch.manual_seed(0)  # what a model reads is drawn
+        dreams.append(dream_of(each)[0])
+    seen = [[dream.reset(seed=2)[0]["image"], *(dream.step(3)[0]["image"] for _ in range(3))] for dream in dreams]
+    assert all((one == other).all() for one, other in zip(*seen, strict=True))
+    one, other = (player_of(each).actor_critic.state_dict() for each in (Run.open(run), shared))
+    assert all(value.equal(other[name]) for name, value in one.items())
+
+
+def test_what_can_not_be_shared_says_why(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(FolderError, match="holds a run already"):
+        share_run(Run.open(run), run)
+    with pytest.raises(FolderError, match="no agent yet"):
+        share_run(Run.open(tmp_path / "empty"), tmp_path / "shared")
+    with pytest.raises(FolderError, match="no episode of 500 rows"):
+        share_run(Run.open(run), tmp_path / "shared", rows=500)
