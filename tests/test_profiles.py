@@ -11,7 +11,7 @@ from metabonk.core.text import parse_yaml
 from metabonk.play import profile as module
 from metabonk.play.bonk import ROM
 from metabonk.play.game import make_game
-from metabonk.play.guide import Finder, check_output, profile_text, prove
+from metabonk.play.guide import ProbeSearch, check_output, profile_text, prove
 from metabonk.play.policies import make_policy
 from metabonk.play.profile import (
     Probe,
@@ -524,7 +524,7 @@ def test_what_is_no_decimal_number_is_no_candidate_and_mistakes_are_one_line():
 
 def answers(memory: Memory, *said: str) -> list[str]:
     "What a finder says to each line; `memory.put` stands between them as `put ADDRESS VALUE`"
-    finder = Finder(SimpleNamespace(unwrapped=SimpleNamespace(machine=SimpleNamespace(read=memory))))
+    finder = ProbeSearch(SimpleNamespace(unwrapped=SimpleNamespace(machine=SimpleNamespace(read=memory))))
     told = []
     for line in said:
         if line.startswith("put "):
@@ -603,7 +603,7 @@ def test_the_coins_of_bonk_are_found_by_words_alone(tmp_path):
     game = make_game(f"gameboy:{ROM}", **cartridge)
     observation, info = game.reset(seed=0)
     player = make_policy("scripted", game, seed=0)
-    finder, coins = Finder(game), 0
+    finder, coins = ProbeSearch(game), 0
     for _ in range(40):  # looks
         for _ in range(60):
             observation, *_, info = game.step(player(observation, info))
