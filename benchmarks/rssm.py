@@ -2,7 +2,7 @@
 
     python benchmarks/rssm.py [--threads 2] [--rounds 5] [--clock wall|cpu]
 
-A training step is forward, surprise and backward over 16 sequences of 64 rows. Its bound is 6 operations for each
+A training step is forward, KL losses and backward over 16 sequences of 64 rows. Its bound is 6 operations for each
 parameter and row, at the rate of a large matrix product. The product, our scan, our plain loop and, where it is
 installed, torchrl's DreamerV3 rollout (pip install 'torchrl==0.14.*') take turns; each is told by its fastest round,
 on one thread or on `--threads`, whichever suits it better: small products are often faster alone.
@@ -37,8 +37,8 @@ def our_step(config: RSSMConfig, embed: int, observe: Callable) -> tuple[Callabl
 
     def step() -> None:
         rssm.zero_grad(set_to_none=True)
-        surprise = rssm.surprise(observe(rssm, seen, action, first))
-        (surprise["dynamics"] + 0.1 * surprise["representation"]).mean().backward()
+        kl = rssm.kl_losses(observe(rssm, seen, action, first))
+        (kl["dynamics"] + 0.1 * kl["representation"]).mean().backward()
 
     return step, sum(p.numel() for p in rssm.parameters())
 

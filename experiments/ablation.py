@@ -22,7 +22,7 @@ from metabonk.core.seed import seed_everything
 from metabonk.core.training import TrainConfig, fit
 from metabonk.dream.causal_tokenizer import CausalTokenizer, bouncing_ball
 from metabonk.dream.dynamics import DynamicsConfig, DynamicsLearner, ShortcutModel
-from metabonk.dream.interface import dream_along
+from metabonk.dream.interface import open_loop_rollout
 from metabonk.dream.shortcut import ShortcutConfig
 from metabonk.measure.clips import drift
 from metabonk.measure.statistics import difference_interval, mean_interval
@@ -42,7 +42,7 @@ STEPS: dict[str, dict[str, Any]] = {  # what is added, and what that changes
     "+ registers": {"registers": 4},
 }
 SIZES = {"tokenizer_steps": 1_300, "dynamics_steps": 1_500, "batch": 16, "length": 16, "context": 8, "ahead": 16, "judged": 32,
-         "clips": 3_000, "patch": 8, "tokenizer_lr": 2e-3, "dynamics_lr": 2e-3, "hidden_share": 0.0, "cooldown": 0.5, "pack": 8,
+         "clips": 3_000, "patch": 8, "tokenizer_lr": 2e-3, "dynamics_lr": 2e-3, "mask_ratio": 0.0, "cooldown": 0.5, "pack": 8,
          "warmup": 250}  # fmt: skip
 
 
@@ -75,9 +75,9 @@ def train(
     one = unseen.map(lambda x: x[:1])
     state, action = model.observe(one.map(lambda x: x[:, : options.context])), model.actions.vectors(one.action)
     action = action[:, options.context :]
-    dream_along(model, state, action)
+    open_loop_rollout(model, state, action)
     begun = time.perf_counter()
-    dream_along(model, state, action)
+    open_loop_rollout(model, state, action)
     rate = action.shape[1] / (time.perf_counter() - begun)
     return {"with": name, "seed": seed, "psnr": found["psnr"].mean(), "psnr of the last": found["psnr"].iloc[-1],
             "lsd": found["lsd"].mean(), "frames a second": round(rate, 1),

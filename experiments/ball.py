@@ -32,7 +32,7 @@ from metabonk.dream.shortcut import ShortcutConfig
 from metabonk.measure.clips import drift, restored
 
 SIZES = {"tokenizer_steps": 3_600, "dynamics_steps": 6_000, "batch": 16, "length": 16, "context": 8, "ahead": 16, "clips": 3_000,
-         "patch": 8, "tokenizer_lr": 4e-3, "dynamics_lr": 2e-3, "hidden_share": 0.0, "cooldown": 0.5, "pack": 8, "registers": 1,
+         "patch": 8, "tokenizer_lr": 4e-3, "dynamics_lr": 2e-3, "mask_ratio": 0.0, "cooldown": 0.5, "pack": 8, "registers": 1,
          "time_every": 2, "muon": 0.02, "views": 1, "context_noise": 0.06}  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def make_tokenizer(seed: int, folder: Path, options: argparse.Namespace) -> Caus
     seed_everything(seed)
     balls = 10**6 * (seed + 1)
     config = CausalTokenizerConfig(size=(16, 16), patch=options.patch, channels=1, frames=2, bands=8, sound_patch=(2, 8),
-                                   latents=8, bottleneck=8, hidden_share=options.hidden_share)  # fmt: skip
+                                   latents=8, bottleneck=8, mask_ratio=options.mask_ratio)  # fmt: skip
     tokenizer = CausalTokenizer(config)
     tokenizer.start_from(bouncing_ball(256, options.length, generator=torch.Generator().manual_seed(balls)))
     schedule = TrainConfig(steps=options.tokenizer_steps, lr=options.tokenizer_lr, warmup=100, cooldown=options.cooldown,

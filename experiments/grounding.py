@@ -33,7 +33,7 @@ from metabonk.dream.causal_tokenizer import (
 )
 from metabonk.dream.codes import CodeData
 from metabonk.dream.dynamics import DynamicsConfig, DynamicsLearner, ShortcutModel
-from metabonk.dream.interface import dream_along, join_states
+from metabonk.dream.interface import join_states, open_loop_rollout
 from metabonk.dream.shortcut import ShortcutConfig
 from metabonk.measure.audiovisual import ssim
 from metabonk.measure.clips import psnr
@@ -54,7 +54,7 @@ def dreamed(model: ShortcutModel, clip: Clip, swap: bool = False) -> dict[str, f
     with torch.no_grad():
         torch.manual_seed(0)
         state = model.observe(clip.map(lambda x: x[:, :CONTEXT]))
-        seen = model.look(join_states(dream_along(model, state, action, keep_states=True).states[1:]))["image"]
+        seen = model.look(join_states(open_loop_rollout(model, state, action, keep_states=True).states[1:]))["image"]
     seen = seen.unflatten(0, (AHEAD, B)).movedim(0, 1)
     return far(seen, clip.image[:, CONTEXT:])
 
@@ -66,7 +66,7 @@ def far(seen: torch.Tensor, came: torch.Tensor) -> dict[str, float]:
 
 def learn_to_see(folder: Path, seed: int, options: argparse.Namespace) -> CausalTokenizer:
     """The tokenizer of a run: an MLP over each patch, as in the pipeline's tiny preset."""
-    config = CausalTokenizerConfig.preset("tiny", size=(32, 32), layers=2, hidden_share=0.0, detail=1.0, bottleneck=16)
+    config = CausalTokenizerConfig.preset("tiny", size=(32, 32), layers=2, mask_ratio=0.0, detail=1.0, bottleneck=16)
     eyes = CausalTokenizer(config.change(local=True, latents=config.patches))
     draw = SequenceConfig(length=1, batch_size=64, seed=seed)
     clips = first_batch(ClipData(folder / "store", None, draw.change(batch_size=512)))

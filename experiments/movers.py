@@ -38,14 +38,14 @@ from metabonk.sense.tokens import TokenCache, TokenData, Tokenizers
 GAME = {"ticks_per_step": 12, "image_size": (64, 64), "max_steps": 300}
 SIZES = {"steps": 60_000, "held_out": 3_000, "picture_steps": 300, "sound_steps": 500, "model_steps": 2_000, "frame_steps": 500}
 NUMBERS = {"latents": "gaussian", "latent_size": 64}
-LATE = {"lr": 1e-2, "cooldown": 0.5, "single_rows": 0.1, "foresight_after": 0.3}
+LATE = {"lr": 1e-2, "cooldown": 0.5, "single_rows": 0.1, "prior_loss_after": 0.3}
 ARMS: dict[str, dict[str, Any]] = {  # what differs from the stage `model`, by its parameters
     "as it is": {},
     "learning rate, cooldown": {"lr": 1e-2, "cooldown": 0.5},
-    "late foresight": LATE,
+    "late prior loss": LATE,
     "numbers": {**NUMBERS, "lr": 1e-2, "cooldown": 0.5},
-    "numbers, late foresight": {**NUMBERS, **LATE},
-    "numbers, late foresight, no single rows": {**NUMBERS, **LATE, "single_rows": 0.0},
+    "numbers, late prior loss": {**NUMBERS, **LATE},
+    "numbers, late prior loss, no single rows": {**NUMBERS, **LATE, "single_rows": 0.0},
 }
 FRAMES: dict[str, dict[str, Any]] = {  # what differs in the model of single frames
     "categorical": {},
@@ -112,8 +112,8 @@ def hold_frames(seen: Recording, held: Recording, finder: Finder, tokenizers: To
     for step in range(1, steps + 1):
         tokens = train[torch.randint(len(train), (256,))]
         logits, nats = model(tokens)
-        surprise = F.cross_entropy(logits.mT, tokens, reduction="none") * torch.where(tokens == usual, 1.0, unusual)
-        loss = surprise.sum(1).mean() + 0.1 * nats.clamp(min=1).mean()
+        nll = F.cross_entropy(logits.mT, tokens, reduction="none") * torch.where(tokens == usual, 1.0, unusual)
+        loss = nll.sum(1).mean() + 0.1 * nats.clamp(min=1).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -129,7 +129,7 @@ def hold_frames(seen: Recording, held: Recording, finder: Finder, tokenizers: To
 
 
 def train_model(folder: Path, seen: Recording, tokenizers: Tokenizers, seed: int, steps: int, lr: float = 3e-3,
-                cooldown: float = 0.0, single_rows: float = 0.0, foresight_after: float = 0.0,
+                cooldown: float = 0.0, single_rows: float = 0.0, prior_loss_after: float = 0.0,
                 **choices: Any) -> TokenModel:  # fmt: skip
     """The model of the stage `model`, with what an arm changes."""
     if not (folder / "model/model.json").exists():
@@ -142,8 +142,8 @@ def train_model(folder: Path, seen: Recording, tokenizers: Tokenizers, seed: int
         if first := round(single_rows * steps):
             rows = TokenData(seen.store.path, tokenizers, sequences.change(length=1, batch_size=256, seed=seed + 2))
             alone = training.change(steps=first, cooldown=0.0)
-            fit(WorldModelLearner(model, foresight_after=first), rows, folder / "rows", alone)
-        learner = WorldModelLearner(model, foresight_after=round(foresight_after * steps))
+            fit(WorldModelLearner(model, prior_loss_after=first), rows, folder / "rows", alone)
+        learner = WorldModelLearner(model, prior_loss_after=round(prior_loss_after * steps))
         fit(learner, TokenData(seen.store.path, tokenizers, sequences), folder / "training", training)
         model.save(folder / "model")
     return TokenModel.load(folder / "model")

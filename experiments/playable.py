@@ -37,7 +37,7 @@ from metabonk.dream.causal_tokenizer import (
 )
 from metabonk.dream.codes import CodeCache, CodeData
 from metabonk.dream.dynamics import DynamicsConfig, DynamicsLearner, ShortcutModel
-from metabonk.dream.interface import dream_along
+from metabonk.dream.interface import open_loop_rollout
 from metabonk.dream.shortcut import ShortcutConfig
 from metabonk.measure.clips import log_spectral_distance, psnr, restored
 from metabonk.measure.dreams import Film, dream_films
@@ -151,7 +151,7 @@ def learn(folder: Path, seed: int, options: argparse.Namespace) -> tuple[Shortcu
     config = CausalTokenizerConfig.preset(
         "tiny", size=schema.image_shape[:2], channels=schema.channels, frames=logmel.frames_per_step, bands=logmel.bands,
         floor=logmel.floor, patch=options.patch, sound_patch=(logmel.frames_per_step, 8), bottleneck=options.bottleneck,
-        layers=2, hidden_share=0.0, detail=1.0,
+        layers=2, mask_ratio=0.0, detail=1.0,
     )  # fmt: skip
     config = config.change(local=True, latents=config.patches)
     tokenizer, sequences = CausalTokenizer(config), SequenceConfig(length=1, batch_size=64, seed=seed)
@@ -229,7 +229,7 @@ def measured(model: ShortcutModel, reader: Reader, played: Store, folder: Path) 
     state = model.observe(clip.map(lambda x: x[:, :CONTEXT]))
     action = model.actions.vectors(clip.action)[:, CONTEXT:]
     for name, keys in (("after", action), ("other keys, after", action.roll(len(starts) // 2, 0))):
-        states = dream_along(model, state, keys, keep_states=True).states
+        states = open_loop_rollout(model, state, keys, keep_states=True).states
         for steps in DRIFT:
             dream, at = model.look(states[steps]), CONTEXT + steps - 1
             read(f"{name} {steps}", dream["image"], truth[:, at])

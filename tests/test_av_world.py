@@ -31,7 +31,7 @@ from metabonk.dream.av_world import (
 )
 from metabonk.dream.avcdit import AVCDiT, AVCDiTConfig, Condition, Factorised
 from metabonk.dream.diffusion import DiffusionConfig, sample
-from metabonk.dream.interface import DreamEnv, SkipStepPredictor, dream_along, imagine, pick_states
+from metabonk.dream.interface import DreamEnv, SkipStepPredictor, imagine, open_loop_rollout, pick_states
 from metabonk.nn.noise import make_generators
 from metabonk.record.recorder import record
 from metabonk.record.sampling import ExperienceData, SequenceConfig
@@ -354,7 +354,7 @@ def test_it_is_a_world_model_like_every_other(played):
     policy = ActorCritic(ActorCriticConfig.preset("tiny"), world.feature_size, world.actions)
     dreamed = imagine(world, policy.policy, start, 3)
     assert dreamed.features.shape == (3, 4, world.feature_size) and dreamed.reward.isfinite().all()
-    assert len(dream_along(world, start, torch.eye(11)[:3, None].expand(-1, 2, -1)).states) == 1
+    assert len(open_loop_rollout(world, start, torch.eye(11)[:3, None].expand(-1, 2, -1)).states) == 1
     game = DreamEnv(world, start)
     game.reset(seed=0)
     first = game.step(4)

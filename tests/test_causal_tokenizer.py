@@ -81,7 +81,7 @@ def test_one_sense_alone():
 
 
 def test_patches_are_hidden_while_learning_and_never_else():
-    model, rows = build(size=(32, 32), hidden_share=0.8), clip(40, 5, size=(32, 32))
+    model, rows = build(size=(32, 32), mask_ratio=0.8), clip(40, 5, size=(32, 32))
     patches = model.patches(rows)
     bare = model.eval().tokens(patches)
     assert model.tokens(patches).equal(bare)
@@ -103,7 +103,7 @@ def test_what_is_hidden_is_not_seen():
 
 def test_learned_vectors_begin_with_gradients_of_ordinary_size():
     "Negative control: with vectors of zeros in their place, a normalisation makes gradients huge."
-    model = build(hidden_share=0.9)
+    model = build(mask_ratio=0.9)
     sum(loss.mean() for loss in model.losses(clip()).values()).backward()
     usual = max(float(p.grad.norm()) for p in model.parameters() if p.grad is not None)
     learned = (*model.hidden.values(), model.latent, model.given, *model.asking.values())
@@ -243,7 +243,7 @@ def test_it_learns():
     "The same few frames, again and again: sent through the code they come back better than their mean."
     torch.manual_seed(0)
     rows = bouncing_ball(2, 3, size=8, bands=4, generator=torch.Generator().manual_seed(0))
-    learner = CausalTokenizerLearner(build(width=32, layers=3, time_every=3, hidden_share=0.0))
+    learner = CausalTokenizerLearner(build(width=32, layers=3, time_every=3, mask_ratio=0.0))
     learner.tokenizer.start_from(rows)
     model, adam = learner.tokenizer, torch.optim.AdamW(learner.parameters(), lr=5e-3)
     for _ in range(60):
@@ -331,7 +331,7 @@ def test_rows_behind_a_seam_hear_what_live_ears_hear(tmp_path: Path, monkeypatch
 
 
 PLACES = CausalTokenizerConfig(**{**SMALL, "local": False}).patches
-ALONE = {"plain": {"plain": True, "hidden_share": 0.0}, "local": {"local": True, "hidden_share": 0.0, "latents": PLACES}}
+ALONE = {"plain": {"plain": True, "mask_ratio": 0.0}, "local": {"local": True, "mask_ratio": 0.0, "latents": PLACES}}
 
 
 @pytest.mark.parametrize("changes", ALONE.values(), ids=list(ALONE))
@@ -392,5 +392,5 @@ def test_bad_input_says_so():
         model.encode(clip(size=(4, 8)))
     with pytest.raises(UsageError, match="takes audio"):
         model.encode(Clip(clip().image))
-    with pytest.raises(UsageError, match="hidden_share"):
-        build(hidden_share=1.0)
+    with pytest.raises(UsageError, match="mask_ratio"):
+        build(mask_ratio=1.0)

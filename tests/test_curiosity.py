@@ -28,7 +28,7 @@ from metabonk.act.pessimism import PessimisticLearner, RewardDoubt
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import UsageError
 from metabonk.core.training import TrainConfig, fit, read_log
-from metabonk.dream.interface import Imagined, imagine
+from metabonk.dream.interface import ImaginedTrajectory, imagine
 from metabonk.dream.recurrent import RecurrentModel
 from metabonk.dream.rssm import RSSMConfig
 
@@ -98,7 +98,8 @@ class Fixed(Curiosity):
 
 def dream(features, action, reward=0.0):
     B, rows, _ = features.shape
-    return Imagined(features, action, torch.zeros(B, rows), torch.full((B, rows), reward), torch.full((B, rows), 0.9), [])
+    earned, goes_on = torch.full((B, rows), reward), torch.full((B, rows), 0.9)
+    return ImaginedTrajectory(features, action, torch.zeros(B, rows), earned, goes_on, [])
 
 
 def test_a_row_is_paid_for_the_step_that_led_to_it():

@@ -9,7 +9,7 @@ import torch
 from metabonk.act.actor_critic import ActorCriticConfig, actor_critic_losses
 from metabonk.act.returns import DISCOUNT, ReturnScale, lambda_returns
 from metabonk.core.optimizer import LaProp
-from metabonk.dream.interface import Imagined
+from metabonk.dream.interface import ImaginedTrajectory
 from metabonk.nn.distributions import Categorical, TwoHot, categorical_kl, mixed_probabilities, symexp_bins
 from metabonk.nn.layers import BlockGRU
 
@@ -151,7 +151,7 @@ def imagination_losses(golden, **changes) -> tuple[torch.Tensor, torch.Tensor]:
         "policy": Categorical(golden["imag_policy_logits"][:, :-1], unimix=0.0),
         "value": TwoHot(golden["imag_value_logits"]),
         "slow_value": TwoHot(golden["imag_slow_value_logits"]),
-        "dream": Imagined(action, action, torch.zeros_like(reward), reward, goes_on, []),
+        "dream": ImaginedTrajectory(action, action, torch.zeros_like(reward), reward, goes_on, []),
         "scale": ReturnScale(),
         "config": ActorCriticConfig(),
         **changes,

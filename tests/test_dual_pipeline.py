@@ -23,8 +23,8 @@ ROOT = Path(__file__).parents[1]
 SMALL = {
     "record.steps": 180, "record.beside": "{random: 90}", "record.episode_steps": 90,
     "tokenise.picture_steps": 2, "tokenise.sound_steps": 2,
-    "model.steps": 2, "model.latents": "gaussian", "model.latent_size": 9, "model.single_rows": 1.0, "model.foresight_after": 0.5,
-    "model.lr": 0.01, "model.cooldown": 0.5, "probes.steps": 3, "clone.steps": 3,
+    "model.steps": 2, "model.latents": "gaussian", "model.latent_size": 9, "model.single_rows": 1.0,
+    "model.prior_loss_after": 0.5, "model.lr": 0.01, "model.cooldown": 0.5, "probes.steps": 3, "clone.steps": 3,
     "imagine.steps": 2, "imagine.starts": 16, "imagine.horizon": 3,
     "rounds.rounds": 2, "rounds.real_steps": 180, "rounds.model_steps": 2, "rounds.probe_steps": 2,
     "rounds.policy_steps": 2, "rounds.starts": 16, "rounds.horizon": 3, "rounds.games": 2,
@@ -67,7 +67,7 @@ def what_was_learned(stages: Path, store: Store, game: str) -> None:
     """Heads, a clone and a policy of dreams, all with one vocabulary; the archive holds rows in which something was reached."""
     goals = goals_of(store.schema, game)
     model = TokenModel.load(stages / "model/model")
-    foreseen = {part: read_log(stages / "model" / part)["loss/foresight"] for part in ("rows", "training")}
+    foreseen = {part: read_log(stages / "model" / part)["loss/prior"] for part in ("rows", "training")}
     assert model.rssm.latents.size == 9 and foreseen["rows"].eq(0).all() and foreseen["training"].gt(0).any()
     heads = Heads.load(stages / "probes/heads")
     agents = [DualAgent.load(stages / name / "agent", model, goals) for name in ("clone", "imagine")]

@@ -47,7 +47,7 @@ from metabonk.dream.dynamics import (
     batch_length,
     cut_clip,
 )
-from metabonk.dream.interface import DreamEnv, dream_along, imagine, pick_states
+from metabonk.dream.interface import DreamEnv, imagine, open_loop_rollout, pick_states
 from metabonk.dream.shortcut import ShortcutConfig, ramp
 from metabonk.dream.transformer import Transformer
 from metabonk.measure.dreams import free_dream_video
@@ -528,7 +528,7 @@ def test_it_is_a_world_model_like_every_other():
     policy = lambda features: torch.distributions.OneHotCategorical(logits=torch.zeros(*features.shape[:-1], 3))  # noqa: E731
     dream = imagine(model, policy, state, 3, keep_states=True)
     assert dream.features.shape == (3, 4, model.feature_size) and dream.states[-1].keys() == state.keys()
-    again = dream_along(model, state, dream.action[:, 1:])
+    again = open_loop_rollout(model, state, dream.action[:, 1:])
     assert again.reward.shape == (3, 4) and ((again.continuation > 0) & (again.continuation < 1)).all()
     assert model.decode(state)["image"].shape == (3, 8, 8, 3)
 
@@ -615,7 +615,7 @@ def test_keys_and_a_choice_are_learned_read_dreamt_and_played():
     model.eval()
     state, vectors = model.observe(rows), model.actions.vectors(rows.action)
     assert vectors.equal(KEYS_AND_CAMERA.vectors(rows.action)) and vectors.shape == (3, 6, 8)
-    assert dream_along(model, state, vectors[:, :2]).features.isfinite().all()
+    assert open_loop_rollout(model, state, vectors[:, :2]).features.isfinite().all()
     assert np.isfinite(dreamed_rows(model, rows, 3, 4).reward).all()
     curious = Curiosity(CuriosityConfig(units=8, resample=False), model.feature_size, model.actions.size, 6,
                         lambda batch, states, features: batch.latent.flatten(2))  # fmt: skip

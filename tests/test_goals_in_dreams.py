@@ -15,7 +15,7 @@ from metabonk.act.goal_rewards import GoalReward
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import UsageError
 from metabonk.core.training import TrainConfig, fit, read_log
-from metabonk.dream.interface import Imagined, WorldModel
+from metabonk.dream.interface import ImaginedTrajectory, WorldModel
 from metabonk.dream.probes import GoalHead, Probe, ProbeHeads, ProbeLearner, precision_recall
 from metabonk.record.lookup import RowLookup
 
@@ -54,13 +54,14 @@ def rows(seed: int, batch: int = 8, time: int = 6) -> SimpleNamespace:
     return SimpleNamespace(place=place, action=action, first=first, episode=episode, step=step)
 
 
-def dream_of(p: torch.Tensor, goal: float = 1.0) -> Imagined:
+def dream_of(p: torch.Tensor, goal: float = 1.0) -> ImaginedTrajectory:
     """Dreams whose features say how probable it is that the goal is reached."""
     none = torch.zeros_like(p)
-    return Imagined(p[..., None], none[..., None], none, none, torch.ones_like(p), [], goal=torch.full((len(p), 1), goal))
+    goals = torch.full((len(p), 1), goal)
+    return ImaginedTrajectory(p[..., None], none[..., None], none, none, torch.ones_like(p), [], goal=goals)
 
 
-def paid(p: torch.Tensor, **changes) -> Imagined:
+def paid(p: torch.Tensor, **changes) -> ImaginedTrajectory:
     return GoalReward(lambda features, goal: features[..., 0] * goal[..., 0], **changes)(dream_of(p))
 
 

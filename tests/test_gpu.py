@@ -98,7 +98,7 @@ def test_the_scan_reads_as_on_a_cpu():
     def gradients(rssm: RSSM, *given: torch.Tensor) -> list[torch.Tensor]:
         *given, noise = given
         states = fast_observe(rssm, *given, noise=noise)
-        loss = sum(entry.mean() for entry in rssm.surprise(states).values()) + states["stoch"].square().mean()
+        loss = sum(entry.mean() for entry in rssm.kl_losses(states).values()) + states["stoch"].square().mean()
         return [loss, *states.values(), *torch.autograd.grad(loss, list(rssm.parameters()))]
 
     here = gradients(rssm, embed, action, first, noise)

@@ -20,7 +20,7 @@ from metabonk.act.returns import lambda_returns
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import UsageError
 from metabonk.core.training import TrainConfig, fit, read_log
-from metabonk.dream.interface import Imagined, imagine
+from metabonk.dream.interface import ImaginedTrajectory, imagine
 from metabonk.nn.distributions import Categorical
 from metabonk.nn.layers import MLP
 
@@ -115,7 +115,7 @@ def by_both(preset: str = "tiny", **changes) -> tuple[torch.Tensor, float]:
 
     tensor, nothing = torch.from_numpy, torch.zeros(N, T + 1)
     action = nn.functional.one_hot(tensor(taken), 3).double()
-    dream = Imagined(tensor(features), action, tensor(old), nothing, nothing, [])
+    dream = ImaginedTrajectory(tensor(features), action, tensor(old), nothing, nothing, [])
     objective = GRPO(Told() if config.kl else None, config)
     judged = objective.advantages(tensor(score)[:, None].expand(N, T), nothing[:, 1:], torch.ones(()))
     policy = Categorical(tensor(logits), unimix=0.0)
@@ -154,7 +154,8 @@ def test_k3_has_the_value_of_one_divergence_and_the_slope_of_the_other():
     features = torch.randn(64, 2, 3, generator=torch.Generator().manual_seed(0))
     logits, every = torch.zeros(64 * 3, 1, 3, requires_grad=True), torch.eye(3).repeat(64, 1)  # each action once: on policy
     states = features.repeat_interleave(3, 0)
-    dream = Imagined(states, every[:, None].expand(-1, 2, -1), torch.zeros(192, 2), torch.zeros(192, 2), torch.ones(192, 2), [])
+    actions, nothing = every[:, None].expand(-1, 2, -1), torch.zeros(192, 2)
+    dream = ImaginedTrajectory(states, actions, nothing, nothing, torch.ones(192, 2), [])
     policy, slopes, values = Categorical(logits, unimix=0.0), {}, {}
     for form in ("exact", "k3"):
         told = GRPO(Told(), GRPOConfig(kl_form=form)).divergence(policy, dream).mean()
@@ -175,7 +176,7 @@ def test_an_action_that_ends_a_dream_in_success_gets_its_full_gradient():
         reward[3, 1], goes_on[3, 1:] = 1.0, after
         agent = ActorCritic(ActorCriticConfig(units=4), 1, TWO)
         action = torch.eye(2)[torch.tensor([0, 0, 0, 1])][:, None].expand(4, 4, 2)
-        dream = Imagined(torch.zeros(4, 4, 1), action, torch.full((4, 4), np.log(0.5)), reward, goes_on, [])
+        dream = ImaginedTrajectory(torch.zeros(4, 4, 1), action, torch.full((4, 4), np.log(0.5)), reward, goes_on, [])
         objective = GRPO(config=GRPOConfig(group=4, kl=0.0, entropy=0.0, mean="horizon"))
         agent.losses(dream, objective, discount=1.0)[0]["actor"][:, 0].mean().backward()
         slopes.append(agent.actor[-1].bias.grad.clone())
@@ -220,7 +221,7 @@ def test_a_group_of_dreams_from_different_starts_is_refused(monkeypatch):
         learner().losses(DATA[0])
     with pytest.raises(UsageError, match="the same goal"):
         GRPO(config=GRPOConfig(group=2, kl=0.0)).check(
-            Imagined(torch.zeros(2, 2, 1), torch.zeros(2, 2, 2), *[torch.zeros(2, 2)] * 3, [], goal=torch.eye(2))
+            ImaginedTrajectory(torch.zeros(2, 2, 1), torch.zeros(2, 2, 2), *[torch.zeros(2, 2)] * 3, [], goal=torch.eye(2))
         )
 
 
@@ -269,7 +270,7 @@ def test_what_is_logged_tells_how_far_a_policy_moved(tmp_path):
 def test_moved_by_hand():
     action = torch.eye(2)[torch.tensor([0, 1, 0, 1])][:, None].expand(4, 2, 2)
     old = torch.tensor([0.25, 0.5, 1.0, 0.4]).log()[:, None].expand(4, 2)
-    dream = Imagined(torch.zeros(4, 2, 1), action, old, torch.zeros(4, 2), torch.ones(4, 2), [])
+    dream = ImaginedTrajectory(torch.zeros(4, 2, 1), action, old, torch.zeros(4, 2), torch.ones(4, 2), [])
     told = moved(Categorical(torch.zeros(4, 1, 2), unimix=0.0), dream, torch.tensor([[1.0], [1], [-1], [-1]]), 0.2, 0.28)
     ratio = np.array([2.0, 1.0, 0.5, 1.25])  # clipped: the first, and the third; the fourth went up though it was bad
     assert told["clip_fraction"] == 0.5

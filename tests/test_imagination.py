@@ -14,11 +14,11 @@ from metabonk.core.errors import UsageError
 from metabonk.dream.interface import (
     DreamEnv,
     DreamVector,
-    Imagined,
+    ImaginedTrajectory,
     WorldModel,
-    dream_along,
     imagine,
     join_states,
+    open_loop_rollout,
     pick_states,
     repeat_states,
 )
@@ -74,11 +74,12 @@ def test_dreams_remember_how_likely_each_action_was():
     dream = imagine(Counter(), policy, start, horizon=4)
     chance = torch.tensor([0.0, 0.0, 1.0]).log_softmax(0)[dream.action[:, 1:].argmax(-1)]
     torch.testing.assert_close(dream.log_prob, torch.cat([torch.zeros(2, 1), chance], 1))
-    assert dream_along(Counter(), start, dream.action[:, 1:]).log_prob.eq(0).all()
+    assert open_loop_rollout(Counter(), start, dream.action[:, 1:]).log_prob.eq(0).all()
 
 
 def test_dreaming_along_follows_the_actions_given():
-    dream = dream_along(Counter(), {"sum": torch.tensor([0])}, ActionSpec(categorical=(3,)).vectors(torch.tensor([[2, 0, 1]])))
+    actions = ActionSpec(categorical=(3,)).vectors(torch.tensor([[2, 0, 1]]))
+    dream = open_loop_rollout(Counter(), {"sum": torch.tensor([0])}, actions)
     assert dream.features[0, :, 0].tolist() == [0, 2, 2, 3] and not dream.features.requires_grad
 
 
@@ -163,7 +164,8 @@ def test_decisions_are_matched_with_the_rows_they_were_taken_at():
     agent = ActorCritic(ActorCriticConfig(entropy=0.0), feature_size=3, spec=ActionSpec(categorical=(2,)))
     rows = torch.eye(3)[None]  # three different states in a row
     action = torch.tensor([[[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]]])  # action 1 was decided in state 0, action 0 in state 1
-    dream = Imagined(rows, action, torch.zeros(1, 3), torch.tensor([[0.0, 10.0, 0.0]]), torch.tensor([[0.9, 0.01, 0.9]]), [])
+    reward, goes_on = torch.tensor([[0.0, 10.0, 0.0]]), torch.tensor([[0.9, 0.01, 0.9]])
+    dream = ImaginedTrajectory(rows, action, torch.zeros(1, 3), reward, goes_on, [])
     logits = torch.zeros(1, 2, 2, requires_grad=True)
     agent.policy = lambda features, goal: Categorical(logits)
     agent.losses(dream)[0]["actor"].sum().backward()

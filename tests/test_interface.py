@@ -33,8 +33,8 @@ from metabonk.dream.interface import (
     Saveable,
     TokenPredictor,
     WorldModel,
-    dream_along,
     imagine,
+    open_loop_rollout,
     pick_states,
 )
 from metabonk.dream.recurrent import RecurrentModel
@@ -149,7 +149,7 @@ def test_a_model_with_nothing_but_what_is_declared_serves_everyone(recorded, tmp
     agent = ActorCritic(ActorCriticConfig(units=8), 4, model.actions)
     states = model.observe(batch, every=True)
     imagine(model, agent.policy, states, 2)
-    dream_along(model, pick_states(states, slice(0, 4)), model.actions.vectors(batch.action[:, :2]))
+    open_loop_rollout(model, pick_states(states, slice(0, 4)), model.actions.vectors(batch.action[:, :2]))
     env = DreamVector(model, states, 2)
     env.reset(seed=0)
     env.step(env.action_space.sample())
@@ -241,9 +241,9 @@ def test_dreaming_with_a_generator_leaves_the_global_one_alone(which):
     policy = lambda features: ActionChoice(torch.zeros(len(features), 2), ActionSpec(continuous=1))  # noqa: E731
     before = torch.get_rng_state()
     policy(torch.zeros(4, 1)).sample(torch.Generator().manual_seed(0))
-    dream_along(model, starts, F.one_hot(torch.ones(4, 2, dtype=torch.long), 3).float(), generator=torch.Generator())
+    open_loop_rollout(model, starts, F.one_hot(torch.ones(4, 2, dtype=torch.long), 3).float(), generator=torch.Generator())
     assert torch.equal(torch.get_rng_state(), before)
-    dream_along(model, starts, F.one_hot(torch.ones(4, 2, dtype=torch.long), 3).float())
+    open_loop_rollout(model, starts, F.one_hot(torch.ones(4, 2, dtype=torch.long), 3).float())
     assert not torch.equal(torch.get_rng_state(), before)  # negative control: without one it is drawn from
 
 

@@ -15,7 +15,7 @@ from metabonk.act.objectives import GRPO, PMPO, PPO, GRPOConfig, pmpo_losses
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import UsageError
 from metabonk.core.training import TrainConfig, fit, read_log
-from metabonk.dream.interface import Imagined, WorldModel
+from metabonk.dream.interface import ImaginedTrajectory, WorldModel
 from metabonk.nn.actions import ActionChoice
 from metabonk.nn.distributions import Categorical, Normal
 
@@ -44,7 +44,8 @@ def by_hand(golden) -> torch.Tensor:
     action = nn.functional.one_hot(golden["actions"], 6).to(golden["logits"].dtype)
     rows = torch.stack([golden["prior"], golden["prior"].flip(0)], 1)  # the second row holds another state,
     nothing = torch.zeros(40, 2)
-    dream = Imagined(rows, torch.stack([action.flip(0), action], 1), nothing, nothing, nothing, [])  # the first another action
+    actions = torch.stack([action.flip(0), action], 1)  # the first another action
+    dream = ImaginedTrajectory(rows, actions, nothing, nothing, nothing, [])
     objective = PMPO(Told())
     losses = objective(Categorical(golden["logits"][:, None], unimix=0.0), dream, golden["adv"][:, None], nothing[:, :1])
     return losses.mean()
@@ -83,7 +84,7 @@ def test_only_signs_count(golden):
 def votes(objective: PMPO) -> torch.Tensor:
     """Gradient of six log-probabilities whose advantages are below, at and above 0."""
     logits, action = torch.zeros(6, 1, 6, requires_grad=True), torch.eye(6)[:, None].expand(6, 2, 6)
-    dream = Imagined(torch.zeros(6, 2, 6), action, torch.zeros(6, 2), torch.zeros(6, 2), torch.ones(6, 2), [])
+    dream = ImaginedTrajectory(torch.zeros(6, 2, 6), action, torch.zeros(6, 2), torch.zeros(6, 2), torch.ones(6, 2), [])
     advantage = torch.tensor([-2.0, -1, 0, 0, 1, 2])[:, None]
     objective(Categorical(logits, unimix=0.0), dream, advantage, torch.ones(6, 1)).mean().backward()
     return logits.grad[:, 0].diagonal().sign()  # -1: the decision becomes likelier
@@ -123,10 +124,10 @@ def test_divergence_of_bell_curves_is_that_of_torch():
     torch.testing.assert_close(p.kl(p), torch.zeros(5))
 
 
-def one_step(old: float) -> Imagined:
+def one_step(old: float) -> ImaginedTrajectory:
     """Two futures in which action 0 was decided when its log-probability was `old`."""
     action = torch.tensor([1.0, 0.0]).expand(2, 2, 2)
-    return Imagined(torch.zeros(2, 2, 1), action, torch.full((2, 2), old), torch.zeros(2, 2), torch.ones(2, 2), [])
+    return ImaginedTrajectory(torch.zeros(2, 2, 1), action, torch.full((2, 2), old), torch.zeros(2, 2), torch.ones(2, 2), [])
 
 
 def gradient(objective, old: float, advantage: float) -> torch.Tensor:
@@ -191,7 +192,7 @@ def ppo_by_both() -> tuple[torch.Tensor, torch.Tensor]:
     gain = np.minimum(ratio * advantage, np.clip(ratio, 0.8, 1.2) * advantage)
     wanted = -weight * (gain + 0.1 * -(p * np.log(p)).sum(-1))
     nothing, action = torch.zeros(5, 5), nn.functional.one_hot(torch.from_numpy(taken), 3).double()
-    dream = Imagined(torch.zeros(5, 5, 1), action, torch.from_numpy(old), nothing, nothing, [])
+    dream = ImaginedTrajectory(torch.zeros(5, 5, 1), action, torch.from_numpy(old), nothing, nothing, [])
     given = torch.from_numpy(advantage), torch.from_numpy(weight)
     policy = Categorical(torch.from_numpy(logits), unimix=0.0)
     return PPO(entropy=0.1)(policy, dream, *given), torch.from_numpy(wanted)
@@ -209,7 +210,7 @@ def left_reference() -> tuple[torch.Tensor, torch.Tensor]:
     nn.init.normal_(agent.actor[-1].weight)
     policy = ActionChoice(torch.randn(5, 4, 3), spec, 0.0)
     action, nothing = nn.functional.one_hot(torch.randint(3, (5, 5)), 3).float(), torch.zeros(5, 5)
-    dream = Imagined(torch.randn(5, 5, 1), action, torch.full((5, 5), -1.0), nothing, nothing, [])
+    dream = ImaginedTrajectory(torch.randn(5, 5, 1), action, torch.full((5, 5), -1.0), nothing, nothing, [])
     given, priced = (torch.randn(5, 4), torch.rand(5, 4)), PPO(reference=agent, kl=2.0)
     p, q = policy.parts[0].probabilities, agent.policy(dream.features[:, :-1]).parts[0].probabilities.detach()
     nn.init.zeros_(agent.actor[-1].weight)  # it learns on; the reference stays

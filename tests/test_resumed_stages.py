@@ -20,7 +20,7 @@ TOY = {
     "metabonk": {
         "record.steps": 500, "record.episode_steps": 90, "record.ticks_per_step": 4, "game": "bonk",
         "tokenise.picture_steps": 90, "tokenise.sound_steps": 90, "model.steps": 90, "dream.steps": 90, "dream.horizon": 3,
-        "dream.pessimism": 5.0, "model.single_rows": 0.2, "model.foresight_after": 0.3,
+        "dream.pessimism": 5.0, "model.single_rows": 0.2, "model.prior_loss_after": 0.3,
         "play.rounds": 1, "play.round_episodes": 2, "play.episodes": 2, "play.model_steps": 90, "play.policy_steps": 90,
     },
     "dreamer4": {

@@ -43,7 +43,7 @@ def gradients(observe, case) -> tuple[dict, list]:
     inputs = [case.embed.clone().requires_grad_(), *(value.clone().requires_grad_() for value in case.state.values())]
     states = observe(case.rssm, inputs[0], case.action, case.first, dict(zip(case.state, inputs[1:], strict=True)), case.noise)
     weights = torch.Generator().manual_seed(1)
-    loss = sum(entry.sum() for entry in case.rssm.surprise(states).values())
+    loss = sum(entry.sum() for entry in case.rssm.kl_losses(states).values())
     for value in states.values():
         loss = loss + (value * torch.randn(value.shape, generator=weights, dtype=value.dtype)).sum()
     return states, torch.autograd.grad(loss, [*case.rssm.parameters(), *inputs])
@@ -113,7 +113,7 @@ def test_surprise_is_clipped_after_the_sum():
     states = case.rssm.observe(case.embed, case.action, case.first, case.state, case.noise)
     q, p = (case.rssm.latents.probabilities(raw) for raw in (states["raw"], case.rssm.prior(states["deter"])))
     each = categorical_kl(q, p)  # (3, 7, 8)
-    losses = case.rssm.surprise(states)
+    losses = case.rssm.kl_losses(states)
     torch.testing.assert_close(losses["dynamics"], each.sum(-1).clamp(min=1))
     torch.testing.assert_close(losses["representation"], losses["dynamics"])
     # Negative control: clipping each latent gives each of them a nat for nothing.
@@ -132,7 +132,7 @@ def test_dynamics_teaches_the_prior_and_representation_the_posterior():
     case = small(free_nats=0.0)
     states = case.rssm.observe(case.embed, case.action, case.first)
     states = {name: value.detach().requires_grad_() for name, value in states.items()}
-    losses, prior = case.rssm.surprise(states), case.rssm.prior[-1].weight
+    losses, prior = case.rssm.kl_losses(states), case.rssm.prior[-1].weight
     for name, learns in (("dynamics", [False, True]), ("representation", [True, False])):
         grads = torch.autograd.grad(losses[name].sum(), [states["raw"], prior], allow_unused=True, retain_graph=True)
         assert [grad is not None and bool(grad.abs().sum() > 0) for grad in grads] == learns
@@ -297,7 +297,7 @@ def test_bell_curves_are_those_of_torch():
     torch.testing.assert_close(std, theirs(p).stddev)
     wanted = torchs.kl_divergence(theirs(p), theirs(q)).sum(-1)
     torch.testing.assert_close(latents.kl(p, q), wanted)
-    for entry in latents.surprise(p, q):
+    for entry in latents.kl_losses(p, q):
         torch.testing.assert_close(entry, wanted)
     assert float(latents.curves(torch.full((6,), -200.0))[1].min()) == pytest.approx(0.1)
 

@@ -19,7 +19,7 @@ from metabonk.core.training import TrainConfig, fit
 from metabonk.dream.fusion import TokenEncoder, fusions
 from metabonk.dream.interface import imagine
 from metabonk.dream.latents import kinds
-from metabonk.dream.token_heads import TokenHead, _TokenSurprise
+from metabonk.dream.token_heads import TokenHead, _TokenCrossEntropy
 from metabonk.dream.token_model import KeptStates, TokenModel, TokenModelConfig, WorldModelLearner
 from metabonk.sense.logmel import LogMelConfig
 from metabonk.sense.picture import PictureConfig, PictureTokenizer
@@ -86,13 +86,13 @@ def test_the_tokenizers_are_never_trained():
 
 def test_the_loss_in_pieces_is_the_plain_cross_entropy(monkeypatch):
     torch.manual_seed(0)
-    monkeypatch.setattr(_TokenSurprise, "piece", 40)  # several pieces, the last one short
+    monkeypatch.setattr(_TokenCrossEntropy, "piece", 40)  # several pieces, the last one short
     vectors, table, bias = torch.randn(7, 3, 4).double(), torch.randn(5, 4).double(), torch.randn(3, 5).double()
     target = torch.randint(5, (7, 3))
     given = [t.requires_grad_() for t in (vectors, table, bias)]
     plain = F.cross_entropy((vectors @ table.T + bias).flatten(0, 1), target.flatten(), reduction="none").view(7, 3)
-    torch.testing.assert_close(_TokenSurprise.apply(*given, target), plain)
-    assert torch.autograd.gradcheck(lambda *t: _TokenSurprise.apply(*t, target), given)
+    torch.testing.assert_close(_TokenCrossEntropy.apply(*given, target), plain)
+    assert torch.autograd.gradcheck(lambda *t: _TokenCrossEntropy.apply(*t, target), given)
 
 
 def test_a_head_starts_from_what_is_usual():
@@ -235,7 +235,7 @@ def test_gumbel_latents_cool_with_training(tmp_path):
     assert float(learner.model.rssm.latents.temperature) < before
 
 
-def test_foresight_teaches_the_prior_what_will_be_seen():
+def test_the_prior_loss_teaches_the_prior_what_will_be_seen():
     """Without it the prior learns from the latents alone; with it, from the tokens and the reward of each row too."""
     batch = rows()
 
@@ -244,15 +244,15 @@ def test_foresight_teaches_the_prior_what_will_be_seen():
         model.losses(batch)[0][loss].sum().backward()
         return any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.rssm.prior.parameters())
 
-    assert "foresight" not in build().losses(batch)[0]
-    model = build(foresight=0.5)
-    assert model.scales["foresight"] == 0.5
-    assert not taught_by(model, "image") and taught_by(model, "foresight")
+    assert "prior" not in build().losses(batch)[0]
+    model = build(prior_loss=0.5)
+    assert model.scales["prior"] == 0.5
+    assert not taught_by(model, "image") and taught_by(model, "prior")
     torch.nn.init.normal_(model.reward_head[-1].bias)  # a head that expects something, so that it can be wrong
     asked = []
     for reward in (batch.reward, 5 * batch.reward):
         torch.manual_seed(2)
-        asked.append(model.losses(TokenBatch(**{**vars(batch), "reward": reward}))[0]["foresight"].mean())
+        asked.append(model.losses(TokenBatch(**{**vars(batch), "reward": reward}))[0]["prior"].mean())
     assert asked[0] != asked[1]  # the reward counts in it
 
 
@@ -260,16 +260,16 @@ def test_the_prior_is_asked_after_a_while_and_always_where_nothing_is_trained(mo
     """Negative control: a learner that forgets which step it is in."""
 
     def foreseen(steps_done: int, train: bool = True) -> float:
-        learner = WorldModelLearner(build(foresight=0.5), foresight_after=3).train(train)
+        learner = WorldModelLearner(build(prior_loss=0.5), prior_loss_after=3).train(train)
         learner.steps_done = steps_done
-        return float(learner.losses(rows())["foresight"].detach().sum())
+        return float(learner.losses(rows())["prior"].detach().sum())
 
     def late() -> bool:
         return foreseen(2) == 0 and foreseen(3) > 1 and foreseen(0, train=False) > 1
 
-    assert late() and WorldModelLearner(build()).capturable and not WorldModelLearner(build(), foresight_after=1).capturable
+    assert late() and WorldModelLearner(build()).capturable and not WorldModelLearner(build(), prior_loss_after=1).capturable
     monkeypatch.setattr(
-        WorldModelLearner, "losses", mutant(WorldModelLearner.losses, "self.steps_done >= self.foresight_after", "True")
+        WorldModelLearner, "losses", mutant(WorldModelLearner.losses, "self.steps_done >= self.prior_loss_after", "True")
     )
     assert not late()
 
@@ -283,7 +283,7 @@ def test_latents_are_as_many_as_are_asked_for():
 
 @pytest.mark.parametrize(("fusion", "latents"), CHOICES)
 def test_half_precision_changes_little(fusion, latents):
-    model, found = build(fusion=fusion, latents=latents, foresight=0.5), []
+    model, found = build(fusion=fusion, latents=latents, prior_loss=0.5), []
     for mixed in (False, True):
         torch.manual_seed(3)
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
@@ -305,7 +305,7 @@ class Looking(WorldModelLearner):
 def test_a_step_can_be_captured_since_it_never_looks_at_a_number(fusion, latents):
     batch = rows().map(lambda x: x.to("meta"))  # where there are no numbers
     for kind in (WorldModelLearner, Looking):
-        learner = kind(build(fusion=fusion, latents=latents, foresight=0.5)).to("meta")
+        learner = kind(build(fusion=fusion, latents=latents, prior_loss=0.5)).to("meta")
         optimizer = LaProp([p for p in learner.parameters() if p.requires_grad])
         if kind is Looking:  # and a look is caught
             with pytest.raises(RuntimeError, match="meta"):

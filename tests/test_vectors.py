@@ -182,7 +182,7 @@ BOTH = {"width": 32, "layers": 2, "heads": 2, "time_every": 2, "context": 5}
 
 
 def learn_shortcut(folder, schema):
-    code = CausalTokenizerConfig(size=(8, 8), latents=2, hidden_share=0.2, vector=schema.vector, **BOTH)
+    code = CausalTokenizerConfig(size=(8, 8), latents=2, mask_ratio=0.2, vector=schema.vector, **BOTH)
     tokenizer = CausalTokenizer(code)
     data, batch = prepared(ClipData(folder / "s", None, SEQUENCES))
     tokenizer.start_from(batch)
@@ -331,7 +331,7 @@ def numbers_clip():
 
 
 def numbers_tokenizer(**body):
-    config = CausalTokenizerConfig(size=(8, 8), vector=19, hidden_share=0.0, **{"latents": 3, **body})
+    config = CausalTokenizerConfig(size=(8, 8), vector=19, mask_ratio=0.0, **{"latents": 3, **body})
     torch.manual_seed(0)
     return CausalTokenizer(config)
 

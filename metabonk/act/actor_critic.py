@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .returns import DISCOUNT, ReturnScale, lambda_returns, row_weights
 from ..core.config import Config
 from ..core.errors import UsageError
-from ..dream.interface import Imagined
+from ..dream.interface import ImaginedTrajectory
 from ..core.actions import ActionSpec
 from ..nn.actions import ActionChoice
 from ..nn.distributions import TwoHot
@@ -60,7 +60,7 @@ class ActorCriticConfig(Config):
 
 def reinforce(
     policy: Any,  # distribution over action vectors in rows 0 to T - 1, as the actor gives it now
-    dream: Imagined,  # whose actions were decided there
+    dream: ImaginedTrajectory,  # whose actions were decided there
     advantage: Float[Tensor, "batch steps"],  # how much better than expected they turned out
     weight: Float[Tensor, "batch steps"],  # how much each row still counts
     entropy: float = 3e-4,  # η, reward for staying undecided
@@ -69,7 +69,7 @@ def reinforce(
     return -weight * (advantage * policy.log_prob(dream.action[:, 1:]) + entropy * policy.entropy())
 
 
-Objective = Callable[[Any, Imagined, Tensor, Tensor], Tensor]  # policy, dream, advantage, weight -> (batch, steps)
+Objective = Callable[[Any, ImaginedTrajectory, Tensor, Tensor], Tensor]  # policy, dream, advantage, weight -> (batch, steps)
 
 
 class DreamObjective(nn.Module):
@@ -89,7 +89,7 @@ class DreamObjective(nn.Module):
     def watched(
         self,
         policy: Any,  # distribution over action vectors in rows 0 to T - 1
-        dream: Imagined,  # whose actions were decided there
+        dream: ImaginedTrajectory,  # whose actions were decided there
         advantage: Float[Tensor, "batch steps"],  # of these actions
     ) -> dict[str, Tensor]:  # numbers to be logged, of any shape
         "Nothing besides"
@@ -100,7 +100,7 @@ def actor_critic_losses(
     policy: Any,  # distribution over action vectors in rows 0 to T - 1, as the actor gives it now
     value: TwoHot,  # of all rows, as the critic gives it now
     slow_value: TwoHot,  # the same by the slow critic
-    dream: Imagined,  # B futures of T steps
+    dream: ImaginedTrajectory,  # B futures of T steps
     scale: ReturnScale,  # range of returns; this batch is taken into it first
     config: ActorCriticConfig,  # constants
     objective: Objective | None = None,  # what the actor learns; `reinforce` if not given
@@ -224,7 +224,7 @@ class ActorCritic(nn.Module):
 
     def losses(
         self,
-        dream: Imagined,  # futures, as `imagine` gives them
+        dream: ImaginedTrajectory,  # futures, as `imagine` gives them
         objective: Objective | None = None,  # what the actor learns; `reinforce` if not given
         discount: float = DISCOUNT,  # γ
     ) -> tuple[dict[str, Float[Tensor, "batch steps"]], dict[str, Float[Tensor, ""]]]:  # "actor" and "critic"; means to watch

@@ -22,7 +22,7 @@ from .actor_critic import ActorCritic
 from .dreaming import DreamConfig, DreamLearner
 from ..core.config import Config
 from ..core.errors import UsageError
-from ..dream.interface import Imagined, State, WorldModel
+from ..dream.interface import ImaginedTrajectory, State, WorldModel
 from ..nn.layers import MLP
 
 # %% ../../nbs/act/62_curiosity.ipynb #62-curiosity-008
@@ -242,7 +242,7 @@ class Explorer(nn.Module):
     @torch.no_grad()
     def bonuses(
         self,
-        imagined: Imagined,  # futures
+        imagined: ImaginedTrajectory,  # futures
     ) -> dict[str, Float[Tensor, "batch steps"]]:  # by curiosity, as they are; of rows 1 to horizon
         "What every step of imagined futures pays, before it is brought to one scale"
         return {name: each(imagined.features[:, :-1], imagined.action[:, 1:]) for name, each in self._each()}
@@ -250,7 +250,7 @@ class Explorer(nn.Module):
     @torch.no_grad()
     def reward(
         self,
-        imagined: Imagined,  # futures
+        imagined: ImaginedTrajectory,  # futures
         bonuses: Mapping[str, Tensor] | None = None,  # what `bonuses` gave for them, if it was asked already
     ) -> Float[Tensor, "batch rows"]:  # earned on the way to each row
         "The explorer's reward"
@@ -264,10 +264,10 @@ class Explorer(nn.Module):
 
 
 def intrinsic_rewards(
-    imagined: Imagined,  # futures, as `imagine` gives them
+    imagined: ImaginedTrajectory,  # futures, as `imagine` gives them
     explorer: Explorer,  # who looks at them
     bonuses: Mapping[str, Tensor] | None = None,  # what `explorer.bonuses` gave for them, if it was asked already
-) -> Imagined:  # the same futures with another reward
+) -> ImaginedTrajectory:  # the same futures with another reward
     "Futures, paid by curiosity"
     return dataclasses.replace(imagined, reward=explorer.reward(imagined, bonuses))
 
@@ -287,8 +287,8 @@ class ExplorerLearner(DreamLearner):
 
     def pay(
         self,
-        futures: Imagined,  # as they were dreamed
-    ) -> Imagined:  # with another reward
+        futures: ImaginedTrajectory,  # as they were dreamed
+    ) -> ImaginedTrajectory:  # with another reward
         "Pay futures by curiosity, and log what each kind of it found, before it was brought to one scale"
         bonuses = self.explorer.bonuses(futures)
         for name, bonus in bonuses.items():

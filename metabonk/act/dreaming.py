@@ -23,7 +23,7 @@ from .returns import DISCOUNT, lambda_returns
 from ..core.config import Config
 from ..core.errors import UsageError, unknown
 from ..core.training import Learner
-from ..dream.interface import Imagined, State, WorldModel, imagine
+from ..dream.interface import ImaginedTrajectory, State, WorldModel, imagine
 from ..nn.distributions import TwoHot
 
 # %% ../../nbs/act/63_dreaming.ipynb #63-dreaming-005
@@ -101,7 +101,7 @@ class DreamLearner(Learner):
         model: WorldModel,  # any; not changed
         actor_critic: ActorCritic,  # what learns
         config: DreamConfig | None = None,  # how; as published if not given
-        change: Callable[[Imagined], Imagined] | None = None,  # replaces the rewards of dreams
+        change: Callable[[ImaginedTrajectory], ImaginedTrajectory] | None = None,  # replaces the rewards of dreams
         objective: Objective | None = None,  # what the actor learns; what `config` names, with its defaults, if not given
         before: Callable[[Any], State] | None = None,  # batch -> states in which its reading begins; those of an episode's start
         goals: Callable[[Any], Tensor] | None = None,  # batch -> codes (B, T, G) of what dreams from its rows are asked for
@@ -121,7 +121,7 @@ class DreamLearner(Learner):
         self.identity = {"game": model.game, "actions": str(model.actions.size)}
         self.scales = {"actor": 1.0, "critic": 1.0, **({"replay": self.config.replay} if self.config.replay else {})}
         self._begun = 0.0
-        self._kept: list[Imagined] = []  # the same dreams, as many times as they will be used again
+        self._kept: list[ImaginedTrajectory] = []  # the same dreams, as many times as they will be used again
 
     def on_fit_end(self) -> None:
         "Lightning's hook: it took the model to where the learning was, and here it is taken back"
@@ -132,7 +132,7 @@ class DreamLearner(Learner):
         self,
         batch: Any,  # recorded rows (B, T), as the model was trained on
         goal: Float[Tensor, "rows goal"] | None = None,  # code of each row; those of `goals` if not given
-    ) -> tuple[Imagined, State, Tensor | None]:  # futures; all rows, as `observe_rows` gives them; which of these they start from
+    ) -> tuple[ImaginedTrajectory, State, Tensor | None]:  # futures; all rows, from `observe_rows`; those that they start from
         "Read a recording and dream on from its rows"
         self.model.eval()
         states, after = self.model.observe_rows(batch, self.before(batch) if self.before else None)
@@ -205,7 +205,8 @@ class DreamLearner(Learner):
         checkpoint: dict[str, Any],  # Lightning's
     ) -> None:
         "Lightning's hook: dreams that will be used again are kept, too"
-        dreams = {field.name: getattr(self._kept[0], field.name) for field in dataclasses.fields(Imagined)} if self._kept else {}
+        names = [field.name for field in dataclasses.fields(ImaginedTrajectory)] if self._kept else []
+        dreams = {name: getattr(self._kept[0], name) for name in names}
         checkpoint["futures"] = {"times": len(self._kept), **dreams}
 
     def on_load_checkpoint(
@@ -214,10 +215,10 @@ class DreamLearner(Learner):
     ) -> None:
         "Lightning's hook"
         dreams = dict(checkpoint.get("futures", {"times": 0}))
-        self._kept = [Imagined(**dreams)] * times if (times := dreams.pop("times")) else []
+        self._kept = [ImaginedTrajectory(**dreams)] * times if (times := dreams.pop("times")) else []
 
     def _replay(
-        self, batch: Any, futures: Imagined, states: State, chosen: Tensor | None, goal: Tensor | None
+        self, batch: Any, futures: ImaginedTrajectory, states: State, chosen: Tensor | None, goal: Tensor | None
     ) -> Tensor:
         (B, T), agent = batch.first.shape, self.actor_critic
         if T < 2:

@@ -15,7 +15,7 @@ from torch import Tensor
 from .actor_critic import ActorCritic
 from .returns import DISCOUNT
 from ..core.errors import UsageError
-from ..dream.interface import Imagined
+from ..dream.interface import ImaginedTrajectory
 
 # %% ../../nbs/act/69_goal_rewards.ipynb #b1431309
 class GoalReward:
@@ -38,8 +38,8 @@ class GoalReward:
     @torch.no_grad()
     def __call__(
         self,
-        dream: Imagined,  # with goals
-    ) -> Imagined:  # with another reward, and over where the goal is reached
+        dream: ImaginedTrajectory,  # with goals
+    ) -> ImaginedTrajectory:  # with another reward, and over where the goal is reached
         "Pay the rise, and end"
         if dream.row_goal is None:
             raise UsageError("these dreams were asked for nothing: give the learner `goals`")

@@ -33,7 +33,7 @@ from ..core.errors import FolderError, UsageError
 from ..core.files import claim_folder, replacing, write_atomic
 from ..core.text import loads, parse_json
 from ..core.training import Learner, TrainConfig, fit, uninterrupted
-from ..dream.interface import Imagined, State, WorldModel
+from ..dream.interface import ImaginedTrajectory, State, WorldModel
 from ..nn.distributions import Categorical
 from ..nn.noise import Generators
 from ..play.vector import GameVector, make_vector
@@ -280,10 +280,10 @@ class Rollout:
         self,
         features: Float[Tensor, "games rows features"],  # of every row
         actions: ActionSpec,  # of the game
-    ) -> Imagined:  # for an objective
+    ) -> ImaginedTrajectory:  # for an objective
         "Actions and their log-probabilities, row by row, as objectives take them"
         action = F.one_hot(self.action, actions.size).float()
-        return Imagined(features, action, self.log_prob, self.reward, (~self.terminated).float(), [])
+        return ImaginedTrajectory(features, action, self.log_prob, self.reward, (~self.terminated).float(), [])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Rollout":
         return Rollout(*(change(getattr(self, field.name)) for field in dataclasses.fields(self)))

@@ -17,7 +17,7 @@ from torch import Tensor
 from .actor_critic import ActorCritic, DreamObjective, Objective
 from ..core.config import Config
 from ..core.errors import UsageError, unknown
-from ..dream.interface import Imagined
+from ..dream.interface import ImaginedTrajectory
 
 # %% ../../nbs/act/66_objectives.ipynb #66-objectives-005
 def pmpo_losses(
@@ -50,7 +50,7 @@ class PMPO(DreamObjective):
     def forward(
         self,
         policy: Any,  # distribution over action vectors in rows 0 to T - 1
-        dream: Imagined,  # whose actions were decided there
+        dream: ImaginedTrajectory,  # whose actions were decided there
         advantage: Float[Tensor, "batch steps"],  # how much better than expected they turned out
         weight: Float[Tensor, "batch steps"],  # not used: every imagined state counts
     ) -> Float[Tensor, "batch steps"]:  # the actor's loss
@@ -62,7 +62,7 @@ class PMPO(DreamObjective):
 @torch.no_grad()
 def moved(
     policy: Any,  # distribution over action vectors in rows 0 to T - 1, as it is now
-    dream: Imagined,  # whose actions were decided there, with their probability then
+    dream: ImaginedTrajectory,  # whose actions were decided there, with their probability then
     advantage: Float[Tensor, "batch steps"],  # of these actions
     low: float,  # ratios below 1 - low are clipped where the advantage is negative
     high: float,  # ratios above 1 + high where it is positive
@@ -94,7 +94,7 @@ class PPO(DreamObjective):
     def divergence(
         self,
         policy: Any,  # distribution over action vectors in rows 0 to T - 1
-        dream: Imagined,  # whose actions were decided there
+        dream: ImaginedTrajectory,  # whose actions were decided there
     ) -> Float[Tensor, "batch steps"]:  # nats; 0 without a reference
         "KL[policy || reference] in every row, under the goal of its dream"
         if self.reference is None:
@@ -104,7 +104,7 @@ class PPO(DreamObjective):
     def forward(
         self,
         policy: Any,  # distribution over action vectors in rows 0 to T - 1
-        dream: Imagined,  # whose actions were decided there, with their probability then
+        dream: ImaginedTrajectory,  # whose actions were decided there, with their probability then
         advantage: Float[Tensor, "batch steps"],  # how much better than expected they turned out
         weight: Float[Tensor, "batch steps"],  # how much each row still counts
     ) -> Float[Tensor, "batch steps"]:  # the actor's loss
@@ -116,7 +116,7 @@ class PPO(DreamObjective):
     def watched(
         self,
         policy: Any,  # distribution over action vectors in rows 0 to T - 1
-        dream: Imagined,  # whose actions were decided there, with their probability then
+        dream: ImaginedTrajectory,  # whose actions were decided there, with their probability then
         advantage: Float[Tensor, "batch steps"],  # of these actions
     ) -> dict[str, Tensor]:  # scalars
         "How far the policy has moved, on this dream and from the reference"
@@ -219,7 +219,7 @@ class GRPO(DreamObjective):
     def divergence(
         self,
         policy: Any,  # distribution over action vectors in rows 0 to T - 1
-        dream: Imagined,  # whose actions were decided there
+        dream: ImaginedTrajectory,  # whose actions were decided there
     ) -> Float[Tensor, "batch steps"]:  # nats
         "KL[policy || reference], or its estimate"
         assert self.reference is not None
@@ -232,7 +232,7 @@ class GRPO(DreamObjective):
     def forward(
         self,
         policy: Any,  # distribution over action vectors in rows 0 to T - 1
-        dream: Imagined,  # whose actions were decided there, with their probability then
+        dream: ImaginedTrajectory,  # whose actions were decided there, with their probability then
         advantage: Float[Tensor, "batch steps"],  # from `advantages`
         weight: Float[Tensor, "batch steps"],  # how much each row still counts
     ) -> Float[Tensor, "batch steps"]:  # the actor's loss; its mean is equation 3
@@ -248,7 +248,7 @@ class GRPO(DreamObjective):
 
     def check(
         self,
-        dream: Imagined,  # of whole groups
+        dream: ImaginedTrajectory,  # of whole groups
     ) -> None:
         "`UsageError` unless the dreams of each group begin alike"
         for name, start in (("state", dream.features[:, 0]), ("goal", dream.goal)):
@@ -262,7 +262,7 @@ class GRPO(DreamObjective):
     def watched(
         self,
         policy: Any,  # distribution over action vectors in rows 0 to T - 1
-        dream: Imagined,  # whose actions were decided there, with their probability then
+        dream: ImaginedTrajectory,  # whose actions were decided there, with their probability then
         advantage: Float[Tensor, "batch steps"],  # from `advantages`
     ) -> dict[str, Tensor]:  # scalars
         "How far the policy has moved, on this dream and from the reference, and how many groups taught nothing"

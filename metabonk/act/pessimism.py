@@ -17,7 +17,7 @@ from .actor_critic import ActorCritic
 from .curiosity import Curiosity, CuriosityConfig, Explorer
 from .dreaming import DreamConfig, DreamLearner
 from ..core.errors import UsageError
-from ..dream.interface import Imagined, State, WorldModel
+from ..dream.interface import ImaginedTrajectory, State, WorldModel
 
 # %% ../../nbs/act/62_pessimism.ipynb #4824c57b
 class RewardDoubt(Curiosity):
@@ -37,7 +37,7 @@ class RewardDoubt(Curiosity):
     @torch.no_grad()
     def doubt(
         self,
-        imagined: Imagined,  # futures
+        imagined: ImaginedTrajectory,  # futures
     ) -> Float[Tensor, "batch steps"]:  # standard deviation in units of reward, of rows 1 to horizon
         "How far the networks disagree about the reward of each step"
         return self.bonuses(imagined.features[:, :-1], imagined.action[:, 1:])["disagreement"].sqrt()
@@ -64,7 +64,7 @@ class PessimisticLearner(DreamLearner):
         self,
         batch: Any,  # as `DreamLearner.dream` takes it
         goal: Tensor | None = None,  # the same
-    ) -> tuple[Imagined, State, Tensor | None]:  # the same, but paid less
+    ) -> tuple[ImaginedTrajectory, State, Tensor | None]:  # the same, but paid less
         "Dream, and pay less where the networks disagree"
         futures, states, chosen = super().dream(batch, goal)
         doubt = self.doubt.doubt(futures)

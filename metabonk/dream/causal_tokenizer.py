@@ -179,7 +179,7 @@ class CausalTokenizerConfig(Config):
     vector_patch: int = 8  # of them in one patch
     latents: int = 16  # tokens of the code
     bottleneck: int = 16  # numbers in each
-    hidden_share: float = 0.9  # of the patches, at most, while learning
+    mask_ratio: float = 0.9  # highest share of patches that are masked while learning
     detail: float = 0.2  # weight of the perceptual term
     width: int = 64  # of the transformers
     layers: int = 4  # of the encoder, and as many in the decoder
@@ -204,8 +204,8 @@ class CausalTokenizerConfig(Config):
         super().__post_init__()
         if self.size is None and not self.channels:
             raise UsageError("a tokenizer needs eyes or ears: set size, channels or both")
-        if not 0 <= self.hidden_share < 1:
-            raise UsageError(f"CausalTokenizerConfig.hidden_share must be from 0 to below 1, not {self.hidden_share}")
+        if not 0 <= self.mask_ratio < 1:
+            raise UsageError(f"CausalTokenizerConfig.mask_ratio must be from 0 to below 1, not {self.mask_ratio}")
         if (self.plain or self.local) and self.decoder_time:
             raise UsageError("CausalTokenizerConfig: an MLP takes each frame alone, so decoder_time can't be set")
         if self.local and (self.plain or self.latents != self.patches):
@@ -465,8 +465,8 @@ class CausalTokenizer(nn.Module):
         for name, x in patches.items():
             usual, spread = self._usual(name)
             token = self.embed[name]((x - usual) / spread)  # (B, T, patches, width)
-            if self.training and self.config.hidden_share:
-                share = torch.rand(*x.shape[:2], 1, device=x.device) * self.config.hidden_share
+            if self.training and self.config.mask_ratio:
+                share = torch.rand(*x.shape[:2], 1, device=x.device) * self.config.mask_ratio
                 hidden = torch.rand(x.shape[:3], device=x.device) < share  # p is drawn for every frame
                 token = torch.where(hidden[..., None], self.hidden[name].to(token.dtype), token)
             parts[name] = token + self.places[name]

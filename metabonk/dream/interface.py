@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['State', 'Policy', 'pick_states', 'repeat_states', 'join_states', 'CapturedAdvance', 'WorldModel', 'TokenPredictor',
-           'LogMelPredictor', 'SkipStepPredictor', 'Saveable', 'Distribution', 'Imagined', 'imagine', 'dream_along',
-           'DreamVector', 'DreamEnv']
+           'LogMelPredictor', 'SkipStepPredictor', 'Saveable', 'Distribution', 'ImaginedTrajectory', 'imagine',
+           'open_loop_rollout', 'DreamVector', 'DreamEnv']
 
 # %% ../../nbs/dream/43_interface.ipynb #43-interface-002
 from collections.abc import Callable, Sequence
@@ -253,7 +253,7 @@ Policy = Callable[..., Any]  # features (*batch, features), and a goal's code if
 
 # %% ../../nbs/dream/43_interface.ipynb #43-interface-016
 @dataclass
-class Imagined:
+class ImaginedTrajectory:
     "B imagined futures of `horizon` steps: rows 0 to horizon"
 
     features: Float[Tensor, "batch rows features"]  # of every state
@@ -279,7 +279,7 @@ class Imagined:
 def _unroll(
     model: WorldModel, state: State, act: Callable[[int, Tensor], tuple[Tensor, Tensor]], steps: int, keep: bool,
     generator: Generators,
-) -> Imagined:
+) -> ImaginedTrajectory:
     features, actions, chances, states = [model.features(state)], [], [], [state]
     for t in range(steps):
         action, chance = act(t, features[-1])
@@ -290,7 +290,7 @@ def _unroll(
         states = [*states, state] if keep else [state]
     rows = torch.stack(features, 1)  # (B, steps + 1, F)
     action, chance = (torch.stack([torch.zeros_like(column[0]), *column], 1) for column in (actions, chances))
-    return Imagined(rows, action, chance, model.reward(rows), model.continuation(rows), states)
+    return ImaginedTrajectory(rows, action, chance, model.reward(rows), model.continuation(rows), states)
 
 
 @torch.no_grad()
@@ -302,7 +302,7 @@ def imagine(
     keep_states: bool = False,  # whether to keep the state of every row, for decoding
     generator: Generators = None,  # where chance comes from: one for all, one for each of the B, or PyTorch's own
     goal: Float[Tensor, "batch goal"] | None = None,  # code of what each future is asked for, which the policy then reads, too
-) -> Imagined:  # horizon + 1 rows
+) -> ImaginedTrajectory:  # horizon + 1 rows
     "Futures as model and policy imagine them; without gradients"
     if horizon < 1:
         raise UsageError(f"horizon must be at least 1 step, not {horizon}")
@@ -316,13 +316,13 @@ def imagine(
 
 
 @torch.no_grad()
-def dream_along(
+def open_loop_rollout(
     model: WorldModel,  # any
     state: State,  # where to start: (B, ...)
     action: Float[Tensor, "batch time actions"],  # action vectors to follow
     keep_states: bool = False,  # whether to keep the state of every row, for decoding
     generator: Generators = None,  # where chance comes from: one for all, one for each of the B, or PyTorch's own
-) -> Imagined:  # time + 1 rows
+) -> ImaginedTrajectory:  # time + 1 rows
     "What the model expects of given actions, to be compared with what they really led to"
     none = action.new_zeros(len(action))
     return _unroll(model, state, lambda t, features: (action[:, t], none), action.shape[1], keep_states, generator)

@@ -35,7 +35,7 @@ class RecurrentModel(WorldModel):
         embed: int,  # numbers that the encoder gives for a row
         decoders: Mapping[str, Any],  # "image", "audio" or other names to modules with `loss` and `decode`
         actions: ActionSpec,  # which there are
-        scales: Mapping[str, float] | None = None,  # of single losses, where they differ from the published ones; "foresight"
+        scales: Mapping[str, float] | None = None,  # of single losses, where they differ from the published ones; "prior"
     ):
         super().__init__()
         self.config, self.actions = config, actions
@@ -64,24 +64,24 @@ class RecurrentModel(WorldModel):
         batch: Any,  # a recording `Batch` of (B, T) rows, as tensors
         state: State | None = None,  # before the first row
         noise: Tensor | None = None,  # for the latents; drawn if not given
-        foresight: bool = True,  # whether the prior is asked, where foresight has a scale; 0 instead if not
+        prior_loss: bool = True,  # whether the prior reconstructs, where "prior" has a scale; 0 instead if not
     ) -> tuple[dict[str, Float[Tensor, "batch time"]], State]:  # one entry a row; the states
         "Every loss by its name, and the states they were computed from"
         states = self.read(batch, state, noise)
         features = self.rssm.features(states)
-        losses = self.rssm.surprise(states)
+        losses = self.rssm.kl_losses(states)
         losses["reward"] = TwoHot(self.reward_head(features)).loss(batch.reward.to(features.dtype))
         losses["continue"] = self.continue_head.loss(features, batch.terminated)
         for name in self.decoders:
             losses[name] = self._decoder(name).loss(features, batch)
-        if "foresight" in self.scales:
-            losses["foresight"] = self._foresight(batch, states) if foresight else torch.zeros_like(losses["reward"])
+        if "prior" in self.scales:
+            losses["prior"] = self._prior_loss(batch, states) if prior_loss else torch.zeros_like(losses["reward"])
         assert losses.keys() == self.scales.keys(), f"losses {sorted(losses)} and scales {sorted(self.scales)} differ"
         for name, loss in losses.items():
             assert loss.shape == batch.first.shape, f"loss {name} has shape {tuple(loss.shape)}, not one entry a row"
         return losses, states
 
-    def _foresight(self, batch: Any, states: State) -> Tensor:
+    def _prior_loss(self, batch: Any, states: State) -> Tensor:
         deter, latents = states["deter"], self.rssm.latents
         guess = latents.sample(self.rssm.prior(deter), latents.noise(tuple(deter.shape[:-1]), deter))
         features = self.rssm.features({"deter": deter, "stoch": guess})

@@ -38,7 +38,7 @@ class RSSMConfig(Config):
     prior_layers: int = 2  # units of the prior
     kind: Literal["categorical", "gumbel", "gaussian"] = "categorical"  # of latents
     unimix: float = 0.01  # share of the uniform distribution
-    free_nats: float = 1.0  # surprise that costs nothing
+    free_nats: float = 1.0  # KL below which a row costs no more
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {},
@@ -137,12 +137,12 @@ class RSSM(nn.Module):
                 told = f"{name} has {given.shape[-1]} numbers a row, the model was built for {wanted}"
                 raise UsageError(f"{told}: give it data of its own game, or build another")
 
-    def surprise(
+    def kl_losses(
         self,
         states: State,  # from `observe`
     ) -> dict[str, Float[Tensor, "batch time"]]:  # "dynamics" and "representation", nats
         "Divergence between posterior and prior, teaching the one, then the other"
         prior = full_precision(self.prior(states["deter"]))
-        dynamics, representation = self.latents.surprise(states["raw"], prior)
+        dynamics, representation = self.latents.kl_losses(states["raw"], prior)
         free = self.config.free_nats
         return {"dynamics": dynamics.clamp(min=free), "representation": representation.clamp(min=free)}

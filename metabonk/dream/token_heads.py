@@ -19,7 +19,7 @@ from ..nn.distributions import full_precision, symexp, symlog
 from ..nn.layers import MLP, start_weights
 
 # %% ../../nbs/dream/49_token_heads.ipynb #49-token-heads-005
-class _TokenSurprise(torch.autograd.Function):
+class _TokenCrossEntropy(torch.autograd.Function):
     "Cross-entropy of softmax(vectors table' + bias), in pieces that stay in a processor's cache; logits are never stored"
 
     piece = 2**16  # logits that are treated together, in one place of memory
@@ -54,7 +54,7 @@ class _TokenSurprise(torch.autograd.Function):
 
 def _pieces(vectors: Tensor, bias: Tensor) -> Iterator[tuple[slice, Tensor]]:
     "Slices of the rows, and room for the logits of each"
-    rows = max(1, _TokenSurprise.piece // bias.numel())
+    rows = max(1, _TokenCrossEntropy.piece // bias.numel())
     room = bias.new_empty(min(rows, len(vectors)), *bias.shape)
     for begin in range(0, len(vectors), rows):
         yield slice(begin, begin + rows), room[: len(vectors) - begin]
@@ -103,11 +103,11 @@ class TokenHead(nn.Module):
         features: Float[Tensor, "batch time features"],  # of states
         batch: Any,  # rows with the int64 field `name`, (B, T, tokens)
     ) -> Float[Tensor, "batch time"]:  # nats, summed over places
-        "Surprise at the tokens that came"
+        "Cross-entropy of the tokens that came"
         target = getattr(batch, self.name)
         vectors = self.vectors(features).flatten(0, 1)  # (B * T, P, width)
         with without_autocast(vectors.device):
-            losses: Tensor = _TokenSurprise.apply(full_precision(vectors), self.table, self.bias, target.flatten(0, 1))
+            losses: Tensor = _TokenCrossEntropy.apply(full_precision(vectors), self.table, self.bias, target.flatten(0, 1))
         return losses.sum(-1).view(target.shape[:2])
 
     @torch.no_grad()

@@ -51,10 +51,10 @@ class TokenModelConfig(Config):
     reward_scale: float = 1.0  # weight of the reward's loss
     fan: BlockFan = "block"  # which inputs the first weights of block-linear layers are scaled by (`BlockLinear`)
     vector: int = 0  # numbers that it observes and predicts beside its tokens (`Schema.vector`)
-    foresight: float = 0.0  # weight of what the prior alone says of each row (`RecurrentModel`); 0 as published
+    prior_loss: float = 0.0  # weight of the reconstruction from the prior alone (`RecurrentModel`); 0 as published
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny": {"size": "play", "embed": 256, "units": 128, "foresight": 0.5},
+        "tiny": {"size": "play", "embed": 256, "units": 128, "prior_loss": 0.5},
         "small": {},
         "paper": {"size": "50M", "embed": 1024, "units": 512},
     }
@@ -101,7 +101,7 @@ class TokenModel(RecurrentModel):
         rssm = RSSMConfig.preset(config.size, kind=config.latents, fan=config.fan, **number)
         encoder = TokenEncoder(sizes, config.embed, config.fusion, config.width, self._hidden(config, sizes), config.vector)
         features = rssm.deter + rssm.latents * (1 if config.latents == "gaussian" else rssm.classes)
-        scales = {"reward": config.reward_scale, **({"foresight": config.foresight} if config.foresight else {})}
+        scales = {"reward": config.reward_scale, **({"prior": config.prior_loss} if config.prior_loss else {})}
         heads: dict[str, nn.Module] = {
             name: TokenHead(name, features, *size, config.units, config.width) for name, size in sizes.items()
         }
@@ -303,10 +303,10 @@ class WorldModelLearner(Learner):
         self,
         model: TokenModel,  # to be trained
         kept: KeptStates | None = None,  # of the recording; without them every sequence begins in the zero state
-        foresight_after: int = 0,  # training steps before the prior is asked, where the model has foresight
+        prior_loss_after: int = 0,  # training steps before the prior reconstructs, where the model has a `prior_loss`
     ):
         super().__init__()
-        self.foresight_after, self.capturable = foresight_after, not foresight_after
+        self.prior_loss_after, self.capturable = prior_loss_after, not prior_loss_after
         self.model, self.kept, self.scales = model, kept, dict(model.scales)
         self.identity = {"game": model.game, "model": model.token_config.fingerprint(),
                          "tokenizers": model.tokenizers.fingerprint()}  # fmt: skip
@@ -326,8 +326,8 @@ class WorldModelLearner(Learner):
     ) -> dict[str, Float[Tensor, "batch time"]]:  # by name
         "Those of the model; the reward's error is watched beside them"
         before = self.kept.before(batch) if self.kept else None
-        foresight = not self.training or self.steps_done >= self.foresight_after
-        losses, states = self.model.losses(batch, before, foresight=foresight)
+        prior_loss = not self.training or self.steps_done >= self.prior_loss_after
+        losses, states = self.model.losses(batch, before, prior_loss=prior_loss)
         if self.kept and self.training:
             self.kept.keep(batch, states)
         with torch.no_grad():

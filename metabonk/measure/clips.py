@@ -18,7 +18,7 @@ from torch import Tensor
 from ..core.errors import UsageError
 from ..dream.causal_tokenizer import CausalTokenizer, Clip
 from ..dream.dynamics import ShortcutModel
-from ..dream.interface import dream_along, join_states
+from ..dream.interface import join_states, open_loop_rollout
 from ..nn.distributions import symlog
 
 # %% ../../nbs/measure/86_clips.ipynb #86-clips-005
@@ -100,7 +100,7 @@ def drift(
         real = model.tokenizer.look(model.tokenizer.decode(model.codes(clip), clip.first))
     state = model.observe(clip.map(lambda x: x[:, :context]))
     action = model.actions.vectors(clip.action)[:, context:]
-    dream = dream_along(model, state, action, keep_states=True)
+    dream = open_loop_rollout(model, state, action, keep_states=True)
     shown = model.look(join_states(dream.states[1:]))  # one step after the other, B of each
     rows = []
     for t in range(T - context):

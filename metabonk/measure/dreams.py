@@ -23,12 +23,12 @@ from torch import Tensor
 
 from ..core.errors import UsageError
 from metabonk.dream.interface import (
-    Imagined,
+    ImaginedTrajectory,
     LogMelPredictor,
     Policy,
     State,
     WorldModel,
-    dream_along,
+    open_loop_rollout,
     imagine,
     join_states,
     pick_states,
@@ -353,7 +353,7 @@ def dream_films(
     states = model.observe(read.to(device), every=True)  # (context, ...)
     action = torch.as_tensor(raw.action[sequence, context:stop], device=device)
     vectors = model.actions.vectors(action[None]).view(1, horizon, -1)
-    dream = dream_along(model, pick_states(states, slice(context - 1, None)), vectors, keep_states=True)
+    dream = open_loop_rollout(model, pick_states(states, slice(context - 1, None)), vectors, keep_states=True)
     begin = max(0, context - max(lead, 0))
     along = [pick_states(states, slice(row, row + 1)) for row in range(begin, context)]
     lengths = raw.audio_length[sequence, begin:stop]
@@ -428,6 +428,6 @@ def free_dream_video(
     rate = sample_rate or _rate(model)
     known = (model.step_samples if isinstance(model, LogMelPredictor) else 0.0) / max(rate, 1)
     edges = np.arange(horizon + 2) * (step_seconds or known or 1 / 15)
-    dream: Imagined = imagine(model, policy, start, horizon, keep_states=True)
+    dream: ImaginedTrajectory = imagine(model, policy, start, horizon, keep_states=True)
     lengths = np.diff(np.round(edges * rate).astype(np.int64))
     return film_player({"dream": film_states(model, dream.states, lengths)}, edges, rate, title=title, scale=scale)

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from ..core.errors import UsageError
-from ..dream.interface import WorldModel, dream_along
+from ..dream.interface import WorldModel, open_loop_rollout
 from ..dream.probes import ProbeHeads
 from .movers import sequences_of
 from .statistics import mean_interval
@@ -46,7 +46,7 @@ def probe_drift(
     seen = model.features(model.observe(batch, every=True, generator=torch.Generator().manual_seed(seed)))
     told = {"read": heads(seen.unflatten(0, (len(spans), -1))[:, context - 1 :])}
     for what, done in (("dream", action), ("other actions", action.roll(max(1, len(action) // 2), 0))):
-        told[what] = heads(dream_along(model, state, done, generator=torch.Generator().manual_seed(seed)).features)
+        told[what] = heads(open_loop_rollout(model, state, done, generator=torch.Generator().manual_seed(seed)).features)
     true = {name: cache.table[f"probes/{name}"][last[:, None] + np.arange(max(ahead) + 1)].astype(float) for name in heads.probes}
     told["stays"] = {name: torch.from_numpy(column[:, :1]).expand(*column.shape) for name, column in true.items()}
     inside = np.ones_like(true[where[0]], bool)

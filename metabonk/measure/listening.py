@@ -558,9 +558,9 @@ def _odds(there: np.ndarray, effects: np.ndarray, music: np.ndarray, prior: floa
     (y_e, n_e), (y_m, n_m) = ((mask.astype(np.float64) @ there, mask.sum(-1)[..., None]) for mask in (effects, music))
     p = (y_e + y_m) / (n_e + n_m)
     logit = lambda y, n: np.log((y + prior * p + 1e-9) / (n - y + prior * (1 - p) + 1e-9))  # noqa: E731
-    surprise = lambda y, n: rel_entr(y, n * p) + rel_entr(n - y, n * (1 - p))  # noqa: E731
+    deviance = lambda y, n: rel_entr(y, n * p) + rel_entr(n - y, n * (1 - p))  # noqa: E731
     delta = logit(y_e, n_e) - logit(y_m, n_m)
-    return delta, np.sign(delta) * np.sqrt(2 * np.maximum(surprise(y_e, n_e) + surprise(y_m, n_m), 0))
+    return delta, np.sign(delta) * np.sqrt(2 * np.maximum(deviance(y_e, n_e) + deviance(y_m, n_m), 0))
 
 
 def code_use(

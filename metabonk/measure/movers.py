@@ -20,7 +20,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from ..core.errors import UsageError
-from ..dream.interface import LogMelPredictor, WorldModel, dream_along
+from ..dream.interface import LogMelPredictor, WorldModel, open_loop_rollout
 from .statistics import mean_interval
 from ..play.profile import Mover
 from ..record.experience import Schema
@@ -257,7 +257,7 @@ def check_movers(
     look("read", 0, shown[0], probe(model.features(state)) if probe else None)
     for what, done in (("dream", action), ("other actions", action.roll(len(action) // 2, 0))):
         chance = torch.Generator().manual_seed(seed)
-        states = dream_along(model, state, done, keep_states=True, generator=chance).states
+        states = open_loop_rollout(model, state, done, keep_states=True, generator=chance).states
         for far in ahead:
             image = show(model, states[far])
             look(what, far, image, probe(model.features(states[far])) if probe else None)

@@ -24,7 +24,7 @@ from plotly.subplots import make_subplots
 
 from ..core.errors import StoreError, UsageError, unknown
 from ..core.files import write_atomic
-from ..dream.interface import Policy, TokenPredictor, WorldModel, dream_along, imagine, pick_states
+from ..dream.interface import Policy, TokenPredictor, WorldModel, imagine, open_loop_rollout, pick_states
 from .evaluation import evaluation_seeds
 from ..play.game import make_game
 from ..record.experience import Batch
@@ -79,7 +79,7 @@ def dreamed_rows(
     read = replace(read, audio=batch.audio) if isinstance(batch, Batch) else read  # sound is not cut by rows
     state = model.observe(read, generator=generator)
     action = model.actions.vectors(batch.action[:, context : context - 1 + rows])
-    dream = dream_along(model, state, action, generator=generator)
+    dream = open_loop_rollout(model, state, action, generator=generator)
     model.train(training)
     tokens = model.token_logits(dream.features) if isinstance(model, TokenPredictor) else {}  # (B, R, tokens, codes) each
     picked = {name: value.argmax(-1).cpu().numpy() for name, value in tokens.items()}
