@@ -4,7 +4,11 @@
 tokenizer and dynamics on it, each frame beside a finished past; then lets the model go on from the first sixteen frames of
 a game that was played by hand (`KEYS`), under the same keys. It writes one row a training run to
 experiments/results/playable.csv, and beside the run's models dream.webm: game and dream side by side, with the dream's
-sound; that of seed 0 is put beside the rows, for the page of results. `--table` prints the table alone.
+sound; that of seed 0 is put beside the rows, for the page of results. `--table` prints the table alone; `--tiny` runs everything
+at the smallest sizes.
+
+`--self-forcing 0.25` is another arm, with rows of its own in playable_self_forcing.csv: the same recording and tokenizer, but
+a quarter of the sequences that the dynamics learn from have a past that the model made itself.
 
 Where the hero is in a generated frame, and whether more than half of him is to be seen, is read off by a small network that
 has learned it from frames of the recording, as they were, as the tokenizer restores them, and with the hero painted over more
@@ -16,6 +20,7 @@ of the game. Controls: a hero that stays where he was last seen, and the same dr
 import argparse
 import re
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import run
+from common import Rows, begin, show_means
 from torch import Tensor, nn
 
 from metabonk.core.seed import seed_everything
@@ -63,6 +68,7 @@ SIZES = {"image_size": 32, "steps": 40_000, "ticks": 3, "episode_steps": 800, "p
          "tokenizer_steps": 2_000, "tokenizer_lr": 4e-3, "dynamics_steps": 28_000, "dynamics_lr": 6e-3, "batch": 8, "length": 16,
          "reader_steps": 1_500, "cooldown": 0.5, "width": 96, "layers": 3, "kv_heads": 4, "pack": 4, "registers": 0,
          "ramp": 0, "muon": 0.03, "bootstrap": 0.125, "views": 1, "context_noise": 0.06}  # fmt: skip
+TINY = {**SIZES, "steps": 600, "episode_steps": 200, "tokenizer_steps": 3, "dynamics_steps": 3, "reader_steps": 3, "width": 32}
 
 
 class Reader(nn.Module):
@@ -166,14 +172,22 @@ def learn(folder: Path, seed: int, options: argparse.Namespace) -> tuple[Shortcu
     dynamics = DynamicsConfig(width=options.width, layers=options.layers, kv_heads=options.kv_heads, pack=options.pack,
                               registers=options.registers, single=0.1)  # fmt: skip
     shortcut = ShortcutConfig(ramp=bool(options.ramp), bootstrap=options.bootstrap, views=options.views,
-                              context_noise=options.context_noise)  # fmt: skip
+                              context_noise=options.context_noise, self_forcing=options.self_forcing,
+                              warmup=min(500, options.dynamics_steps // 4))  # fmt: skip
+    if options.self_forcing:
+        seed_everything(seed)  # whether the tokenizer was there or not
     model = ShortcutModel(tokenizer, schema.actions, dynamics, shortcut,
                           schema.game, logmel, cache.samples / len(store))  # fmt: skip
     sequences = SequenceConfig(length=options.length, batch_size=options.batch, cross_episodes=True, seed=seed)
     data = CodeData(store.path, tokenizer, logmel, sequences, path=folder / "codes")
-    fit(DynamicsLearner(model, heads=False), data, folder / "dynamics",
+    fit(DynamicsLearner(model, heads=False), data, folder / f"dynamics{arm_of(options)}",
         training.change(steps=options.dynamics_steps, lr=options.dynamics_lr, muon=options.muon))
     return model.eval(), reader
+
+
+def arm_of(options: argparse.Namespace) -> str:
+    """What the files of an arm end in; nothing for the first one."""
+    return f"-self-forcing-{options.self_forcing:g}" if options.self_forcing else ""
 
 
 def first_batch(data: ClipData) -> Any:
@@ -194,8 +208,8 @@ def by_hand(folder: Path, options: argparse.Namespace) -> Store:
 
 
 @torch.no_grad()
-def measured(model: ShortcutModel, reader: Reader, played: Store, folder: Path) -> dict[str, float]:
-    """How the model's frames are apart from the game's."""
+def measured(model: ShortcutModel, reader: Reader, played: Store, film: Path) -> dict[str, float]:
+    """How the model's frames are apart from the game's; the dream of 256 frames goes to `film`."""
     cache = Cache.build(played)
     screen, place = probes(cache)
     real, row = on_map(screen, place), {}
@@ -220,7 +234,7 @@ def measured(model: ShortcutModel, reader: Reader, played: Store, folder: Path) 
     image, truth = torch.from_numpy(films["dream"].image[-FRAMES:]), real[CONTEXT : CONTEXT + FRAMES]
     for low, high in ((0, 16), (16, 64), (64, 256)):
         read(f"frames {low + 1} to {high}", image[low:high], truth[low:high])
-    write_film(films, edges, played.schema.sample_rate, folder / "dream.webm")
+    write_film(films, edges, played.schema.sample_rate, film)
 
     # Fifty frames from many starts.
     starts = range(0, FRAMES - max(DRIFT) + 1, 4)
@@ -250,11 +264,27 @@ def train(seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """One training run from nothing, and its measures."""
     begun, folder = time.monotonic(), options.folder / f"seed-{seed}"
     model, reader = learn(folder, seed, options)
-    row = measured(model, reader, by_hand(folder, options), folder)
-    if seed == 0:
-        shutil.copy(folder / "dream.webm", Path(__file__).parent / "results/playable.webm")
+    film = folder / f"dream{arm_of(options)}.webm"
+    row = measured(model, reader, by_hand(folder, options), film)
+    if seed == 0 and not options.tiny and not options.self_forcing:
+        shutil.copy(film, Path(__file__).parent / "results/playable.webm")
     return {"seed": seed, **row, "minutes": round((time.monotonic() - begun) / 60, 1)}
 
 
+def main() -> None:
+    """All rows of an arm that are not there yet, and their means."""
+    sizes = TINY if "--tiny" in sys.argv else SIZES
+    tiny = {"action": "store_true", "help": "the smallest sizes, to see it run to its end"}
+    share = {"type": float, "default": 0.0, "help": "share of the sequences whose past the model made itself: an arm of its own"}
+    options, rows = begin("playable", __doc__, sizes, tiny=tiny, **{"self-forcing": share})
+    if options.self_forcing:
+        given = {name: getattr(options, name) for name in sizes}
+        rows = Rows("playable_self_forcing", {**given, "self_forcing": options.self_forcing})
+    for seed in options.seeds:
+        if not rows.has(seed=seed):
+            rows.add(train(seed, options))
+    show_means(rows.table())
+
+
 if __name__ == "__main__":
-    run("playable", __doc__, SIZES, train)
+    main()

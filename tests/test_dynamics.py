@@ -75,9 +75,9 @@ def build(spec: ActionSpec = THREE, decoder_time: bool = False, finest: int = 8,
     return ShortcutModel(CausalTokenizer(code), spec, config, ShortcutConfig(finest=finest)).eval()
 
 
-def alternative(**chosen) -> ShortcutModel:
+def alternative(single: float = 0.3, **chosen) -> ShortcutModel:
     """With other constants than the published ones."""
-    model = build()
+    model = build(single=single)
     other = ShortcutModel(model.tokenizer, THREE, model.config, ShortcutConfig(finest=8, **chosen)).eval()
     other.load_state_dict(model.state_dict())
     return other
@@ -981,3 +981,76 @@ def test_latents_that_do_not_fill_their_last_token_are_packed_all_the_same():
         moved = rows.latent.clone()
         moved[:, :, latent] *= -1
         assert not torch.allclose(model.dynamics.spatial(moved), before)
+
+
+def read_and_asked(model: ShortcutModel, rows: Clip, **given) -> tuple[list[dict], dict[str, torch.Tensor]]:
+    """What the transformer is given in each pass of `losses`, and the losses."""
+    seen, forward = [], model.dynamics.forward
+
+    def spied(z, tau, d, *rest):
+        seen.append({"z": z, "tau": tau, "d": d, "gradient": torch.is_grad_enabled()})
+        return forward(z, tau, d, *rest)
+
+    model.dynamics.forward = spied
+    torch.manual_seed(3)
+    losses = model.losses(rows, **given)
+    del model.dynamics.forward
+    return seen, losses
+
+
+def forced(monkeypatch, share: float = 1.0, **given) -> tuple[list[dict], torch.Tensor, Clip]:
+    """One pass without noise: what is read can be told from what was recorded. One episode ends."""
+    rows = codes(batch=4, time=6)
+    rows.first[1, 3] = True
+    model = alternative(0.0, views=1, self_forcing=share, bootstrap=0.0, warmup=5, context_noise=0.0)
+    monkeypatch.setattr(dynamics, "gaussian", lambda shape, like, generator=None: like.new_zeros(shape))
+    seen, _ = read_and_asked(model, rows, **given)
+    level = model.shortcut.context_level
+    return seen, (seen[-1]["z"][:, :6] / level - rows.latent).abs().amax((2, 3)) > 1e-5, rows
+
+
+def test_without_self_forcing_nothing_changes(monkeypatch):
+    """Bit by bit, and in what is drawn afterwards."""
+    told = []
+    for share in (0.0, 0.0, 1.0):
+        if told:
+            monkeypatch.setattr(ShortcutModel, "_self_forced", lambda self, z1, share, first, *_: (z1, torch.zeros_like(first)))
+        _, losses = read_and_asked(alternative(views=1, self_forcing=share), codes())
+        told.append((losses, torch.rand(())))
+    for losses, after in told[1:]:
+        assert after.equal(told[0][1]) and all(loss.equal(told[0][0][name]) for name, loss in losses.items())
+
+
+def test_under_self_forcing_a_sequence_goes_on_from_what_the_model_made(monkeypatch):
+    """From some frame on, never in an episode's first; without a gradient, in K steps, and not before the warm-up is over."""
+    seen, own, rows = forced(monkeypatch)
+    assert [one["gradient"] for one in seen] == [False] * 4 + [True]
+    assert [float(one["tau"][0, -1]) for one in seen[:-1]] == [0, 0.25, 0.5, 0.75]
+    assert not seen[-1]["z"].requires_grad
+    assert not own[rows.first].any() and own[:, -1].all() and not own[~rows.first].all()
+    begun = torch.where(rows.first, True, own).int()
+    assert (begun[:, 2:].diff(dim=1) >= 0).all(), "once it has begun it goes on"
+    assert len(forced(monkeypatch, updates=4)[0]) == 1 and len(forced(monkeypatch, updates=5)[0]) == 5
+    assert forced(monkeypatch, share=0.5)[1].any(1).sum() == 2
+    for old, new in (("& ~first[rows]", ""), ("made[rows] = z\n", "made[rows] = z1[rows]\n"), ("> begin", "> -1")):
+        with monkeypatch.context() as patch:
+            patch.setattr(ShortcutModel, "_self_forced", mutant(ShortcutModel._self_forced, old, new))
+            wrong = forced(patch)[1]
+            assert wrong[rows.first].any() or not wrong[:, -1].all() or wrong[~rows.first].all(), old
+
+
+def test_what_the_model_made_teaches_no_head_and_is_no_target(monkeypatch):
+    model, rows = alternative(0.0, views=1, self_forcing=1.0, bootstrap=0.0), codes()
+    own = torch.zeros_like(rows.first)
+    own[:, 2:] = True
+    monkeypatch.setattr(ShortcutModel, "_self_forced", lambda self, z1, *_: (torch.where(own[..., None, None], 9.0, z1), own))
+    targets, compare = [], dynamics.shortcut_losses
+    monkeypatch.setattr(dynamics, "shortcut_losses", lambda f, z1, *rest: targets.append(z1) or compare(f, z1, *rest))
+    seen, losses = read_and_asked(model, rows)
+    assert (seen[-1]["z"][:, 2:6].abs() > 5).all() and targets[0].equal(rows.latent)
+    assert not any(loss[own].any() for name, loss in losses.items() if name != "shortcut")
+    assert losses["shortcut"][own].all() and losses["reward"][:, 1].all()
+    with pytest.raises(UsageError, match="set views=1"):
+        ShortcutConfig(self_forcing=0.5)
+    with pytest.raises(UsageError, match="a share from 0 to 1"):
+        ShortcutConfig(views=1, self_forcing=1.5)

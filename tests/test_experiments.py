@@ -76,10 +76,10 @@ def test_arms_of_the_audio_visual_experiment_are_equal_in_what_they_say(root: Pa
     assert set(module.plan(7).values()) == {3, 1} and sum(module.plan(7).values()) == 7
 
 
-def dual_experiment(root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def experiment(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module, with the others of its folder."""
     monkeypatch.syspath_prepend(str(root / "experiments"))
-    spec = importlib.util.spec_from_file_location("dual", root / "experiments/dual.py")
+    spec = importlib.util.spec_from_file_location(name, root / f"experiments/{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -100,7 +100,7 @@ def codes_of(kind: type) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_goals_are_told_late_or_in_place_of_others(root: Path, monkeypatch):
-    module = dual_experiment(root, monkeypatch)
+    module = experiment("dual", root, monkeypatch)
     monkeypatch.setattr(module.Delayed, "steps", 3)
     told, pursued = codes_of(module.Delayed)
     assert (told[3:] == pursued[:-3]).all() and not told[:3].any() and pursued.any() and not (told == pursued).all()
@@ -114,7 +114,7 @@ def test_goals_are_told_late_or_in_place_of_others(root: Path, monkeypatch):
 @pytest.mark.whole
 @pytest.mark.timeout(1800)
 def test_the_dual_agents_evidence_runs_to_its_end_and_goes_on(root: Path, tmp_path, monkeypatch, capsys):
-    module = dual_experiment(root, monkeypatch)
+    module = experiment("dual", root, monkeypatch)
     monkeypatch.setattr("common.__file__", str(tmp_path / "common.py"))
     monkeypatch.setattr(sys, "argv", ["dual.py", "--tiny", "--runs", "2", "--folder", str(tmp_path / "runs")])
     module.main()
@@ -129,3 +129,28 @@ def test_the_dual_agents_evidence_runs_to_its_end_and_goes_on(root: Path, tmp_pa
     monkeypatch.setattr(module.Trained, "play", pytest.fail)  # nothing is left to do
     module.main()
     assert capsys.readouterr().out.splitlines()[-16:] == told.splitlines()[-16:]
+
+
+@pytest.mark.slow
+@pytest.mark.whole
+@pytest.mark.timeout(1800)
+def test_dreams_under_self_forcing_are_an_arm_of_their_own(root: Path, tmp_path, monkeypatch):
+    module = experiment("playable", root, monkeypatch)
+    monkeypatch.setattr("common.__file__", str(tmp_path / "common.py"))
+    shares, passes = [], module.ShortcutModel._self_forced
+
+    def counted(model, z, share, *rest):
+        shares.append(share)
+        return passes(model, z, share, *rest)
+
+    monkeypatch.setattr(module.ShortcutModel, "_self_forced", counted)
+    words = ["playable.py", "--tiny", "--runs", "1", "--folder", str(tmp_path / "runs")]
+    for more in ([], ["--self-forcing", "0.5"]):
+        monkeypatch.setattr(sys, "argv", words + more)
+        module.main()
+        assert set(shares) == ({0.5} if more else set())
+    tables = [pd.read_csv(tmp_path / f"results/playable{name}.csv") for name in ("", "_self_forcing")]
+    assert [len(table) for table in tables] == [1, 1] and not (tmp_path / "results/playable.webm").exists()
+    assert tables[0]["tokenizer, psnr"].equals(tables[1]["tokenizer, psnr"]), "the same tokenizer"
+    monkeypatch.setattr(module, "train", pytest.fail)
+    module.main()

@@ -328,7 +328,11 @@ class ShortcutModel(WorldModel):
         tau, d = draw_levels(B, shown * T, few, self.shortcut.finest, first.device)
         if relevant is not None and not views:  # what is cloned from is seen as in play
             tau[: B - few].masked_fill_(relevant[: B - few], self.shortcut.context_level)
-        agent, task, past = z1, self._asked(clip), self._noisy(z1) if views else ()
+        agent, task, past, own = z1, self._asked(clip), (), torch.zeros_like(first)
+        if views:
+            share = self.shortcut.self_forcing if updates is None or updates >= self.shortcut.warmup else 0.0
+            read, own = self._self_forced(z1, share, first, action, known, task) if share else (z1, own)
+            past = self._noisy(read)
         told = [None if x is None else _repeated(x, 1 + views) for x in (action, known, task)]
 
         def f(z: Tensor, tau: Tensor, d: Tensor, rows: slice) -> Tensor:
@@ -345,13 +349,35 @@ class ShortcutModel(WorldModel):
         error = ramp(tau) * error if self.shortcut.ramp else error
         losses = {"shortcut": error.unflatten(1, (-1, T)).mean(1)}
         heard = self.heads.losses(agent, action, given["reward"], given["terminated"], first)
-        taught = ~alone if getattr(clip, "known", None) is None else ~alone & clip.known
+        taught = ~alone & ~own if getattr(clip, "known", None) is None else ~alone & ~own & clip.known
         losses |= {name: loss * taught for name, loss in heard.items()}
         if relevant is not None:
             losses["shortcut"] = losses["shortcut"] * ~relevant
             losses |= {"policy": losses["policy"] * relevant} if "policy" in losses else {}
         assert losses.keys() == self.scales.keys() and all(loss.shape == (B, T) for loss in losses.values())
         return {name: self.rms(name, loss) for name, loss in losses.items()}
+
+    @torch.no_grad()
+    def _self_forced(
+        self, z1: Tensor, share: float, first: Tensor, action: Tensor | None, known: Tensor, task: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        "The codes, in a share of the sequences from some frame on the model's own, made in K steps; (B, T): where they are"
+        (B, T), K = first.shape, self.shortcut.steps
+        rows = torch.randperm(B, device=first.device)[: bootstrap_rows(B, share)]
+        if not len(rows):
+            return z1, torch.zeros_like(first)
+        past, z = self._noisy(z1[rows]), gaussian(z1[rows].shape, z1)
+        told = [None if x is None else _repeated(x[rows], 2) for x in (action, known, task)]
+        for k in range(K):  # every frame beside the true past
+            tau = torch.full_like(past[1], k / K)
+            frames = [torch.cat(parts, 1) for parts in zip(past, (z, tau, torch.full_like(tau, 1 / K)), strict=True)]
+            said = self.dynamics(*frames, *told[:2], first[rows], told[2], 1)[0][:, T:]
+            z = advance_level(z, self._clean(said, z, tau), k / K, 1 / K)
+        begin = torch.rand(len(rows), 1, device=first.device) * (T - 1)
+        made, own = z1.clone(), torch.zeros_like(first)
+        own[rows] = (torch.arange(T, device=first.device) > begin) & ~first[rows]  # a first frame follows from nothing
+        made[rows] = z
+        return torch.where(own[..., None, None], made, z1), own
 
     def _clean(self, said: Tensor, z: Tensor, tau: Tensor) -> Tensor:
         "What the network said of z~, as a clean code"

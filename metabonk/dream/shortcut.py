@@ -115,6 +115,7 @@ class ShortcutConfig(Config):
     steps: int = 4  # K, steps in which a frame is generated
     context_noise: float = 0.1  # share of noise in finished frames, when others are generated from them
     views: int = 0  # noisy views of each frame that learn beside a finished past; 0: frames are each other's past, as published
+    self_forcing: float = 0.0  # share of the sequences whose past is, from some frame on, what the model made itself; needs views
     predict: Literal["clean", "velocity"] = "clean"  # what the network says of a frame; velocity: the way there, z1 - z0
     space: Literal["clean", "velocity"] = "clean"  # in which its error is measured
     ramp: bool = True  # whether clean frames count more (equation 8)
@@ -138,6 +139,10 @@ class ShortcutConfig(Config):
             raise UsageError(f"ShortcutConfig: bootstrap, context_noise and rms_decay are shares from 0 to 1: {self}")
         if self.views < 0:
             raise UsageError(f"ShortcutConfig.views can't be below 0, as {self.views} is")
+        if not 0 <= self.self_forcing <= 1:
+            raise UsageError(f"ShortcutConfig.self_forcing is a share from 0 to 1, not {self.self_forcing}")
+        if self.self_forcing and not self.views:
+            raise UsageError("ShortcutConfig.self_forcing needs a past that is apart from what is cleared up: set views=1")
         if not self.rms_floor > 0:
             raise UsageError("ShortcutConfig.rms_floor must be above 0: without it a small loss has huge gradients")
 
