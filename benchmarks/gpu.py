@@ -159,7 +159,7 @@ def tell_training(rates: dict[str, float], rounds: int) -> None:
             for compiled in (False, True):
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
-                learner = DynamicsLearner(make_model(preset, checkpointing=checkpointing, single=0.0)).train()
+                learner = DynamicsLearner(make_model(preset, checkpointing=checkpointing, image_ratio=0.0)).train()
                 for layer in learner.model.dynamics.transformer.layers if compiled else []:
                     layer.compile(dynamic=False)
                 clip = make_clip(learner.model, batch, length)

@@ -37,7 +37,7 @@ def make_model(**changes: int | float) -> ShortcutModel:
     "A tiny model with eyes and ears"
     torch.manual_seed(0)
     code = CausalTokenizerConfig.preset("tiny", channels=2)
-    config = DynamicsConfig.preset("tiny", single=0.0, **changes)
+    config = DynamicsConfig.preset("tiny", image_ratio=0.0, **changes)
     return ShortcutModel(CausalTokenizer(code), ACTIONS, config, ShortcutConfig.preset("tiny"))
 
 

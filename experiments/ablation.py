@@ -54,7 +54,7 @@ def built(tokenizer: CausalTokenizer, until: str, warmup: int, pack: int) -> tup
         if name == until:
             break
     alternate, dynamics = chosen.pop("alternate"), ("time_every", "kv_heads", "registers")
-    config = DynamicsConfig(single=0.1, pack=pack, **{name: chosen.pop(name) for name in dynamics})
+    config = DynamicsConfig(image_ratio=0.1, pack=pack, **{name: chosen.pop(name) for name in dynamics})
     return ShortcutModel(tokenizer, ActionSpec(categorical=(3,)), config, ShortcutConfig(warmup=warmup, **chosen)), alternate
 
 

@@ -73,7 +73,7 @@ def learn_to_see(folder: Path, seed: int, options: argparse.Namespace) -> Causal
     eyes.start_from(clips)
     training = TrainConfig(steps=options.tokenizer_steps, lr=4e-3, warmup=100, cooldown=0.5, seed=seed)
     fit(CausalTokenizerLearner(eyes), ClipData(folder / "store", None, draw), folder / "eyes", training)
-    eyes.eval().settle(clips)
+    eyes.eval().normalise_latents(clips)
     return eyes
 
 
@@ -85,7 +85,7 @@ def learn_to_dream(
     draw = SequenceConfig(length=16, batch_size=options.batch, seed=seed, cross_episodes=True)
     data = CodeData(store.path, eyes, None, draw, path=folder / "codes", labelled=share)
     seed_everything(seed)
-    sizes = {"pack": 4, "width": options.width, "kv_heads": 4, "registers": 1, "single": 0.1, "context": 16}
+    sizes = {"pack": 4, "width": options.width, "kv_heads": 4, "registers": 1, "image_ratio": 0.1, "context": 16}
     config, shortcut = DynamicsConfig.preset("tiny", **sizes), ShortcutConfig.preset("tiny", ramp=False)
     model = ShortcutModel(eyes, store.schema.actions, config, shortcut, store.schema.game)
     training = TrainConfig(steps=options.dynamics_steps, lr=options.lr, warmup=100, seed=seed, checkpoint_every=500)

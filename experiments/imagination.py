@@ -26,7 +26,8 @@ GAMES = {  # what differs from the pipeline's defaults
     "minatar:space_invaders": {
         "record.image_size": 10, "record.ticks_per_step": 1, "record.episode_steps": 300, "encode.plain": "true",
         "encode.sizes": "{patch: 5}", "encode.steps": 3_000,
-        "dynamics.sizes": "{pack: 4, kv_heads: 4, registers: 1, single: 0.1}", "dynamics.within": 32, "dynamics.steps": 8_000,
+        "dynamics.sizes": "{pack: 4, kv_heads: 4, registers: 1, image_ratio: 0.1}", "dynamics.within": 32,
+        "dynamics.steps": 8_000,
         "dynamics.agent_steps": 1_000, "imagine.starts": 64, "imagine.horizon": 12, "imagine.replay": 0.0, "imagine.beta": 0.3,
         "imagine.steps": 350, "imagine.episodes": 100,
     },

@@ -166,11 +166,11 @@ def learn(folder: Path, seed: int, options: argparse.Namespace) -> tuple[Shortcu
     training = TrainConfig(steps=options.tokenizer_steps, lr=options.tokenizer_lr, warmup=100, cooldown=options.cooldown,
                            checkpoint_every=10**6, seed=seed)  # fmt: skip
     fit(CausalTokenizerLearner(tokenizer), ClipData(store.path, logmel, sequences), folder / "tokenizer", training)
-    tokenizer.eval().settle(clips)
+    tokenizer.eval().normalise_latents(clips)
     codes = CodeCache.build(cache, tokenizer, folder / "codes", logmel)
     reader = train_reader(cache, tokenizer, codes.codes, options.reader_steps, seed)
     dynamics = DynamicsConfig(width=options.width, layers=options.layers, kv_heads=options.kv_heads, pack=options.pack,
-                              registers=options.registers, single=0.1)  # fmt: skip
+                              registers=options.registers, image_ratio=0.1)  # fmt: skip
     shortcut = ShortcutConfig(ramp=bool(options.ramp), bootstrap=options.bootstrap, views=options.views,
                               context_noise=options.context_noise, self_forcing=options.self_forcing,
                               warmup=min(500, options.dynamics_steps // 4))  # fmt: skip

@@ -1,14 +1,18 @@
 """The causal tokenizer: cutting, hiding, frame by frame as at once, clips out of stores, and what it says to bad input."""
 
+import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import FolderError, UsageError
+from metabonk.core.training import TrainConfig, fit
+from metabonk.dream import causal_tokenizer
 from metabonk.dream.causal_tokenizer import (
     CausalTokenizer,
     CausalTokenizerConfig,
@@ -106,7 +110,7 @@ def test_learned_vectors_begin_with_gradients_of_ordinary_size():
     model = build(mask_ratio=0.9)
     sum(loss.mean() for loss in model.losses(clip()).values()).backward()
     usual = max(float(p.grad.norm()) for p in model.parameters() if p.grad is not None)
-    learned = (*model.hidden.values(), model.latent, model.given, *model.asking.values())
+    learned = (*model.mask_token.values(), model.latent, model.latent_embedding, *model.decoder_query.values())
     assert all(float(vector.detach().norm()) > 0.1 for vector in learned)
     assert usual < 1e3
 
@@ -223,8 +227,8 @@ def test_settled_codes_spread_by_one_and_mean_the_same(tmp_path: Path):
     with torch.no_grad():
         quiet = model.encode(rows)
         before = model.decode(quiet, rows.first)
-        model.settle(rows)
-        model.settle(rows)  # from what tanh gives, not from what was settled before
+        model.normalise_latents(rows)
+        model.normalise_latents(rows)  # from what tanh gives, not from what was normalised before
         settled = model.encode(rows)
         after = model.decode(settled, rows.first)
         one, _ = model.encode_next(rows, model.encoder.new_cache(8))
@@ -350,7 +354,7 @@ def test_without_a_transformer_each_frame_is_taken_alone(changes):
         assert not torch.allclose(causal.encode(frames)[:, 3:4], causal.encode(frames.map(lambda x: x[:, 3:4])))  # looks back
     losses = code.train().losses(frames)
     torch.stack([loss.mean() for loss in losses.values()]).sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for name, p in code.named_parameters() if "hidden" not in name)
+    assert all(p.grad is not None and p.grad.isfinite().all() for name, p in code.named_parameters() if "mask_token" not in name)
     with pytest.raises(UsageError, match="each frame alone"):
         build(**changes, decoder_time=True)
 
@@ -394,3 +398,46 @@ def test_bad_input_says_so():
         model.encode(Clip(clip().image))
     with pytest.raises(UsageError, match="mask_ratio"):
         build(mask_ratio=1.0)
+
+
+EARLIER = {"mask_token": "hidden", "position_embedding": "places", "decoder_query": "asking", "latent_embedding": "given"}
+
+
+def under_earlier_names(weights, prefix=""):
+    names = [(f"{prefix}{now}", f"{prefix}{earlier}") for now, earlier in EARLIER.items()]
+    return {next((old + name.removeprefix(now) for now, old in names if name.startswith(now)), name): value
+            for name, value in weights.items()}  # fmt: skip
+
+
+def test_what_was_saved_under_earlier_names_still_loads(tmp_path, monkeypatch):
+    """Negative control: without the table of earlier names, the saved tokenizer and the checkpoint are refused."""
+    model = build(mask_ratio=0.2)
+    folder = model.save(tmp_path / "code")
+    about = json.loads((folder / "tokenizer.json").read_text())
+    about["config"]["hidden_share"] = about["config"].pop("mask_ratio")
+    (folder / "tokenizer.json").write_text(json.dumps(about))
+    saved = under_earlier_names(load_file(folder / "tokenizer.safetensors"))
+    assert {"hidden.image", "places.image", "asking.image", "given"} <= saved.keys()
+    save_file(saved, folder / "tokenizer.safetensors")
+    back = CausalTokenizer.load(folder)[0]
+    assert back.config == model.config and all(map(torch.equal, back.parameters(), model.parameters()))
+    monkeypatch.setattr(causal_tokenizer, "RENAMED_WEIGHTS", {})
+    with pytest.raises(FolderError, match="damaged or of another"):
+        CausalTokenizer.load(folder)
+
+
+def test_a_training_goes_on_from_a_checkpoint_with_earlier_names(tmp_path, monkeypatch):
+    """Negative control: without the learner's table, the checkpoint is of another network."""
+    rows = clip(2, 5)
+    data = [rows]
+    fit(CausalTokenizerLearner(build()), data, tmp_path, TrainConfig(steps=1, log_every=1))
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=False)
+    checkpoint["state_dict"] = under_earlier_names(checkpoint["state_dict"], "tokenizer.")
+    assert any(name.startswith("tokenizer.hidden") for name in checkpoint["state_dict"])
+    torch.save(checkpoint, path)
+    with monkeypatch.context() as patch, pytest.raises(FolderError, match="another shape"):
+        patch.setattr(CausalTokenizerLearner, "renamed", {})
+        fit(CausalTokenizerLearner(build()), data, tmp_path, TrainConfig(steps=2, log_every=1))
+    learner = fit(CausalTokenizerLearner(build()), data, tmp_path, TrainConfig(steps=2, log_every=1))
+    assert learner.steps_done == 2

@@ -127,14 +127,14 @@ def test_one_half_comes_from_anywhere_the_other_from_the_way_to_a_task(store, tm
     for number in range(20):
         clip = drawn.batch(config, number)
         anywhere = drawn.cache.gather(plain.places(draw(len(plain), config, number)))
-        assert np.array_equal(clip.latent[4:], anywhere.latent[4:]) and not clip.relevant[4:].any()
-        assert clip.relevant[:4].any(1).all() and (clip.task == clip.task[:, :1]).all()
+        assert np.array_equal(clip.latent[4:], anywhere.latent[4:]) and not clip.clone_mask[4:].any()
+        assert clip.clone_mask[:4].any(1).all() and (clip.task == clip.task[:, :1]).all()
         assert set(clip.task[:4, 0]) <= {0, 2}
         asked += clip.task[4:, 0].tolist()
         on_the_way = drawn.cache.codes[relevant[:, 0]]
         for row in range(4):
             if clip.task[row, 0] == 0:
-                found = (clip.latent[row][clip.relevant[row]][:, None] == on_the_way[None]).all((2, 3)).any(1)
+                found = (clip.latent[row][clip.clone_mask[row]][:, None] == on_the_way[None]).all((2, 3)).any(1)
                 assert found.all(), "a row is marked that is not on the way to the task it is asked for"
     assert set(asked) == {0, 1, 2}, "what is asked for in the second half tells nothing"
 

@@ -75,9 +75,9 @@ def build(spec: ActionSpec = THREE, decoder_time: bool = False, finest: int = 8,
     return ShortcutModel(CausalTokenizer(code), spec, config, ShortcutConfig(finest=finest)).eval()
 
 
-def alternative(single: float = 0.3, **chosen) -> ShortcutModel:
+def alternative(image_ratio: float = 0.3, **chosen) -> ShortcutModel:
     """With other constants than the published ones."""
-    model = build(single=single)
+    model = build(image_ratio=image_ratio)
     other = ShortcutModel(model.tokenizer, THREE, model.config, ShortcutConfig(finest=8, **chosen)).eval()
     other.load_state_dict(model.state_dict())
     return other
@@ -181,7 +181,7 @@ def ramped(model: ShortcutModel, monkeypatch: pytest.MonkeyPatch) -> torch.Tenso
 
 
 def test_the_ramp_weighs_both_branches(monkeypatch):
-    assert ramped(build(single=0.0), monkeypatch).max() < 1e-6
+    assert ramped(build(image_ratio=0.0), monkeypatch).max() < 1e-6
 
 
 def test_a_ramp_on_one_branch_alone_is_caught(monkeypatch):
@@ -189,13 +189,13 @@ def test_a_ramp_on_one_branch_alone_is_caught(monkeypatch):
     one_branch = "torch.cat([ramp(tau[:-few]), torch.ones_like(tau[-few:])]) * error"
     wrong = mutant(ShortcutModel.losses, "ramp(tau) * error", one_branch)
     monkeypatch.setattr(ShortcutModel, "losses", wrong)
-    off = ramped(build(single=0.0), monkeypatch)
+    off = ramped(build(image_ratio=0.0), monkeypatch)
     assert off.max() > 0.1 and off[0].max() < 1e-6
 
 
 def noise_in_training(monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
     """What must have been mixed into the codes, if they are as noisy as the denoiser was told."""
-    model, rows, seen = build(single=0.0).train(), codes(40, 6), []
+    model, rows, seen = build(image_ratio=0.0).train(), codes(40, 6), []
     rows.latent = rows.latent * 0.1 + 3
     forward = model.dynamics.forward
     monkeypatch.setattr(model.dynamics, "forward", lambda z, tau, d, *rest: seen.append((z, tau)) or forward(z, tau, d, *rest))
@@ -267,7 +267,7 @@ def test_a_policy_is_cloned_without_a_world_model_where_that_is_asked(world):
 
 
 def test_single_pictures_know_neither_past_nor_action(monkeypatch):
-    model, seen = build(single=1.0).train(), []
+    model, seen = build(image_ratio=1.0).train(), []
     forward = model.dynamics.forward
     monkeypatch.setattr(model.dynamics, "forward", lambda *given: seen.append(given) or forward(*given))
     losses = model.losses(codes())
@@ -283,7 +283,7 @@ def test_a_video_without_actions_and_rewards_teaches_the_rest():
 
 def with_films(known: torch.Tensor) -> dict[str, torch.Tensor]:
     """Losses of a batch in which nobody knows what was done in some of the sequences."""
-    model, rows = build(single=0.0), codes()
+    model, rows = build(image_ratio=0.0), codes()
     rows.known = known[:, None].expand(rows.first.shape)
     torch.manual_seed(3)
     return model.losses(rows)
@@ -301,7 +301,7 @@ def test_an_unknown_action_is_not_read(monkeypatch):
     def differs() -> bool:
         losses = []
         for fill in (0, 2):
-            model, rows = build(single=0.0), codes()
+            model, rows = build(image_ratio=0.0), codes()
             rows.known = torch.zeros_like(rows.first)
             rows.action = torch.full_like(rows.action, fill)
             torch.manual_seed(3)
@@ -394,8 +394,8 @@ def test_another_task_can_come_within_an_episode(monkeypatch):
 
 
 def test_relevant_rows_teach_what_to_do_and_the_others_how_the_world_goes_on():
-    model, rows = build(single=0.0).train(), codes(4)
-    rows.relevant = torch.tensor([True, True, False, False])[:, None].expand(4, 6)
+    model, rows = build(image_ratio=0.0).train(), codes(4)
+    rows.clone_mask = torch.tensor([True, True, False, False])[:, None].expand(4, 6)
     losses = model.losses(rows)
     assert losses["shortcut"][:2].eq(0).all() and losses["shortcut"][2:].gt(0).all()
     assert losses["policy"][2:].eq(0).all() and losses["policy"][:2, :-1].gt(0).all() and losses["policy"][:, -1].eq(0).all()
@@ -403,10 +403,10 @@ def test_relevant_rows_teach_what_to_do_and_the_others_how_the_world_goes_on():
 
 
 def test_what_is_cloned_from_is_seen_as_in_play_and_larger_steps_are_learned_elsewhere(monkeypatch):
-    model, rows, seen = build(single=0.0).train(), codes(6), []
+    model, rows, seen = build(image_ratio=0.0).train(), codes(6), []
     model.shortcut = model.shortcut.change(bootstrap=1.0)
-    rows.relevant = torch.zeros(6, 6, dtype=torch.bool)
-    rows.relevant[:3, 2:] = True
+    rows.clone_mask = torch.zeros(6, 6, dtype=torch.bool)
+    rows.clone_mask[:3, 2:] = True
     tokens = model.dynamics.tokens
     monkeypatch.setattr(model.dynamics, "tokens", lambda *given: seen.append(given[1:3]) or tokens(*given))
     model.losses(rows)
@@ -941,12 +941,12 @@ def test_a_view_beside_a_finished_past_is_what_generation_looks_at(seed):
             at = slice(view * 7 + t, view * 7 + t + 1)
             tokens = model.dynamics.tokens(noisy[:, at], tau[:, at], d[:, at], action[:, t : t + 1], known[:, t : t + 1])
             there = transformer.read(tokens, cache, first[:, t : t + 1])[0]
-            expected = model.dynamics.cleared(there)[:, 0]
+            expected = model.dynamics.predict_clean(there)[:, 0]
             torch.testing.assert_close(told[:, 7 + view * 7 + t], expected, atol=1e-5, rtol=0)
             assert view or t == 0 or not torch.allclose(alone[:, t], expected, atol=1e-3)
         past = model.dynamics.tokens(*(x[:, t : t + 1] for x in finished), action[:, t : t + 1], known[:, t : t + 1])
         y, cache = transformer.read(past, cache, first[:, t : t + 1])
-        torch.testing.assert_close(told[:, t], model.dynamics.cleared(y)[:, 0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(told[:, t], model.dynamics.predict_clean(y)[:, 0], atol=1e-5, rtol=0)
 
 
 def test_views_learn_in_their_own_rows_and_the_agent_from_the_finished_past(tmp_path):

@@ -131,8 +131,8 @@ def test_a_glance_is_a_reading_without_a_trace(past):
     _, cache = model.read(x[:, :past], model.new_cache(2))
     other = video(2, 1, model, 5)
     before = model.read(x[:, past : past + 1], cache)[0]
-    assert model.glance(other, cache).equal(model.read(other, cache)[0])
-    torch.testing.assert_close(model.glance(x[:, past : past + 1], cache), before, atol=1e-6, rtol=0)
+    assert model.peek(other, cache).equal(model.read(other, cache)[0])
+    torch.testing.assert_close(model.peek(x[:, past : past + 1], cache), before, atol=1e-6, rtol=0)
     with torch.no_grad():
         torch.testing.assert_close(before[:, 0], model(x)[:, past], atol=1e-5, rtol=0)
 
@@ -143,7 +143,7 @@ def test_two_futures_of_one_past_do_not_disturb_each_other():
     _, cache = model.read(x[:, :6], model.new_cache(1))
     _, one = model.read(x[:, 6:7], cache)
     model.read(video(1, 1, model, 9), cache)  # another future, from the same past
-    model.glance(video(1, 1, model, 10), cache)
+    model.peek(video(1, 1, model, 10), cache)
     with torch.no_grad():
         torch.testing.assert_close(model.read(x[:, 7:8], one)[0][:, 0], model(x)[:, 7], atol=1e-5, rtol=0)
 

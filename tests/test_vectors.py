@@ -187,7 +187,7 @@ def learn_shortcut(folder, schema):
     data, batch = prepared(ClipData(folder / "s", None, SEQUENCES))
     tokenizer.start_from(batch)
     fit(CausalTokenizerLearner(tokenizer), data, folder / "k", TrainConfig(steps=150, lr=4e-3, warmup=10))
-    tokenizer.eval().settle(batch)
+    tokenizer.eval().normalise_latents(batch)
     codes, _ = prepared(CodeData(folder / "s", tokenizer, None, SEQUENCES))
     config = DynamicsConfig(**BOTH, registers=1, kv_heads=1, units=32, distances=1)
     model = ShortcutModel(tokenizer, schema.actions, config, ShortcutConfig(finest=8), schema.game)

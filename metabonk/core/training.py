@@ -102,6 +102,7 @@ class Learner(L.LightningModule):
 
     scales: dict[str, float] = {}  # weights of the losses in their sum, 1 where none is given
     frozen: tuple[str, ...] = ()  # names of sub-modules that are not trained and not kept in checkpoints
+    renamed: dict[str, str] = {}  # earlier beginnings of the names of weights to present ones, so that old checkpoints fit
     identity: dict[str, str] = {}  # what a checkpoint must share to fit, such as {"game": "bonk"}
     blocks: tuple[str, ...] = ()  # names of sub-modules, or of lists of them, that `TrainConfig.compile`, `shard`, `muon` go by
     capturable = False  # whether `losses` decides nothing on the CPU, so that `TrainConfig.capture` can record it
@@ -905,6 +906,8 @@ def _check(checkpoint: dict[str, Any], learner: Learner, config: TrainConfig, pa
         {name: tuple(value.shape) for name, value in weights.items() if isinstance(value, Tensor)}
         for weights in (_trained(learner.state_dict(), learner), checkpoint["state_dict"])
     )
+    for earlier, now in learner.renamed.items():
+        saved = {now + name.removeprefix(earlier) if name.startswith(earlier) else name: shape for name, shape in saved.items()}
     other = [k for k in {**shapes, **saved} if shapes.get(k) != saved.get(k)]
     if other:
         k = other[0]

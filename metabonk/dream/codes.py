@@ -135,7 +135,7 @@ class TaskSequences(Sequences):
         self,
         config: SequenceConfig,  # how to draw
         number: int,  # of the batch
-    ) -> Clip:  # NumPy arrays (B, T, ...), with `task` and `relevant`
+    ) -> Clip:  # NumPy arrays (B, T, ...), with `task` and `clone_mask`
         "Rows, what is asked for in them, what that earns, and which of them a policy may be cloned from"
         size, half = config.batch_size, config.batch_size // 2
         random = np.random.Generator(np.random.Philox(key=config.seed % 2**64, counter=[0, 0, 1, number]))
@@ -147,8 +147,8 @@ class TaskSequences(Sequences):
         clip = self.cache.gather(places)
         rows = np.array([np.concatenate([np.arange(*run) for run in runs]) for runs in places])
         clip.task = np.broadcast_to(task[:, None], rows.shape).copy()
-        clip.relevant = self.relevant[rows, clip.task]
-        clip.relevant[half:] = False
+        clip.clone_mask = self.relevant[rows, clip.task]
+        clip.clone_mask[half:] = False
         if self.done is not None:
             clip.reward = self.done[rows, clip.task].astype(np.float32)
         return clip

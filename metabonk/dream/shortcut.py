@@ -94,7 +94,7 @@ def shortcut_losses(
     d: Float[Tensor, "batch time"],  # step size: the smallest one but in the last `bootstrap` rows
     bootstrap: int,  # how many rows take larger steps
 ) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time *latent"]]:  # ramp not included; z1^
-    "How badly each frame is cleared up (equation 7), and the clean latents as predicted"
+    "Denoising error of each frame (equation 7), and the clean latents as predicted"
     flow = len(z) - bootstrap
     target = z1
     if bootstrap:

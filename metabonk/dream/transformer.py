@@ -265,7 +265,7 @@ class Transformer(nn.Module):
         longer = {name: found.permute(0, 2, 3, 1, 4) for name, found in past.items()}  # (rows, layers, S * kv_heads, ring, size)
         return {**longer, "frames": frame + 1, "start": trail["starts"].flatten()[row], "mark": trail["mark"][sequence]}
 
-    def glances(
+    def make_peek(
         self,
         cache: State,  # what came before; only the place that no frame needs any more is written to
     ) -> Callable[[Tensor], Tensor]:  # next frames (batch, 1, tokens, width), perhaps not the final ones, as `read` gives them
@@ -273,13 +273,13 @@ class Transformer(nn.Module):
         look = self._look_into(cache, cache["frames"], cache["start"])
         return torch.inference_mode()(partial(self._run, look_in_time=look))
 
-    def glance(
+    def peek(
         self,
         x: Float[Tensor, "batch 1 tokens width"],  # a next frame; its last tokens may be missing, if no other reads them
-        cache: State,  # as `glances` takes it
+        cache: State,  # as `make_peek` takes it
     ) -> Float[Tensor, "batch 1 tokens width"]:  # as `read` gives it
         "Try a next frame once"
-        return self.glances(cache)(x)
+        return self.make_peek(cache)(x)
 
     def new_cache(
         self,
