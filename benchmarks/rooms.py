@@ -57,9 +57,9 @@ def timed(frames: Iterator[object], count: int) -> Timing:
 
 def way(game: Game) -> Iterator[int]:
     """Actions that lead around the home."""
-    chance = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     while True:
-        yield int(chance.choice(3, p=(0.6, 0.2, 0.2)))
+        yield int(generator.choice(3, p=(0.6, 0.2, 0.2)))
 
 
 def ours(game: Game) -> Iterator[Moment]:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from common import Rows, begin
+from common import Results, begin
 
 from metabonk.core.seed import seed_everything
 from metabonk.core.training import TrainConfig, fit
@@ -145,8 +145,8 @@ def train(arm: str, condition: str, seed: int, options: argparse.Namespace) -> t
 def held_windows(folder: Path, motion: str, options: argparse.Namespace) -> list[Any]:
     """The same contexts and goals for all runs."""
     windows = LatentWindows(LatentStore(folder / "held.latents"), WindowConfig(motion=motion))
-    chance = np.random.default_rng(0)
-    return [windows.sample(options.batch, chance).torch() for _ in range(options.held_batches)]
+    generator = np.random.default_rng(0)
+    return [windows.sample(options.batch, generator).torch() for _ in range(options.held_batches)]
 
 
 def judged_rows(folder: Path, options: argparse.Namespace) -> Batch:
@@ -185,7 +185,7 @@ def main() -> None:
     arms = {"nargs": "*", "default": list(ARMS), "choices": list(ARMS)}
     conditions = {"nargs": "*", "default": list(CONDITIONS), "choices": list(CONDITIONS)}
     options, rows = begin("av_worlds", __doc__, SIZES, arms=arms, conditions=conditions)
-    steps = Rows("av_worlds_steps", {name: getattr(options, name) for name in SIZES})
+    steps = Results("av_worlds_steps", {name: getattr(options, name) for name in SIZES})
     wanted = [
         {"condition": condition, "arm": arm, "seed": seed} for seed in options.seeds for condition in options.conditions
         for arm in CONDITIONS[condition]["arms"] if arm in options.arms

@@ -8,6 +8,7 @@ import argparse
 import csv
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from metabonk.core.config import RENAMED
 from metabonk.core.training import TrainConfig
 from metabonk.measure.statistics import mean_interval
 from metabonk.record.cache import Cache
@@ -27,12 +29,22 @@ from metabonk.sense.sound import SoundConfig
 from metabonk.sense.tokens import TokenCache, Tokenizers, train_tokenizers
 
 
-class Rows:
+def _earlier(value: Any) -> Any:
+    """Sizes under the earlier names of configuration fields, by which rows that are there already are known."""
+    if isinstance(value, dict):
+        return {_earlier(key): _earlier(entry) for key, entry in value.items()}
+    if isinstance(value, str):
+        for earlier, now in RENAMED.items():
+            value = re.sub(rf"\b{now}\b", earlier, value)
+    return value
+
+
+class Results:
     """The rows of one experiment with one choice of sizes."""
 
     def __init__(self, name: str, sizes: dict[str, Any]):
         self.path = Path(__file__).parent / "results" / f"{name}.csv"
-        self.sizes = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode()).hexdigest()[:8]
+        self.sizes = hashlib.sha256(json.dumps(_earlier(sizes), sort_keys=True).encode()).hexdigest()[:8]
 
     def table(self) -> pd.DataFrame:
         """All that are there."""
@@ -69,7 +81,7 @@ def show_means(rows: pd.DataFrame) -> None:
         print(f"{name:50} {mean_interval(values, method='t') if len(set(values)) > 1 else values[:1].round(3)}{few}")
 
 
-def begin(name: str, about: str, sizes: dict[str, Any], **more: dict[str, Any]) -> tuple[argparse.Namespace, Rows]:
+def begin(name: str, about: str, sizes: dict[str, Any], **more: dict[str, Any]) -> tuple[argparse.Namespace, Results]:
     """Options of an experiment as they were given, `seeds` of the runs to make among them; and its rows."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5, help="whole training runs of everything that is compared")
@@ -84,7 +96,7 @@ def begin(name: str, about: str, sizes: dict[str, Any], **more: dict[str, Any]) 
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.seeds = [] if options.table else options.seeds or list(range(options.runs))
-    rows = Rows(name, {option: getattr(options, option) for option in sizes})
+    rows = Results(name, {option: getattr(options, option) for option in sizes})
     options.folder = options.folder / rows.sizes
     return options, rows
 

@@ -27,10 +27,9 @@ from metabonk.core.training import TrainConfig, fit
 from metabonk.dream.token_model import TokenModel, TokenModelConfig, WorldModelLearner
 from metabonk.measure.listening import (
     RowKinds,
-    area,
-    consensus,
-    consensus_claims,
-    consensus_table,
+    cue_conflict,
+    cue_conflict_claims,
+    cue_conflict_table,
     every_row,
     find_moments,
 )
@@ -39,6 +38,7 @@ from metabonk.measure.statistics import mean_interval
 from metabonk.record.cache import Cache
 from metabonk.record.sampling import SequenceConfig
 from metabonk.record.store import Store
+from metabonk.sense.alignment import roc_auc
 from metabonk.sense.tokens import TokenCache, TokenData, Tokenizers
 
 ARMS = {"as recorded": 0.0, "around reward sounds": 1.0}
@@ -54,7 +54,7 @@ def told(x: np.ndarray, y: np.ndarray, half: np.ndarray) -> float:
         for _ in range(400):
             off = expit(inputs @ weights + bias) - y[train]
             weights, bias = weights - inputs.T @ off / len(off) - 1e-3 * weights, bias - 0.5 * off.mean()
-        found.append(area(x[~train] @ weights + bias, y[~train]))
+        found.append(roc_auc(x[~train] @ weights + bias, y[~train]))
     return float(np.mean(found))
 
 
@@ -114,11 +114,11 @@ def train(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     fit(WorldModelLearner(model), data, folder / arm.replace(" ", "-"), training)
     model.eval()
     tokens, label = TokenCache(folder / "held.tokens"), RowKinds(Store.open(folder / "held"))
-    found = consensus(model, find_moments(every_row(tokens), label, count=options.moments, seed=seed), seed=seed)
-    table, claims = consensus_table(found, seed=seed), consensus_claims(found)
+    found = cue_conflict(model, find_moments(every_row(tokens), label, count=options.moments, seed=seed), seed=seed)
+    table, claims = cue_conflict_table(found, seed=seed), cue_conflict_claims(found)
     promised = {f"{kind}, {senses}": table.loc[senses, kind] for senses in table.index for kind in ("ding", "decoy")}
-    areas = {f"area, {senses}": table.loc[senses, "area"] for senses in table.index}
-    return {"arm": arm, "seed": seed, **promised, **areas, "consensus wins": float(claims["holds"].all()),
+    aucs = {f"ROC AUC, {senses}": table.loc[senses, "roc_auc"] for senses in table.index}
+    return {"arm": arm, "seed": seed, **promised, **aucs, "consensus wins": float(claims["holds"].all()),
             **eyes(folder / "store"), "minutes": round((time.monotonic() - begun) / 60, 1)}  # fmt: skip
 
 

@@ -72,17 +72,17 @@ class Remote(gym.Wrapper):
 
     def __init__(self, game: gym.Env, action: int) -> None:
         super().__init__(game)
-        self.action, self.chance = action, np.random.default_rng(0)
+        self.action, self.generator = action, np.random.default_rng(0)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        self.chance = np.random.default_rng(seed)
+        self.generator = np.random.default_rng(seed)
         return self.env.reset(seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, *rest = self.env.step(action)
         if action == self.action:
             audio = observation["audio"]
-            pitch = 110 * 2 ** (self.chance.integers(36, size=(2, 1)) / 12)  # two notes, as the game's noise has them
+            pitch = 110 * 2 ** (self.generator.integers(36, size=(2, 1)) / 12)  # two notes, as the game's noise has them
             time = np.arange(audio.shape[1]) / self.env.unwrapped.sample_rate
             notes = np.sign(np.sin(2 * np.pi * pitch * time)).sum(0) * 3000
             observation["audio"] = np.clip(audio + notes, -(2**15), 2**15 - 1).astype(np.int16)
@@ -239,9 +239,9 @@ def explore(player: str, music: str, seed: int, base: Path, folder: Path, argume
         explorer = make_explorer(player, model)
         agent = ActorCritic(ActorCriticConfig.preset("tiny", entropy=arguments.entropy), model.feature_size, model.actions)
         learner = ExplorerLearner(model, explorer, agent, DreamConfig.preset("tiny", replay=0.0))
-    for number, chance in enumerate(spawn_seeds(seed + 1, arguments.rounds)):
+    for number, generator in enumerate(spawn_seeds(seed + 1, arguments.rounds)):
         if number:
-            play(store, music, Agent(model, agent) if curious else "random", arguments.steps, chance >> 1)
+            play(store, music, Agent(model, agent) if curious else "random", arguments.steps, generator >> 1)
         table, begun = rows_of(store), time.perf_counter()
         row = {"player": player, "music": music, "seed": seed, "round": number, "steps": arguments.steps * (number + 1)}
         row |= coverage(table)
@@ -250,10 +250,10 @@ def explore(player: str, music: str, seed: int, base: Path, folder: Path, argume
             row["held"] = float((table["action"][~table["first"]][-arguments.steps :] == remote).mean())
         if curious:
             if number:
-                train_model(model, store, folder / f"model-{number}", arguments.model_updates, chance)
-            data = TokenData(store, model.tokenizers, SequenceConfig(length=16, batch_size=16, seed=chance))
+                train_model(model, store, folder / f"model-{number}", arguments.model_updates, generator)
+            data = TokenData(store, model.tokenizers, SequenceConfig(length=16, batch_size=16, seed=generator))
             updates = arguments.explorer_updates
-            training = TrainConfig(steps=updates, lr=1e-3, warmup=min(20, updates), seed=chance)
+            training = TrainConfig(steps=updates, lr=1e-3, warmup=min(20, updates), seed=generator)
             fit(learner, data, folder / f"explorer-{number}", training)
             if number in (0, arguments.rounds - 1):
                 row |= noise_check(model, explorer, base / "test", places(rows_of(base / "store")), places(table))
@@ -282,11 +282,11 @@ def summary(table: pd.DataFrame) -> str:
         cells = {name: part.set_index("seed")[[*COVERED, "held"]] for name, part in rows.groupby("player", sort=False)}
         lines = [{"player": name, "runs": len(part), **{key: told(part[key]) for key in part}} for name, part in cells.items()]
         parts.append(shown(f"Covered after {int(rows['steps'].max())} steps, music: {music}", lines))
-        chance, gains = cells.pop("random", None), []
+        generator, gains = cells.pop("random", None), []
         for name, part in cells.items():
-            both = part.index.intersection(chance.index) if chance is not None else []
+            both = part.index.intersection(generator.index) if generator is not None else []
             if len(both) > 1:
-                pairs = {key: (part.loc[both, key], difference_interval, chance.loc[both, key]) for key in COVERED}
+                pairs = {key: (part.loc[both, key], difference_interval, generator.loc[both, key]) for key in COVERED}
                 gains.append({"player": name, **{key: told(*pair, paired=True) for key, pair in pairs.items()}})
         parts.append(shown(f"More than random play, run by run, music: {music}", gains))
     lines = []

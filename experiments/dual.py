@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
-from common import Rows, begin
+from common import Results, begin
 
 from metabonk.act.agent import Agent, play_episodes
 from metabonk.act.dreaming import DreamConfig
@@ -191,7 +191,7 @@ def goal_use(trained: Trained) -> float:
     return float(pd.read_csv(trained.stages / "clone/goal_use.csv", index_col="measure")["value"]["divergence"])
 
 
-def measure(seed: int, options: argparse.Namespace, rows: Rows, episodes: Rows, drift: Rows) -> None:
+def measure(seed: int, options: argparse.Namespace, rows: Results, episodes: Results, drift: Results) -> None:
     """All rows of a seed that are not there yet."""
     wanted = [("cloned", "shuffled"), *((arm, planner) for arm in ARMS for planner in PLANNERS)]
     wanted = [who for who in wanted if not rows.has(seed=seed, arm=who[0], planner=who[1])]
@@ -256,7 +256,7 @@ def main() -> None:
     tiny = {"action": "store_true", "help": "the smallest sizes, to see it run to its end"}
     options, rows = begin("dual", __doc__, sizes, tiny=tiny)
     given = {name: getattr(options, name) for name in sizes}
-    episodes, drift = Rows("dual_episodes", given), Rows("dual_drift", given)
+    episodes, drift = Results("dual_episodes", given), Results("dual_drift", given)
     for seed in options.seeds:
         measure(seed, options, rows, episodes, drift)
     show(rows.table(), episodes.table(), drift.table(), options.episode_steps)

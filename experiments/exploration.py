@@ -87,7 +87,7 @@ class Television(Remote):
         if action == self.action:
             picture = observation["image"].copy()
             height, width = picture.shape[0] // 2, picture.shape[1]
-            dots = self.chance.integers(2, size=(height // 4, width // 4, 1)).repeat(4, 0).repeat(4, 1)
+            dots = self.generator.integers(2, size=(height // 4, width // 4, 1)).repeat(4, 0).repeat(4, 1)
             picture[-len(dots) :] = 255 * dots
             observation["image"] = picture
         return observation, *rest
@@ -134,8 +134,8 @@ def explore(game: str, arm: str, seed: int, options: Any, work: Path) -> None:
         else:  # the same first round as all others have
             policies = ["sticky_random", *[arm.replace(" ", "_")] * (plan.rounds - 1)]
             shares = zip(policies, share_out(plan.steps, plan.rounds), spawn_seeds(seed, 2 * plan.rounds), strict=False)
-            for number, (policy, steps, chance) in enumerate(shares):
-                record(made, work / "store", policy, steps, seed=chance >> 1, about={"exploration": number})
+            for number, (policy, steps, generator) in enumerate(shares):
+                record(made, work / "store", policy, steps, seed=generator >> 1, about={"exploration": number})
     finally:
         made.close()
 

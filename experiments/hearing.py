@@ -49,11 +49,11 @@ class ShuffledCache:
 
     def __init__(self, cache: TokenCache):
         self.cache, self.path, self.pieces = cache, cache.path, cache.pieces
-        self.sounds, self.chance = cache.table["audio"], np.random.default_rng(0)
+        self.sounds, self.generator = cache.table["audio"], np.random.default_rng(0)
 
     def gather(self, places: Any) -> TokenBatch:
         batch = self.cache.gather(places)
-        other = self.chance.integers(len(self.sounds), size=batch.first.shape)
+        other = self.generator.integers(len(self.sounds), size=batch.first.shape)
         return dataclasses.replace(batch, audio=self.sounds[other].astype(np.int64))
 
 
@@ -69,11 +69,11 @@ class ShuffledSenses(Senses):
 
     def __init__(self, tokenizers: Tokenizers, games: int, sounds: np.ndarray):
         super().__init__(tokenizers, games)
-        self.sounds, self.chance = sounds, np.random.default_rng(1)
+        self.sounds, self.generator = sounds, np.random.default_rng(1)
 
     def __call__(self, observation: Any, first: Any = None) -> TokenBatch:
         rows = super().__call__(observation, first)
-        other = self.chance.integers(len(self.sounds), size=(self.games, 1))
+        other = self.generator.integers(len(self.sounds), size=(self.games, 1))
         return dataclasses.replace(rows, audio=torch.from_numpy(self.sounds[other].astype(np.int64)))
 
 
@@ -136,10 +136,10 @@ def train(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     best = Agent.load(rounds.best_agent, TokenModel.load, senses=senses)
     fresh = spawn_seeds(1_000 + seed, 1)[0]
     played = play_episodes(best, WORLD, options.episodes, fresh, 10, settings(options))
-    chance = evaluate(WORLD, "random", options.episodes, fresh, settings(options))
+    generator = evaluate(WORLD, "random", options.episodes, fresh, settings(options))
     if not options.keep:
         shutil.rmtree(folder)
-    return {"arm": arm, "seed": seed, "score": played["return"].mean(), "random": chance["return"].mean(),
+    return {"arm": arm, "seed": seed, "score": played["return"].mean(), "random": generator["return"].mean(),
             "best round": rounds.best, "steps": options.steps + int(played_rounds["steps"].iloc[-1]),
             "model steps": options.model_steps + options.rounds * options.round_model_steps,
             "minutes": round((time.monotonic() - begun) / 60, 1)}  # fmt: skip

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from common import Rows, begin
+from common import Results, begin
 
 from metabonk.measure.statistics import difference_interval, mean_interval
 from metabonk.pipeline.stages import Pipeline
@@ -69,7 +69,7 @@ def main() -> None:
     """All runs that are not in the results yet."""
     games = {"nargs": "*", "default": list(GAMES), "choices": list(GAMES)}
     options, _ = begin("imagination", __doc__, {}, games=games)
-    rows = {game: Rows("imagination", sizes_of(game)) for game in GAMES}
+    rows = {game: Results("imagination", sizes_of(game)) for game in GAMES}
     for seed in options.seeds:
         for game in options.games:
             if not rows[game].has(game=game, seed=seed):

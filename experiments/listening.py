@@ -6,7 +6,7 @@ the table; `--table` prints it alone.
 Every run records random play in Bonk with all screens lit, where coins can be seen and heard and now and then a ding
 sounds without a coin, trains tokenizers and a world model, and asks the model about moments of a second recording that
 nothing learned from: how much of the reward predicted at a ding is there because of the sound (integrated gradients),
-what happens to it when the sound is exchanged for that of music and back, whether codes tell effects from music, and
+what happens to it when the sound is swapped for that of music and back, whether codes tell effects from music, and
 what false dings promise with the picture and without. Controls: the same model with its weights in random order, the
 sound of another moment of the same kind, labels turned in time.
 """
@@ -21,18 +21,19 @@ from metabonk.core.seed import seed_everything
 from metabonk.core.training import TrainConfig, fit
 from metabonk.dream.token_model import TokenModel, TokenModelConfig, WorldModelLearner
 from metabonk.measure.listening import (
+    KEPT,
     RowKinds,
     attribute,
+    audio_swap,
+    audio_swap_table,
     code_rows,
     codes_tell,
-    consensus,
-    consensus_claims,
+    cue_conflict,
+    cue_conflict_claims,
     every_row,
-    exchange,
-    exchange_table,
     find_moments,
-    scrambled,
 )
+from metabonk.measure.reality import shuffle_weights
 from metabonk.record.sampling import SequenceConfig
 from metabonk.record.store import Store
 from metabonk.sense.tokens import TokenCache, TokenData
@@ -65,19 +66,19 @@ def asked(model: TokenModel, folder: Any, seed: int, options: argparse.Namespace
     tokens, label = TokenCache(folder / "held.tokens"), RowKinds(Store.open(folder / "held"))
     moments = find_moments(every_row(tokens), label, count=options.moments, seed=seed)
     told: dict[str, float] = {}
-    for name, one in (("", model), ("scrambled ", scrambled(model, seed))):
-        parts, swapped = attribute(one, moments).by_kind(), exchange_table(exchange(one, moments, seed=seed))
+    for name, one in (("", model), ("scrambled ", shuffle_weights(model, seed, KEPT))):
+        parts, swapped = attribute(one, moments).by_kind(), audio_swap_table(audio_swap(one, moments, seed=seed))
         told |= {f"{name}predicted at a ding": parts.loc["ding", "predicted"]}
         told |= {f"{name}of it by sound, at {kind}": parts.loc[kind, "audio"] for kind in ("ding", "music")}
         for kind, sound in (("ding", "music"), ("ding", "another ding"), ("music", "ding"), ("music", "another music")):
             told[f"{name}{kind} with the sound of {sound}"] = swapped.loc[(kind, f"from {sound}"), "change"]
-        promised = consensus(one, moments, seed=seed)
+        promised = cue_conflict(one, moments, seed=seed)
         means = promised.groupby(["senses", "kind"])["predicted"].mean()
         told |= {f"{name}{kind}, {senses}": means[senses, kind] for senses, kind in means.index if kind != "music"}
         if one is model:
-            told["consensus wins"] = float(consensus_claims(promised)["holds"].all())
+            told["consensus wins"] = float(cue_conflict_claims(promised)["holds"].all())
     tell = codes_tell(code_rows(every_row(tokens, overlap=0), label), tokens.sizes["audio"][1], seed=seed)
-    return {**told, "codes tell effects": tell["area"], "labels turned": tell["turned"]}
+    return {**told, "codes tell effects": tell["roc_auc"], "labels turned": tell["turned"]}
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import Rows, begin, prepare
+from common import Results, begin, prepare
 from torch import Tensor, nn
 
 from metabonk.core.optimizer import LaProp
@@ -172,7 +172,7 @@ def main() -> None:
     print(rows.table().round(3).T.to_string())
 
 
-def run_arms(todo: dict[str, dict[str, Any]], seed: int, options: argparse.Namespace, rows: Rows) -> None:
+def run_arms(todo: dict[str, dict[str, Any]], seed: int, options: argparse.Namespace, rows: Results) -> None:
     """One row an arm."""
     folder = options.folder / f"seed-{seed}"
     tokenizers = prepare(folder, "bonk:dark", GAME, seed, options, options.held_out, sound_tokens=16)

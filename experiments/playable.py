@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import Rows, begin, show_means
+from common import Results, begin, show_means
 from torch import Tensor, nn
 
 from metabonk.core.seed import seed_everything
@@ -84,10 +84,10 @@ class Reader(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, size, size, 3) pictures: (N, 2) places from 0 to 1, (N,) logits that he is there, (N, 9) logits of screens."""
         body = self.body(image.movedim(-1, 1).float() / 255 - 0.5)
-        chance = self.where(body).flatten(1).softmax(-1).unflatten(1, body.shape[2:])
+        generator = self.where(body).flatten(1).softmax(-1).unflatten(1, body.shape[2:])
         steps = torch.linspace(0, 1, body.shape[2], device=image.device)
-        place = torch.stack([(chance.sum(1) * steps).sum(-1), (chance.sum(2) * steps).sum(-1)], -1)
-        there = self.seen((body * chance[:, None]).sum((2, 3)))[:, 0]
+        place = torch.stack([(generator.sum(1) * steps).sum(-1), (generator.sum(2) * steps).sum(-1)], -1)
+        there = self.seen((body * generator[:, None]).sum((2, 3)))[:, 0]
         return place, there, self.which(F.adaptive_avg_pool2d(body, 8).flatten(1))
 
     @torch.no_grad()
@@ -279,7 +279,7 @@ def main() -> None:
     options, rows = begin("playable", __doc__, sizes, tiny=tiny, **{"self-forcing": share})
     if options.self_forcing:
         given = {name: getattr(options, name) for name in sizes}
-        rows = Rows("playable_self_forcing", {**given, "self_forcing": options.self_forcing})
+        rows = Results("playable_self_forcing", {**given, "self_forcing": options.self_forcing})
     for seed in options.seeds:
         if not rows.has(seed=seed):
             rows.add(train(seed, options))

@@ -169,7 +169,7 @@ def test_interrupted_dreaming_goes_on_with_the_same_numbers(tmp_path):
 def test_a_policy_learns_in_dreams_and_not_from_dreams_without_reward(tmp_path):
     def right(change):
         learner = dreamer(replay=0.0)
-        learner.change = change
+        learner.reward_fn = change
         fit(learner, [walk(seed) for seed in range(10)], tmp_path / str(change), TrainConfig.preset("tiny", steps=40, lr=1e-2))
         return float(learner.actor_critic.policy(torch.eye(9)[1:8]).parts[0].probabilities[:, 1].mean())
 

@@ -123,8 +123,8 @@ def test_losses_are_those_of_the_printed_equation():
     torch.testing.assert_close(losses["policy"], policy)
     torch.testing.assert_close(losses["reward"], worth)
     features, terminated = given[0], given[3]
-    chance = heads.continuation(features)  # a probability: 1 is its target where the episode goes on, whatever the discount
-    torch.testing.assert_close(losses["continue"], -torch.where(terminated, 1 - chance, chance).log())
+    probability = heads.continuation(features)  # 1 is its target where the episode goes on, whatever the discount
+    torch.testing.assert_close(losses["continue"], -torch.where(terminated, 1 - probability, probability).log())
 
 
 @pytest.mark.parametrize(("name", "old", "new"), [

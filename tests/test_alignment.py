@@ -18,15 +18,15 @@ from metabonk.sense.alignment import (
     Alignment,
     AlignmentConfig,
     AlignmentData,
-    area,
+    bootstrap_episodes,
     d_prime,
     discriminant,
     event_rows,
     event_scores,
     from_music,
     info_nce,
-    resample,
     retrieval,
+    roc_auc,
     separation,
     separation_figure,
     untrained,
@@ -143,10 +143,10 @@ def test_measures_against_judges() -> None:
     rng = np.random.default_rng(0)
     event = rng.random(200) < 0.4
     score = rng.normal(size=200).round(1) + event
-    assert area(score, event) == pytest.approx(roc_auc_score(event, score))
+    assert roc_auc(score, event) == pytest.approx(roc_auc_score(event, score))
     assert d_prime(score * 3 + 1, event) == pytest.approx(d_prime(score, event))
     assert d_prime(np.where(event, 2.0, 0.0) + np.tile([1.0, -1.0], 100), np.arange(200) < 100) != 0
-    assert np.isnan(area(score, np.ones(200, bool))) and np.isnan(d_prime(score, np.zeros(200, bool)))
+    assert np.isnan(roc_auc(score, np.ones(200, bool))) and np.isnan(d_prime(score, np.zeros(200, bool)))
     x = rng.normal(size=(200, 4)) + event[:, None] * np.array([1.0, 0, -2, 0])
     judge = LinearDiscriminantAnalysis(solver="lsqr").fit(x, event).coef_[0]
     mine = discriminant(x, event, 0.0)
@@ -159,7 +159,7 @@ def test_measures_against_judges() -> None:
 def test_the_interval_is_over_episodes() -> None:
     rng = np.random.default_rng(0)
     same = {i: np.full(100, rng.normal()) for i in range(8)}  # a hundred times the same: eight observations
-    value, low, high = resample(same, lambda parts: np.mean(np.concatenate(parts)))
+    value, low, high = bootstrap_episodes(same, lambda parts: np.mean(np.concatenate(parts)))
     spread = np.std([part[0] for part in same.values()]) / 8**0.5
     assert low < value < high and high - low == pytest.approx(2 * 1.96 * spread, rel=0.25)
 

@@ -14,14 +14,14 @@ RATE, STEP = 16_000, 2_400
 
 
 @pytest.fixture
-def chance() -> np.random.Generator:
+def generator() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
 @pytest.fixture
-def noise(chance) -> np.ndarray:
+def noise(generator) -> np.ndarray:
     """(2, samples) of the same noise in both ears."""
-    return np.repeat(0.03 * chance.standard_normal((1, STEP + 64)), 2, 0)
+    return np.repeat(0.03 * generator.standard_normal((1, STEP + 64)), 2, 0)
 
 
 def ears(noise: np.ndarray, delay: int, gain: float) -> np.ndarray:
@@ -64,9 +64,9 @@ def test_swapped_ears(noise, monkeypatch):
             assert not swapped_ears_are_seen(noise), name
 
 
-def test_lsd_is_voicefixers(chance):
+def test_lsd_is_voicefixers(generator):
     """Its formula by hand, on SciPy's transform."""
-    one, other = (0.1 * chance.standard_normal((3, 2, STEP)) for _ in range(2))
+    one, other = (0.1 * generator.standard_normal((3, 2, STEP)) for _ in range(2))
 
     def magnitude(sound):
         padded = np.pad(sound, [(0, 0), (0, 0), (371, 371)], "reflect")
@@ -79,9 +79,9 @@ def test_lsd_is_voicefixers(chance):
     assert np.allclose(av.lsd(one, other, RATE, quiet=-200, floor=0), by_hand, rtol=1e-9)
 
 
-def test_rounding_and_silence_are_no_error(noise, chance):
+def test_rounding_and_silence_are_no_error(noise, generator):
     ring = ears(noise, 0, 0)
-    last_bit = (ring + chance.integers(-1, 2, ring.shape)).astype(np.int16)
+    last_bit = (ring + generator.integers(-1, 2, ring.shape)).astype(np.int16)
     none = np.zeros_like(ring)
     assert av.lsd(last_bit, ring, RATE) < 0.05
     for measure in (av.lsd, av.spectral_ssim):
@@ -90,7 +90,7 @@ def test_rounding_and_silence_are_no_error(noise, chance):
     for measure in (av.ild_error, av.itd_error):
         assert np.isnan(measure(ring, none)) and measure(none, ears(noise, 5, 5)) == pytest.approx(5, abs=0.02)
     half = np.concatenate([ring[:, : STEP // 2], none[:, STEP // 2 :]], 1)
-    tail = np.concatenate([ring[:, : STEP // 2] // 2, chance.integers(-1, 2, (2, STEP // 2))], 1).astype(np.int16)
+    tail = np.concatenate([ring[:, : STEP // 2] // 2, generator.integers(-1, 2, (2, STEP // 2))], 1).astype(np.int16)
     assert av.lsd(tail, half, RATE) == pytest.approx(np.log10(4), abs=0.15)  # the silent half does not count
 
 
@@ -101,8 +101,8 @@ def test_one_ear_alone_is_wrong(noise):
     assert av.lsd(wrong, target, RATE) == pytest.approx(np.log10(4), abs=1e-6)
 
 
-def test_pictures_agree_with_scikit_image(chance):
-    one, other = (chance.integers(0, 256, (2, 3, 24, 20, 3), dtype=np.uint8) for _ in range(2))
+def test_pictures_agree_with_scikit_image(generator):
+    one, other = (generator.integers(0, 256, (2, 3, 24, 20, 3), dtype=np.uint8) for _ in range(2))
     found = av.compare_steps({"image": one[0]}, {"image": other[0]}, RATE)
     psnr = [peak_signal_noise_ratio(b, a) for a, b in zip(one[0], other[0], strict=True)]
     ssim = [structural_similarity(a, b, channel_axis=-1) for a, b in zip(one[0], other[0], strict=True)]
@@ -122,12 +122,12 @@ def test_spectral_ssim_needs_its_range(noise):
 
 
 @pytest.fixture
-def film(chance):
+def film(generator):
     """(steps, ...) pictures, sounds and the dry ring: loud where the picture moves, and off now and then."""
-    stir = chance.random(40)
+    stir = generator.random(40)
     image = (np.cumsum(stir)[:, None, None, None] * 6 * np.ones((1, 8, 8, 3))).astype(np.uint8)
-    dry = 0.2 * chance.standard_normal((40, 2, 200)) * (np.arange(40) % 6 < 4)[:, None, None]
-    dry *= 0.05 + chance.random((40, 1, 1))
+    dry = 0.2 * generator.standard_normal((40, 2, 200)) * (np.arange(40) % 6 < 4)[:, None, None]
+    dry *= 0.05 + generator.random((40, 1, 1))
     return image, dry * (0.1 + stir[:, None, None]), dry
 
 
@@ -162,8 +162,8 @@ def test_the_dry_ring_is_divided_out(film):
         av.av_correlation(image, sound[:-1])
 
 
-def test_a_step_late_is_seen_by_single_steps_too(chance):
-    loud = 0.1 * chance.standard_normal((8, 2, STEP)) * 10 ** (chance.random((8, 2, 1)) - 1)
+def test_a_step_late_is_seen_by_single_steps_too(generator):
+    loud = 0.1 * generator.standard_normal((8, 2, STEP)) * 10 ** (generator.random((8, 2, 1)) - 1)
     late = np.roll(loud, 1, 0)
     right, wrong = (av.compare_steps({"audio": x}, {"audio": loud}, RATE).mean() for x in (loud, late))
     assert (right[["lsd", "ild_error", "itd_error"]] < 1e-6).all()

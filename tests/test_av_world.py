@@ -80,8 +80,8 @@ def awake(config: AVCDiTConfig = SMALL) -> AVCDiT:
 
 
 def begun(world: LatentWorld, batch: int = 2):
-    chance = torch.Generator().manual_seed(1)
-    vision, audio = (torch.randn(batch, 4, *size, generator=chance) for size in (SMALL.vision, SMALL.audio))
+    generator = torch.Generator().manual_seed(1)
+    vision, audio = (torch.randn(batch, 4, *size, generator=generator) for size in (SMALL.vision, SMALL.audio))
     return world.begin(vision, audio)
 
 
@@ -370,8 +370,8 @@ def test_it_is_a_world_model_like_every_other(played):
 def test_it_learns_from_the_store_endings_included(played, tmp_path):
     torch.manual_seed(0)
     world = AVWorld.of(played.windows, played.eyes, played.ears, AVCDiTConfig(width=16, layers=1, heads=2))
-    chance = np.random.default_rng(0)
-    batches = [played.windows.sample(8, chance).torch() for _ in range(4)]
+    generator = np.random.default_rng(0)
+    batches = [played.windows.sample(8, generator).torch() for _ in range(4)]
     for batch in batches:
         batch.goal_terminated = batch.goal_action[..., :5].any(-1)
     learner = world.learner(AVLearnerConfig.preset("joint"))
@@ -526,9 +526,10 @@ def lived(tmp_path_factory) -> SimpleNamespace:
     ears = fit_pca(folder / "store", CodecConfig(samples=2400, latents=8))
     windows = LatentWindows(encode_latents(folder / "store", eyes, ears), WindowConfig(reach=8))
     world = AVWorld.of(windows, eyes, ears, AVCDiTConfig(width=16, layers=1, heads=2))
-    chance = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     learner = world.learner(AVLearnerConfig.preset("joint"))
-    fit(learner, [windows.sample(4, chance).torch() for _ in range(4)], folder / "fit", TrainConfig(steps=6, lr=1e-2, warmup=0))
+    rows = [windows.sample(4, generator).torch() for _ in range(4)]
+    fit(learner, rows, folder / "fit", TrainConfig(steps=6, lr=1e-2, warmup=0))
     learner.finish()
     return SimpleNamespace(folder=folder, world=world.eval())
 
@@ -539,12 +540,12 @@ def test_a_world_of_rooms_does_all_that_a_world_model_does(lived):
     start = world.observe(rows)
     every = world.observe(rows, every=True)
     assert all(torch.equal(every[name].unflatten(0, (3, 6))[:, -1], x) for name, x in start.items())
-    chance = lambda: torch.Generator().manual_seed(5)  # noqa: E731
-    ahead, left = (world.advance(start, vectors(action, batch=3)[:, 0], chance()) for action in (FORWARD, LEFT))
+    generator = lambda: torch.Generator().manual_seed(5)  # noqa: E731
+    ahead, left = (world.advance(start, vectors(action, batch=3)[:, 0], generator()) for action in (FORWARD, LEFT))
     assert not torch.equal(ahead["vision"][:, -1], left["vision"][:, -1]), "what is seen depends on what is done"
-    both = world.branch(start, vectors(FORWARD, LEFT, batch=3), chance())
+    both = world.branch(start, vectors(FORWARD, LEFT, batch=3), generator())
     assert both["vision"].shape[0] == 6 and torch.equal(both["action"][0::2], ahead["action"])
-    jumped = world.jump(start, vectors(FORWARD, LEFT, FORWARD, batch=3), [1, 3], chance())
+    jumped = world.jump(start, vectors(FORWARD, LEFT, FORWARD, batch=3), [1, 3], generator())
     assert jumped["audio"].shape[0] == 6 and world.reach == 8
     for state in (start, ahead, both, jumped):
         features = world.features(state)

@@ -151,13 +151,13 @@ def test_rows_of_a_new_episode_do_not_count(walks):
 
 
 def test_intervals_are_over_episodes():
-    chance = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     rows = []
     for episode in range(6):
         for who, level in (("model", 3.0), ("copy last", 2.0)):
             for sequence in range(4):
                 row = {"mode": "fixed", "who": who, "offset": 1, "batch": 0, "episode": episode, "sequence": sequence}
-                rows.append({**row, "psnr": level + episode, "lsd": np.nan if episode else chance.random()})
+                rows.append({**row, "psnr": level + episode, "lsd": np.nan if episode else generator.random()})
     table = av.steps_table(pd.DataFrame(rows), method="t").set_index(["measure", "who"])
     row = table.loc[("psnr", "model")]
     assert row["episodes"] == 6 and row["value"] == 5.5 and row["high"] - row["low"] > 3

@@ -52,16 +52,16 @@ def seeded() -> None:
 
 def awake(net: nn.Module, seed: int = 0) -> nn.Module:
     """The network with weights that are nowhere zero, so that everything passes through it."""
-    chance = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in net.parameters():
-            p.add_(0.2 * torch.randn(p.shape, generator=chance))
+            p.add_(0.2 * torch.randn(p.shape, generator=generator))
     return net.eval()
 
 
 def parts_of(config: AVCDiTConfig, *lead: int, seed: int = 0) -> Parts:
-    chance = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(*lead, *size, generator=chance) for name, size in config.parts.items()}
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(*lead, *size, generator=generator) for name, size in config.parts.items()}
 
 
 def context_of(config: AVCDiTConfig, batch: int, seed: int = 1) -> Parts:
@@ -70,22 +70,22 @@ def context_of(config: AVCDiTConfig, batch: int, seed: int = 1) -> Parts:
 
 def asked(batch: int, goals: int, numbers: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Diffusion step, motion and offset of each goal."""
-    chance = torch.Generator().manual_seed(2)
-    step = 1000 * torch.rand(batch, goals, generator=chance)
-    return step, torch.randn(batch, goals, numbers, generator=chance), torch.arange(1.0, goals + 1).expand(batch, -1)
+    generator = torch.Generator().manual_seed(2)
+    step = 1000 * torch.rand(batch, goals, generator=generator)
+    return step, torch.randn(batch, goals, numbers, generator=generator), torch.arange(1.0, goals + 1).expand(batch, -1)
 
 
 def batch_of(config: AVCDiTConfig, batch: int = 4, goals: int = 3, seed: int = 0) -> LatentBatch:
-    chance = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
 
     def numbers(*shape: int) -> np.ndarray:
-        return chance.normal(size=shape).astype(np.float32)
+        return generator.normal(size=shape).astype(np.float32)
 
     lead = ((batch, config.context), (batch, goals))
     image, audio = ([numbers(*two, *size) for two in lead] for size in (config.vision, config.audio))
     return LatentBatch(
         image[0], audio[0], np.ones((batch, config.context), bool), image[1], audio[1], numbers(batch, goals),
-        numbers(batch, goals, len(config.motion)), chance.integers(1, 64, (batch, goals)), numbers(batch, goals, 4),
+        numbers(batch, goals, len(config.motion)), generator.integers(1, 64, (batch, goals)), numbers(batch, goals, 4),
         np.zeros((batch, goals), bool), np.arange(batch),
     ).torch()  # fmt: skip
 
@@ -138,9 +138,9 @@ def written_out(cross: CrossAttention, x, context, shift, scale):
 def cross_attention(forward: Callable = CrossAttention.forward):
     cross = awake(CrossAttention(8, 2))
     nn.init.normal_(cross.bias, generator=torch.Generator().manual_seed(5))
-    chance = torch.Generator().manual_seed(6)
+    generator = torch.Generator().manual_seed(6)
     x, context, shift, scale = (
-        torch.randn(*size, generator=chance) for size in ((2, 3, 4, 8), (2, 7, 8), (2, 3, 8), (2, 3, 8))
+        torch.randn(*size, generator=generator) for size in ((2, 3, 4, 8), (2, 7, 8), (2, 3, 8), (2, 3, 8))
     )
     got = forward(cross, x, cross.read(context), shift, scale)
     return got, written_out(cross, x, context, shift, scale)

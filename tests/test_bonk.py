@@ -147,8 +147,8 @@ def test_another_cartridge_is_refused():
 
 
 def test_one_seed_is_one_game_bit_for_bit(console):
-    chance = np.random.default_rng(0)
-    actions = chance.choice(players.ACTIONS, size=60)
+    generator = np.random.default_rng(0)
+    actions = generator.choice(players.ACTIONS, size=60)
 
     def run(seed):
         machine = console(seed, chargers=2, decoys=40, start_screen=3)

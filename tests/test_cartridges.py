@@ -63,9 +63,9 @@ def episode(game: Game, seed: int, steps: int = 40) -> list[Any]:
     "Everything that an episode of fixed actions shows"
     observation, info = game.reset(seed=seed)
     rows: list[Any] = [(*look(observation), info["clock"], info["probes"])]
-    chance = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     for _ in range(steps):
-        observation, reward, terminated, _, info = game.step(int(chance.integers(len(game.action_names))))
+        observation, reward, terminated, _, info = game.step(int(generator.integers(len(game.action_names))))
         rows.append((*look(observation), reward, info["clock"], info["probes"]))
         if terminated:
             break

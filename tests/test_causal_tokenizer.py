@@ -275,10 +275,10 @@ LOGMEL = LogMelConfig(sample_rate=2000, n_fft=64, bands=4, frames_per_step=2, f_
 
 
 def test_clips_come_out_of_stores_with_their_sound(tmp_path: Path):
-    chance, store = np.random.default_rng(0), Store.create(tmp_path / "store", SCHEMA)
+    generator, store = np.random.default_rng(0), Store.create(tmp_path / "store", SCHEMA)
     with store.writer(7) as writer:
         for t in range(24):
-            sound = (chance.normal(size=(1, int(chance.integers(20, 40)))) * 9000).astype(np.int16)
+            sound = (generator.normal(size=(1, int(generator.integers(20, 40)))) * 9000).astype(np.int16)
             image = np.full((8, 8, 3), t, np.uint8)
             writer.add(Step(image, sound, np.array(t % 5), float(t), t % 12 == 11, False, t % 12 == 0, t, 0))
     data = ClipData(store.path, LOGMEL, SequenceConfig(length=4, batch_size=3, batches_per_epoch=2))
@@ -310,12 +310,12 @@ def heard_live(store: Store) -> dict[tuple[int, int], torch.Tensor]:
 
 @pytest.mark.parametrize("old", [False, True], ids=["now", "as if an episode went on"])
 def test_rows_behind_a_seam_hear_what_live_ears_hear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bool):
-    chance, store = np.random.default_rng(0), Store.create(tmp_path / "store", SCHEMA)
+    generator, store = np.random.default_rng(0), Store.create(tmp_path / "store", SCHEMA)
     with store.writer(9) as writer:
         for t in range(30):  # two games side by side, episodes of 12 and of 7 rows, chunks of 9
             for stream, length in enumerate((12, 7)):
-                step, size = t % length, int(chance.integers(10, 40))
-                sound = (chance.normal(size=(1, size)) * 9000).astype(np.int16)
+                step, size = t % length, int(generator.integers(10, 40))
+                sound = (generator.normal(size=(1, size)) * 9000).astype(np.int16)
                 done = step == length - 1
                 image = np.zeros((8, 8, 3), np.uint8)
                 writer.add(Step(image, sound, np.array(0), 0.0, done, False, step == 0, step, 0), stream)

@@ -18,9 +18,9 @@ from metabonk.act.curiosity import (
     Explorer,
     ExplorerLearner,
     Plan2Explore,
+    bootstrap_counts,
     distinct_so_far,
     intrinsic_rewards,
-    resampled,
     standardised,
 )
 from metabonk.act.dreaming import DreamConfig, DreamLearner
@@ -81,7 +81,7 @@ def test_noise_keeps_its_error_and_loses_its_disagreement():
     target, action = torch.cat([noise[:, :1], after], 1), torch.zeros(64, 9, 1)
     curiosity = Curiosity(TINY, 3, 1, 4, lambda *given: target)
     episode, step = torch.meshgrid(torch.arange(64), torch.arange(9), indexing="ij")
-    learn(curiosity, situation, action, target, 200, resampled(episode, step, 4))
+    learn(curiosity, situation, action, target, 200, bootstrap_counts(episode, step, 4))
     with torch.no_grad():
         pays = curiosity.bonuses(torch.eye(3), torch.zeros(3, 1))
     disagreement, error = pays["disagreement"].tolist(), pays["error"].tolist()
@@ -168,13 +168,13 @@ def test_the_model_gets_no_gradient():
 
 def test_resampling_belongs_to_the_row_and_to_the_member():
     episode, step = (x.contiguous() for x in torch.meshgrid(torch.arange(40), torch.arange(300), indexing="ij"))
-    copies = resampled(episode, step, 5)
+    copies = bootstrap_counts(episode, step, 5)
     values, counts = copies.unique(return_counts=True)
     expected = torch.tensor([0.3679, 0.3679, 0.1839, 0.0613, 0.0153])  # Poisson, mean 1
     torch.testing.assert_close(counts[:5] / copies.numel(), expected, atol=5e-3, rtol=0)
     assert values.tolist() == list(range(6))
     order = torch.randperm(300)
-    assert resampled(episode[:, order], step[:, order], 5).equal(copies[..., order])
+    assert bootstrap_counts(episode[:, order], step[:, order], 5).equal(copies[..., order])
     assert torch.corrcoef(copies.flatten(1)).fill_diagonal_(0).abs().max() < 0.1
     along = copies[0].flatten()
     assert abs(float(torch.corrcoef(torch.stack([along[1:], along[:-1]]))[0, 1])) < 0.05
@@ -272,8 +272,8 @@ def test_paid_futures_are_those_that_were_imagined():
 
 
 def test_what_was_covered_is_counted_row_by_row():
-    chance = np.random.default_rng(0)
-    a, b = chance.integers(5, size=200), chance.integers(4, size=200)
+    generator = np.random.default_rng(0)
+    a, b = generator.integers(5, size=200), generator.integers(4, size=200)
     seen, counts = set(), []
     for pair in zip(a.tolist(), b.tolist(), strict=True):
         seen.add(pair)

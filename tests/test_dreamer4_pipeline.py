@@ -39,7 +39,7 @@ def test_by_default_the_pipeline_plays_as_it_was_measured():
     sys.path.insert(0, str(ROOT / "experiments"))
     try:
         imagination = importlib.import_module("imagination")
-        rows = {game: imagination.Rows("imagination", imagination.sizes_of(game)).table() for game in imagination.GAMES}
+        rows = {game: imagination.Results("imagination", imagination.sizes_of(game)).table() for game in imagination.GAMES}
     finally:
         sys.path.remove(str(ROOT / "experiments"))
     for game, table in rows.items():

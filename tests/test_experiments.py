@@ -21,7 +21,7 @@ def rows(root: Path):
 
 
 def test_rows_of_other_sizes_do_not_mix(rows, tmp_path):
-    small, large = rows.Rows("test", {"steps": 10}), rows.Rows("test", {"steps": 20})
+    small, large = rows.Results("test", {"steps": 10}), rows.Results("test", {"steps": 20})
     small.path = large.path = tmp_path / "results" / "test.csv"
     assert not small.has(arm="a", seed=0) and not len(small.table())
     small.add({"arm": "a", "seed": 0, "score": 1.5})
@@ -29,10 +29,10 @@ def test_rows_of_other_sizes_do_not_mix(rows, tmp_path):
     assert not large.has(arm="a", seed=0)
     large.add({"arm": "a", "seed": 0, "score": 2.5})
     assert small.table()["score"].tolist() == [1.5] and large.table()["score"].tolist() == [2.5]
-    again = rows.Rows("test", {"steps": 10})
+    again = rows.Results("test", {"steps": 10})
     again.path = small.path
     assert again.has(arm="a", seed=0)
-    number = rows.Rows("test", {})
+    number = rows.Results("test", {})
     number.path, number.sizes = tmp_path / "number.csv", "80744e72"
     number.add({"arm": "a", "seed": 0})
     assert number.has(arm="a", seed=0), "sizes that read as a number are still found"

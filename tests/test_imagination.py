@@ -72,8 +72,8 @@ def test_dreams_remember_how_likely_each_action_was():
     policy = lambda features: Categorical(torch.tensor([0.0, 0.0, 1.0]).expand(len(features), 3), unimix=0.0)  # noqa: E731
     start = {"sum": torch.tensor([0, 1])}
     dream = imagine(Counter(), policy, start, horizon=4)
-    chance = torch.tensor([0.0, 0.0, 1.0]).log_softmax(0)[dream.action[:, 1:].argmax(-1)]
-    torch.testing.assert_close(dream.log_prob, torch.cat([torch.zeros(2, 1), chance], 1))
+    log_prob = torch.tensor([0.0, 0.0, 1.0]).log_softmax(0)[dream.action[:, 1:].argmax(-1)]
+    torch.testing.assert_close(dream.log_prob, torch.cat([torch.zeros(2, 1), log_prob], 1))
     assert open_loop_rollout(Counter(), start, dream.action[:, 1:]).log_prob.eq(0).all()
 
 

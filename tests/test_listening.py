@@ -17,29 +17,29 @@ from metabonk.measure.listening import (
     Attribution,
     Moments,
     RowKinds,
-    area,
     attribute,
     attribution_figure,
     attribution_map,
+    audio_swap,
+    audio_swap_figure,
+    audio_swap_table,
     code_figure,
     code_rows,
     code_use,
     codes_tell,
     codes_verdict,
-    consensus,
-    consensus_claims,
-    consensus_figure,
-    consensus_table,
+    cue_conflict,
+    cue_conflict_claims,
+    cue_conflict_figure,
+    cue_conflict_table,
     every_row,
-    exchange,
-    exchange_figure,
-    exchange_table,
     find_moments,
     predict,
-    scrambled,
 )
+from metabonk.measure.reality import shuffle_weights
 from metabonk.record.experience import Schema, Steps
 from metabonk.record.store import Store
+from metabonk.sense.alignment import roc_auc
 from metabonk.sense.tokens import TokenBatch
 
 SIZES = {"image": (4, 5), "audio": (3, 7)}
@@ -127,16 +127,17 @@ class Planted(nn.Module):
 
 def world(games: int = 12, rows: int = 60, seed: int = 0, decoys: bool = True) -> tuple[TokenBatch, np.ndarray]:
     """Rows with music (codes 0 to 3), dings (6, with a burst), decoys (6 without) and thuds (5)."""
-    chance = np.random.default_rng(seed)
-    kind = chance.choice(["ding", "decoy" if decoys else "music", "effect", "music"], size=(games, rows), p=[0.1, 0.1, 0.1, 0.7])
-    audio, image = chance.integers(4, size=(games, rows, 3)), chance.integers(4, size=(games, rows, 4))
+    generator = np.random.default_rng(seed)
+    kinds = ["ding", "decoy" if decoys else "music", "effect", "music"]
+    kind = generator.choice(kinds, size=(games, rows), p=[0.1, 0.1, 0.1, 0.7])
+    audio, image = generator.integers(4, size=(games, rows, 3)), generator.integers(4, size=(games, rows, 4))
     audio[..., PLACE] = np.select([np.isin(kind, ["ding", "decoy"]), kind == "effect"], [DING, 5], audio[..., PLACE])
     image[..., 2] = np.where(kind == "ding", BURST, image[..., 2])
     first = np.zeros((games, rows), bool)
     first[:, 0] = True
     episode, step = np.indices((games, rows))
     batch = TokenBatch(
-        image=image, audio=audio, action=chance.integers(3, size=(games, rows)), reward=(kind == "ding").astype(np.float32),
+        image=image, audio=audio, action=generator.integers(3, size=(games, rows)), reward=(kind == "ding").astype(np.float32),
         terminated=first & False, truncated=first & False, first=first, episode=episode, step=step,
     )  # fmt: skip
     return batch, kind
@@ -184,7 +185,7 @@ def test_random_rows_and_scrambled_weights_have_no_favourite(moments: Moments) -
     """The controls: random rows hold few dings; a scrambled model does not find the ding."""
     found = attribute(ears, moments)
     assert found.by_kind().loc["random", "audio"] < 0.4 * found.by_kind().loc["ding", "audio"]
-    other = scrambled(ears, keep=())
+    other = shuffle_weights(ears)
     assert torch.equal(other.weight.sort().values, ears.weight.sort().values) and not torch.equal(other.weight, ears.weight)
     control = attribute(other, moments).values["audio"][found.kind == "ding"]
     assert np.abs(control[:, -1, PLACE]).max() < 0.1 < found.values["audio"][found.kind == "ding"][:, -1, PLACE].min()
@@ -203,7 +204,7 @@ def test_moments_know_what_came_after() -> None:
     assert found.lags.tolist() == [1, 0, -1]
     told = np.abs(found.values["audio"][found.kind == "ding"]).sum((0, 2))
     assert found.lags[told.argmax()] == 0
-    moved = exchange_table(exchange(Planted(past=4.0), late, draws=1))
+    moved = audio_swap_table(audio_swap(Planted(past=4.0), late, draws=1))
     assert moved.loc[("ding", "from music"), "change high"] < -0.3
 
 
@@ -226,11 +227,11 @@ def test_moments_are_drawn_once_and_stay_in_their_episode() -> None:
 
 def test_exchange_fools_ears_and_not_eyes(moments: Moments) -> None:
     """Music for the ding and back moves the model that listens, by all it has; nothing moves the one that looks."""
-    table = exchange_table(exchange(ears, moments, draws=1))
+    table = audio_swap_table(audio_swap(ears, moments, draws=1))
     assert table.loc[("ding", "from music"), "change"] < -0.99 and table.loc[("music", "from ding"), "change"] > 0.99
     for control in (("ding", "from another ding"), ("music", "from another music")):
         assert abs(table.loc[control, "change"]) < 1e-6
-    assert np.abs(exchange_table(exchange(eyes, moments, draws=1))["change"]).max() < 1e-6
+    assert np.abs(audio_swap_table(audio_swap(eyes, moments, draws=1))["change"]).max() < 1e-6
 
 
 def test_exchange_gives_another_sound_to_the_last_row_alone(moments: Moments, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +239,7 @@ def test_exchange_gives_another_sound_to_the_last_row_alone(moments: Moments, mo
     moments.rows.audio[:, :, 0] = torch.arange(len(moments))[:, None]  # every moment known by its first token
     before, seen = moments.rows.audio.clone(), []
     monkeypatch.setattr(listening, "predict", lambda model, some, *rest: (seen.append(some), np.zeros(len(some)))[1])
-    exchange(None, moments)
+    audio_swap(None, moments)
     assert torch.equal(before, moments.rows.audio) and len(seen) == 6
     for own, *others in (seen[:3], seen[3:]):
         for other in others:
@@ -257,20 +258,20 @@ def test_codes_are_sorted_by_use() -> None:
     assert use.loc[[7, 8], "used by"].tolist() == ["neither"] * 2
     assert use.loc[DING, "effects"] == pytest.approx(rows[PLACE][rows.kind.isin(listening.EFFECTS)].eq(DING).mean(), abs=1e-6)
     told = codes_tell(rows, 9)
-    assert told["area"] > 0.95 and told["turned low"] < 0.5 < told["turned high"] < 0.75
+    assert told["roc_auc"] > 0.95 and told["turned low"] < 0.5 < told["turned high"] < 0.75
     shuffled = rows.assign(kind=np.random.default_rng(5).permutation(rows["kind"]))
     assert not (code_use(shuffled, 9)["used by"].isin(["effects", "music"])).any()
 
 
 @pytest.mark.parametrize("own", [0, 1, 5])
-@pytest.mark.parametrize("area", [0.4, 0.9])
-def test_the_verdict_on_codes_agrees_with_the_counts(own: int, area: float) -> None:
+@pytest.mark.parametrize("auc", [0.4, 0.9])
+def test_the_verdict_on_codes_agrees_with_the_counts(own: int, auc: float) -> None:
     """Whatever the counts are, "has words" is said only where some are effects' own and other rows bear it out."""
     use = pd.DataFrame({"used by": ["music"] * 7 + ["both"] * 3 + ["effects"] * own})
-    verdict = codes_verdict(use, {"area": area, "turned high": 0.6})
-    assert ("has words" in verdict) == (own > 0 and area > 0.6)
+    verdict = codes_verdict(use, {"roc_auc": auc, "turned high": 0.6})
+    assert ("has words" in verdict) == (own > 0 and auc > 0.6)
     assert ("no word" in verdict) == (own == 0)
-    assert ("does not hold" in verdict) == (own > 0 and area < 0.6)
+    assert ("does not hold" in verdict) == (own > 0 and auc < 0.6)
 
 
 def test_a_hum_that_lasts_is_background(tmp_path: Path) -> None:
@@ -303,20 +304,20 @@ def test_turned_labels_stay_in_their_episode() -> None:
         assert set(np.diff(order[:5])) <= {1, -4} and order[0] != 0 and order[5] != 5
 
 
-def test_area_is_a_chance() -> None:
+def test_roc_auc_is_the_chance_of_the_right_order() -> None:
     """Against counting pairs, ties as halves."""
     values, positive = np.array([3.0, 1, 2, 2, 5]), np.array([True, False, True, False, True])
     pairs = [(a > b) + 0.5 * (a == b) for a in values[positive] for b in values[~positive]]
-    assert area(values, positive) == pytest.approx(np.mean(pairs))
+    assert roc_auc(values, positive) == pytest.approx(np.mean(pairs))
 
 
 def test_consensus_wins_only_where_both_senses_are_needed(moments: Moments) -> None:
     """The claims hold for the model that wants both, and fail for the one that only listens."""
-    told = consensus(Planted(ears=2.6, eyes=2.0), moments, draws=1)
-    fooled = consensus(ears, moments, draws=1)
-    assert not consensus_claims(fooled)["holds"].any()
-    assert consensus_table(fooled).loc["both", "area"] == pytest.approx(0.5)
-    assert not consensus_claims(told)["holds"].any()  # it adds up its senses: the ears alone are enough
+    told = cue_conflict(Planted(ears=2.6, eyes=2.0), moments, draws=1)
+    fooled = cue_conflict(ears, moments, draws=1)
+    assert not cue_conflict_claims(fooled)["holds"].any()
+    assert cue_conflict_table(fooled).loc["both", "roc_auc"] == pytest.approx(0.5)
+    assert not cue_conflict_claims(told)["holds"].any()  # it adds up its senses: the ears alone are enough
 
     class Doubtful(Planted):
         def reward(self, features: Tensor) -> Tensor:
@@ -326,10 +327,10 @@ def test_consensus_wins_only_where_both_senses_are_needed(moments: Moments) -> N
             heard, burst, seen = now[..., 4 * 5 + PLACE * 7 + DING], now[..., 2 * 5 + BURST], now[..., : 4 * 5].sum(-1) > 0
             return heard * torch.where(seen, burst, torch.full_like(burst, 0.5)) + 0 * self.weight.sum()
 
-    wise = consensus(Doubtful(), moments, draws=1)
-    assert consensus_claims(wise)["holds"].all()
-    table = consensus_table(wise)
-    assert table.loc["both", "area"] == 1.0 and table.loc["sound only", "area"] == pytest.approx(0.5)
+    wise = cue_conflict(Doubtful(), moments, draws=1)
+    assert cue_conflict_claims(wise)["holds"].all()
+    table = cue_conflict_table(wise)
+    assert table.loc["both", "roc_auc"] == 1.0 and table.loc["sound only", "roc_auc"] == pytest.approx(0.5)
     assert table.loc["both", "shuffled high"] < 0.8
     assert table.loc["both", ["ding", "decoy", "music"]].tolist() == [1, 0, 0] and table.loc["sound only", "decoy"] == 0.5
 
@@ -340,12 +341,13 @@ def test_figures_show_what_was_measured(moments: Moments) -> None:
     bars = attribution_figure({"planted": found, "eyes": attribute(eyes, moments)})
     audio = next(trace for trace in bars.data if trace.name == "audio")
     np.testing.assert_allclose(audio.y, found.by_kind()["audio"])
-    swapped = exchange(ears, moments, draws=1)
-    shown = {bar.x[0]: bar.y[0] for bar in exchange_figure({"planted": swapped}).data}
-    assert shown["at ding:<br>from music"] == pytest.approx(exchange_table(swapped).loc[("ding", "from music"), "predicted"])
+    swapped = audio_swap(ears, moments, draws=1)
+    shown = {bar.x[0]: bar.y[0] for bar in audio_swap_figure({"planted": swapped}).data}
+    assert shown["at ding:<br>from music"] == pytest.approx(audio_swap_table(swapped).loc[("ding", "from music"), "predicted"])
     batch, kind = world()
     use = code_use(code_rows([batch], lambda some: kind[some.episode, some.step]), 7)
-    figures = [bars, attribution_map(found), code_figure(use), consensus_figure({"planted": consensus(ears, moments, draws=1)})]
+    conflict = cue_conflict(ears, moments, draws=1)
+    figures = [bars, attribution_map(found), code_figure(use), cue_conflict_figure({"planted": conflict})]
     assert all(0 < len(figure.to_json()) < 150_000 for figure in figures)
 
 
@@ -408,7 +410,7 @@ def test_bad_questions_are_told(moments: Moments) -> None:
         attribute(ears, moments, method="integratd")
     music = moments.pick("music")
     with pytest.raises(UsageError, match="ding or reward"):
-        exchange(ears, music)
+        audio_swap(ears, music)
     with pytest.raises(UsageError, match="codes=3"):
         batch, kind = world()
         code_use(code_rows([batch], lambda some: kind[some.episode, some.step]), 3)

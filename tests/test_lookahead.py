@@ -42,9 +42,9 @@ class Tabular(WorldModel):
 
     def __init__(self, seed=0):
         super().__init__()
-        chance = torch.Generator().manual_seed(seed)
-        self.next = torch.randint(S, (S, A), generator=chance)
-        self.pays, self.lasts = torch.randn(S, generator=chance).double(), torch.rand(S, generator=chance).double()
+        generator = torch.Generator().manual_seed(seed)
+        self.next = torch.randint(S, (S, A), generator=generator)
+        self.pays, self.lasts = torch.randn(S, generator=generator).double(), torch.rand(S, generator=generator).double()
 
     def observe(self, context, state=None, every=False, generator=None):
         return {"place": torch.zeros(len(context), dtype=torch.long)}
@@ -66,10 +66,11 @@ class Remembers:
     """Logits and value depend on all that was visited, in order."""
 
     def __init__(self, seed=0, sharp=1.0):
-        chance = torch.Generator().manual_seed(100 + seed)
-        self.read = torch.randn(S, 5, generator=chance).double()
-        self.turn = torch.randn(5, 5, generator=chance).double()
-        self.logits, self.worth = sharp * torch.randn(5, A, generator=chance).double(), torch.randn(5, generator=chance).double()
+        generator = torch.Generator().manual_seed(100 + seed)
+        self.read = torch.randn(S, 5, generator=generator).double()
+        self.turn = torch.randn(5, 5, generator=generator).double()
+        self.logits = sharp * torch.randn(5, A, generator=generator).double()
+        self.worth = torch.randn(5, generator=generator).double()
 
     def start(self, batch):
         return {"hidden": torch.zeros(batch, 5).double()}
@@ -170,13 +171,13 @@ def returns_of(choose, model, policy, start, steps=12):
 
 
 def test_with_a_true_model_a_noisy_policy_plays_better():
-    chance, gains = torch.Generator().manual_seed(0), []
+    generator, gains = torch.Generator().manual_seed(0), []
     for seed in range(6):
         model, policy = Tabular(seed), Remembers(seed, sharp=0.3)
         policy.worth = torch.zeros(5).double()
-        alone = lambda state, memory, logits: logits.softmax(-1).multinomial(1, generator=chance)[:, 0]  # noqa: E731
+        alone = lambda state, memory, logits: logits.softmax(-1).multinomial(1, generator=generator)[:, 0]  # noqa: E731
         ahead = lambda state, memory, logits: look_ahead(  # noqa: E731
-            model, policy, state, memory, logits, whole(4), generator=chance  # noqa: B023
+            model, policy, state, memory, logits, whole(4), generator=generator  # noqa: B023
         ).actions[:, 0, 0]
         by_chance = np.mean([returns_of(alone, model, policy, 0) for _ in range(20)])
         gains.append(returns_of(ahead, model, policy, 0) - by_chance)
@@ -204,11 +205,11 @@ def test_candidates_come_from_the_policy_and_never_stop():
     )
     assert (distinct != 2).all() and all(len(set(row)) == 3 for row in distinct[:50].tolist())
     assert (sampled != 2).all() and (sampled != 3).all()  # what the policy never does is no candidate
-    chance = float(torch.tensor([2.0, 0.0]).softmax(0)[0])
+    generator = float(torch.tensor([2.0, 0.0]).softmax(0)[0])
     for first in (distinct[:, 0], sampled[:, 0], sampled[:, 2]):
-        assert (first == 0).float().mean() == pytest.approx(chance, abs=0.03)
+        assert (first == 0).float().mean() == pytest.approx(generator, abs=0.03)
     same = (sampled[:, 0] == sampled[:, 1]).float().mean()
-    assert same == pytest.approx(chance**2 + (1 - chance) ** 2, abs=0.03)  # each is drawn on its own
+    assert same == pytest.approx(generator**2 + (1 - generator) ** 2, abs=0.03)  # each is drawn on its own
     assert draw_candidates(logits, 2, draw="likeliest")[0, 0].tolist() == [0, 2]
     never = torch.tensor([[[-torch.inf, 0.0, -torch.inf]]])  # the one that stops is the only possible one
     assert sorted(draw_candidates(never, 2, stop=1, draw="distinct")[0, 0].tolist()) == [0, 2]

@@ -34,13 +34,14 @@ from metabonk.measure.reality import (
     play_and_compare,
     reality_check,
     reality_figure,
-    shuffled,
+    shuffle_weights,
     summarise,
 )
 from metabonk.measure.statistics import (
     Interval,
     as_scores,
     bootstrap_interval,
+    bootstrap_samples,
     coverage,
     difference_interval,
     interquartile_mean,
@@ -49,7 +50,6 @@ from metabonk.measure.statistics import (
     mean_interval,
     probability_of_improvement,
     ratio_interval,
-    resample,
     score_table,
 )
 from metabonk.record.recorder import episode_seeds
@@ -67,7 +67,7 @@ FEW, MANY = GENERATOR.normal(3, 1, 6), GENERATOR.normal(2, 1, 9)
 
 def test_resampling_keeps_every_game_to_itself():
     scores = np.arange(12.0).reshape(4, 3)
-    drawn = resample(scores, 500, np.random.default_rng(0))
+    drawn = bootstrap_samples(scores, 500, np.random.default_rng(0))
     assert drawn.shape == (500, 4, 3)
     for game in range(3):
         assert set(np.unique(drawn[..., game])) == set(scores[:, game])
@@ -107,8 +107,8 @@ def test_student_over_games_is_the_interval_of_their_mean():
 
 def test_games_of_different_height_do_not_widen_the_interval():
     "Stratified: that one game gives more points than another is not chance."
-    chance = np.random.default_rng(0)
-    flat = chance.normal(0, 1, (6, 2))
+    generator = np.random.default_rng(0)
+    flat = generator.normal(0, 1, (6, 2))
     raised = flat + [0, 1000]
     for method in ("bootstrap", "t"):
         a, b = mean_interval(flat, method=method), mean_interval(raised, method=method)
@@ -373,10 +373,10 @@ class Tokens:
 
 def walks(sequences=16, rows=30, seed=0, end=None):
     "A ring of places with a bell at place 0; with `end`, coming to that place ends the episode and a new one begins"
-    chance = torch.Generator().manual_seed(seed)
-    action = torch.randint(2, (sequences, rows), generator=chance)
+    generator = torch.Generator().manual_seed(seed)
+    action = torch.randint(2, (sequences, rows), generator=generator)
     place = torch.zeros(sequences, rows, dtype=torch.long)
-    place[:, 0] = torch.randint(PLACES, (sequences,), generator=chance)
+    place[:, 0] = torch.randint(PLACES, (sequences,), generator=generator)
     first = torch.zeros(sequences, rows, dtype=torch.bool)
     first[:, 0] = True
     for t in range(1, rows):
@@ -427,10 +427,10 @@ class Walker(WorldModel):
 
 
 def test_matching_is_the_largest_there_is():
-    chance = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     for _ in range(200):
-        predicted, real = chance.random(14) < chance.random(), chance.random(14) < chance.random()
-        slack = int(chance.integers(3))
+        predicted, real = generator.random(14) < generator.random(), generator.random(14) < generator.random()
+        slack = int(generator.integers(3))
         found, met = match_events(predicted, real, slack)
         near = np.abs(np.arange(14)[:, None] - np.arange(14)) <= slack
         best = (maximum_bipartite_matching(csr_matrix(near & predicted[:, None] & real)) >= 0).sum()
@@ -517,7 +517,7 @@ def test_checking_leaves_no_traces():
     before, state = model.scale.clone(), torch.get_rng_state()
     reality_check(model, [batch, batch], 3, 5)
     assert model.training and torch.equal(model.scale, before) and torch.equal(torch.get_rng_state(), state)
-    stirred = shuffled(model)
+    stirred = shuffle_weights(model)
     assert torch.equal(stirred.scale.sort().values, before.sort().values) and not torch.equal(stirred.scale, before)
 
 
@@ -576,11 +576,11 @@ class RingAgent:
         return RingSenses()
 
     def reset(self, seed):
-        self.chance, self.rows = np.random.default_rng(seed), RingSenses()
+        self.generator, self.rows = np.random.default_rng(seed), RingSenses()
 
     def __call__(self, observation, info):
         seen = {name: value[None] for name, value in observation.items()}
-        self.action, self.state = int(self.chance.integers(2)), self.model.observe(self.rows(seen))
+        self.action, self.state = int(self.generator.integers(2)), self.model.observe(self.rows(seen))
         return self.action
 
     def predict(self):
@@ -646,10 +646,10 @@ def test_an_agent_is_evaluated_like_anyone(bonk_agent):
     alone = evaluate("bonk", bonk_agent, 2, settings=SMALL, max_steps=6)
     assert alone["policy"].unique() == ["agent"]
     pd.testing.assert_frame_equal(alone, evaluate("bonk", bonk_agent, 2, settings=SMALL, games=2, max_steps=6))
-    chance = evaluate("bonk", "random", 2, settings=SMALL, max_steps=6)
-    assert unit_scores({"agent": alone, "random": chance})[2]
+    generator = evaluate("bonk", "random", 2, settings=SMALL, max_steps=6)
+    assert unit_scores({"agent": alone, "random": generator})[2]
     together = play_episodes(bonk_agent, "bonk", 2, settings={**SMALL, "max_steps": 6})
-    assert unit_scores({"agent": together, "random": chance})[2]
+    assert unit_scores({"agent": together, "random": generator})[2]
     with pytest.raises(UsageError, match="image_size"):
         evaluate("bonk", bonk_agent, 2)
 
@@ -663,11 +663,11 @@ def test_an_agent_beside_what_it_expected(bonk_agent):
 
 
 def test_a_token_model_is_checked(bonk_agent):
-    model, chance = bonk_agent.model, torch.Generator().manual_seed(0)
+    model, generator = bonk_agent.model, torch.Generator().manual_seed(0)
     no = torch.zeros(3, 12, dtype=torch.bool)
     sizes = model.tokenizers.sizes
-    tokens = {name: torch.randint(codes, (3, 12, count), generator=chance) for name, (count, codes) in sizes.items()}
-    action = torch.randint(11, (3, 12), generator=chance)
+    tokens = {name: torch.randint(codes, (3, 12, count), generator=generator) for name, (count, codes) in sizes.items()}
+    action = torch.randint(11, (3, 12), generator=generator)
     batch = TokenBatch(**tokens, action=action, reward=torch.zeros(3, 12), terminated=no, truncated=no, first=no)
     table = reality_check(model, batch.numpy(), 4, 6)
     assert set(table.who) == {"model", "shuffled", "repeat last", "mismatched"} and len(table) == 4 * 7

@@ -53,14 +53,14 @@ class Walk:
     """A recording: each episode is a walk in one of two rooms."""
 
     def __init__(self, episodes: int, seed: int, rows: int = 40):
-        chance, n = np.random.default_rng(seed), rows * episodes
+        generator, n = np.random.default_rng(seed), rows * episodes
         kinds = [(name, "int64") for name in ("episode", "step", "action")] + [(f"probes/{p}", "f4") for p in ("x", "y", "room")]
         self.table = np.zeros(n, kinds)
         self.table["episode"], self.table["step"] = np.arange(n) // rows, np.arange(n) % rows
-        self.table["action"], place = chance.integers(4, size=n), np.zeros(2)
+        self.table["action"], place = generator.integers(4, size=n), np.zeros(2)
         self.table["probes/room"] = self.table["episode"] % 2
         for row in self.table:
-            place = chance.uniform(16, 48, 2) if row["step"] == 0 else np.clip(place + WAYS[row["action"]].numpy(), 12, 52)
+            place = generator.uniform(16, 48, 2) if row["step"] == 0 else np.clip(place + WAYS[row["action"]].numpy(), 12, 52)
             row["probes/x"], row["probes/y"] = place
         place, room = places_of(self, MOVER)
         self.image = square(place, room).numpy()

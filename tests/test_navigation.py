@@ -200,8 +200,8 @@ def test_rows_that_slip_are_caught(where, old, new, monkeypatch):
 
 
 def check_advantages(compute):
-    chance, config = torch.Generator().manual_seed(0), NavigationTraining(discount=0.9, lambda_=0.8)
-    reward, value = torch.randn(2, 8, generator=chance), torch.randn(2, 8, generator=chance)
+    generator, config = torch.Generator().manual_seed(0), NavigationTraining(discount=0.9, lambda_=0.8)
+    reward, value = torch.randn(2, 8, generator=generator), torch.randn(2, 8, generator=generator)
     none = torch.zeros(2, 8, dtype=torch.bool)
     terminated, last, first = none.clone(), none.clone(), none.clone()
     terminated[0, 3] = last[0, 3] = last[1, 5] = first[0, 4] = first[1, 6] = True  # one ends, one is cut off

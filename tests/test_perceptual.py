@@ -59,13 +59,13 @@ def test_distances_follow_what_is_seen(things, lite):
 
 
 def test_frechet_distance_is_the_usual_one():
-    chance = np.random.default_rng(0)
-    mix = chance.standard_normal((5, 5))
-    one, other = chance.standard_normal((60, 5)), chance.standard_normal((80, 5)) @ mix + 1
+    generator = np.random.default_rng(0)
+    mix = generator.standard_normal((5, 5))
+    one, other = generator.standard_normal((60, 5)), generator.standard_normal((80, 5)) @ mix + 1
     a, b = np.cov(one.T), np.cov(other.T)
     usual = ((one.mean(0) - other.mean(0)) ** 2).sum() + np.trace(a + b - 2 * sqrtm(a @ b).real)
     assert per.frechet_distance(one, other) == pytest.approx(usual, rel=1e-9)
-    wide = chance.standard_normal((6, 40))  # fewer pictures than features
+    wide = generator.standard_normal((6, 40))  # fewer pictures than features
     assert per.frechet_distance(wide, wide) == pytest.approx(0, abs=1e-9)
     assert per.frechet_distance(wide, wide + 2) == pytest.approx(40 * 4)
     for bad in (one[:1], one[:, :3], one[0]):

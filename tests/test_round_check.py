@@ -98,11 +98,11 @@ def test_rewards_that_come_late_are_missed(check: RoundCheck) -> None:
 
 
 def test_the_sound_of_rewards_is_found_among_others() -> None:
-    chance = np.random.default_rng(0)
-    rewarded = chance.random(2_000) < 0.05
-    tokens = chance.integers(0, 6, (2_000, 4))
+    generator = np.random.default_rng(0)
+    rewarded = generator.random(2_000) < 0.05
+    tokens = generator.integers(0, 6, (2_000, 4))
     tokens[rewarded, 2] = 7  # the ding
-    tokens[chance.random(2_000) < 0.1, 3] = 6  # a thud, as often with a reward as without
+    tokens[generator.random(2_000) < 0.1, 3] = 6  # a thud, as often with a reward as without
     heard = RewardSound.of(tokens, rewarded, 9)
     assert heard.score.argmax() == 7 and (heard(tokens) == rewarded).mean() > 0.999
     assert not RewardSound.of(tokens, np.zeros(2_000, bool), 9)(tokens).any()

@@ -40,9 +40,9 @@ def tokenizers(picture: bool = True, sound: bool = True) -> Tokenizers:
 
 def rows(count: int = 4, time: int = 6, seed: int = 0) -> TokenBatch:
     """A light that goes round four cells unless action 1 holds it; a ding and a reward when it passes the first."""
-    chance = torch.Generator().manual_seed(seed)
-    action = (torch.rand(count, time, generator=chance) < 0.3).long()
-    place = (torch.randint(4, (count, 1), generator=chance) + (1 - action).cumsum(1)) % 4
+    generator = torch.Generator().manual_seed(seed)
+    action = (torch.rand(count, time, generator=generator) < 0.3).long()
+    place = (torch.randint(4, (count, 1), generator=generator) + (1 - action).cumsum(1)) % 4
     ding = (place == 0) & (action == 0)
     image = torch.zeros(count, time, 4, dtype=torch.long).scatter_(2, place[..., None], 1)
     no = torch.zeros(count, time, dtype=torch.bool)

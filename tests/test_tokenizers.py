@@ -10,7 +10,7 @@ from mutants import mutant
 
 from metabonk.core.errors import UsageError
 from metabonk.sense.picture import PictureConfig, PictureTokenizer, cells_along
-from metabonk.sense.quantizer import CodeMeans, Quantizer, nearest, perplexity, spread, usage
+from metabonk.sense.quantizer import CodeMeans, Quantizer, nearest_codes, perplexity, spread, usage
 from metabonk.sense.sound import SoundConfig, SoundTokenizer
 
 EYES = {"size": (16, 24), "grid": (2, 3), "codes": 16, "width": 16, "narrow": 8, "code_size": 8}
@@ -62,7 +62,7 @@ def train(tokenizer: PictureTokenizer | SoundTokenizer, data: torch.Tensor, step
 def test_nearest_agrees_with_all_distances() -> None:
     vectors, codes = torch.randn(50, 5), torch.randn(7, 5)
     distances = torch.cdist(vectors, codes) ** 2
-    squared, tokens = nearest(vectors, codes)
+    squared, tokens = nearest_codes(vectors, codes)
     assert torch.equal(tokens, distances.argmin(1))
     assert torch.allclose(squared, distances.amin(1), atol=1e-4)
 
@@ -89,7 +89,7 @@ def test_training_and_evaluation_give_the_same_tokens(cosine: bool) -> None:
     before = quantizer.codebook.clone()
     quantized, tokens, _ = quantizer(vectors)  # assigned by the library, with the codes from before this call
     directions = torch.nn.functional.normalize(vectors, dim=-1) if cosine else vectors
-    assert torch.equal(tokens, nearest(directions.flatten(0, 1), before)[1].view(64, 3))
+    assert torch.equal(tokens, nearest_codes(directions.flatten(0, 1), before)[1].view(64, 3))
     assert torch.allclose(quantized, before[tokens], atol=1e-4)
 
 

@@ -147,7 +147,7 @@ class Player:
         actions: Sequence[Any],  # that led there; not looked at where an episode begins
         first: Sequence[bool],  # games in which an episode begins
         state: Any = None,  # in which the last observations left it
-        generator: Generators = None,  # where chance comes from: one for all games, one for each, or PyTorch's own
+        generator: Generators = None,  # of the random numbers: one for all games, one for each, or PyTorch's own
     ) -> tuple[Any, Tensor]:  # its state after these observations; action vectors (games, actions)
         "One step of several games at once"
         raise NotImplementedError(f"{type(self).__name__} must define decide(...)")
@@ -257,7 +257,7 @@ class Agent(Player):
         actions: Sequence[Any],  # that led there; not looked at where an episode begins
         first: Sequence[bool],  # games in which an episode begins
         state: State | None = None,  # in which the last observations left the model
-        generator: Generators = None,  # where chance comes from: one for all games, one for each, or PyTorch's own
+        generator: Generators = None,  # of the random numbers: one for all games, one for each, or PyTorch's own
     ) -> tuple[State, Tensor]:  # (games, ...) after these observations; action vectors (games, actions)
         "One step of several games at once"
         if self.model.training:

@@ -52,7 +52,7 @@ class DreamConfig(Config):
 # %% ../../nbs/act/63_dreaming.ipynb #63-dreaming-008
 def replay_returns(
     reward: Float[Tensor, "batch rows"],  # r, recorded, earned on the way to each row
-    worth: Float[Tensor, "batch rows"],  # w, what the rest is worth from each row on, as dreamed
+    bootstrap_value: Float[Tensor, "batch rows"],  # w, value from each row on, estimated in dreams
     terminated: Bool[Tensor, "batch rows"],  # rows that ended the game
     last: Bool[Tensor, "batch rows"],  # rows after which the episode does not go on
     discount: float = DISCOUNT,  # γ
@@ -60,9 +60,9 @@ def replay_returns(
 ) -> Float[Tensor, "batch steps"]:  # R of every row but the last: steps = rows - 1
     "Recorded rewards, blended with what was dreamed from each row"
     goes_on, blend = discount * (~terminated).to(reward.dtype), lambda_ * (~last).to(reward.dtype)
-    after, returns = worth[:, -1], []
+    after, returns = bootstrap_value[:, -1], []
     for t in reversed(range(1, reward.shape[1])):
-        after = reward[:, t] + goes_on[:, t] * ((1 - blend[:, t]) * worth[:, t] + blend[:, t] * after)
+        after = reward[:, t] + goes_on[:, t] * ((1 - blend[:, t]) * bootstrap_value[:, t] + blend[:, t] * after)
         returns.append(after)
     return torch.stack(returns[::-1], 1)
 
@@ -101,19 +101,19 @@ class DreamLearner(Learner):
         model: WorldModel,  # any; not changed
         actor_critic: ActorCritic,  # what learns
         config: DreamConfig | None = None,  # how; as published if not given
-        change: Callable[[ImaginedTrajectory], ImaginedTrajectory] | None = None,  # replaces the rewards of dreams
+        reward_fn: Callable[[ImaginedTrajectory], ImaginedTrajectory] | None = None,  # replaces the rewards of dreams
         objective: Objective | None = None,  # what the actor learns; what `config` names, with its defaults, if not given
         before: Callable[[Any], State] | None = None,  # batch -> states in which its reading begins; those of an episode's start
         goals: Callable[[Any], Tensor] | None = None,  # batch -> codes (B, T, G) of what dreams from its rows are asked for
         choose: Callable[[Any], Tensor] | None = None,  # batch -> (B, T), how likely dreams start in each row
     ):
         super().__init__()
-        self.config, self.change, self.before = config or DreamConfig(), change, before
+        self.config, self.reward_fn, self.before = config or DreamConfig(), reward_fn, before
         self.goals, self.choose = goals, choose
         objective = objective or make_objective(self.config.objective, actor_critic)
         self.objective, self.group = objective, objective.group if isinstance(objective, DreamObjective) else 1
-        if change and self.config.replay:
-            raise UsageError("recorded rewards are not of the kind that `change` gives: set replay=0")
+        if reward_fn and self.config.replay:
+            raise UsageError("recorded rewards are not of the kind that `reward_fn` gives: set replay=0")
         if self.config.reuse > 1 and objective is None:
             raise UsageError("REINFORCE takes a dream once: hand over an objective for dreams that are used again, such as PPO")
         self.model, self.actor_critic = model, actor_critic
@@ -141,7 +141,7 @@ class DreamLearner(Learner):
         goal = self._goals(batch) if goal is None else goal
         asked = None if goal is None else goal[index]
         futures = imagine(self.model, self.actor_critic.policy, after(index), self.config.horizon, goal=asked)
-        return self.change(futures) if self.change else futures, states, chosen
+        return self.reward_fn(futures) if self.reward_fn else futures, states, chosen
 
     def _chosen(self, batch: Any, rows: int) -> Tensor | None:
         "Rows from which dreams start, each as often as a group is large; `None`: each row once"
@@ -232,10 +232,10 @@ class DreamLearner(Learner):
         value = TwoHot(agent.value_logits(features, goal).unflatten(0, (B, T)))
         with torch.no_grad():
             slow = TwoHot(agent.value_logits(features, goal, slow=True).unflatten(0, (B, T))).mean
-            worth = dreamed if chosen is None else value.mean.flatten().index_copy(0, chosen[:: self.group], dreamed)
+            bootstrap_value = dreamed if chosen is None else value.mean.flatten().index_copy(0, chosen[:: self.group], dreamed)
             last = last_rows(batch)
             returns = replay_returns(
-                batch.reward.to(worth.dtype), worth.unflatten(0, (B, T)), batch.terminated, last,
+                batch.reward.to(bootstrap_value.dtype), bootstrap_value.unflatten(0, (B, T)), batch.terminated, last,
                 self.config.discount, agent.config.lambda_,
             )  # fmt: skip
             target = torch.cat([returns, torch.zeros_like(returns[:, -1:])], 1)  # the last row has no return

@@ -62,7 +62,7 @@ class StickyEpsilon(Player):
         actions: Sequence[Any],  # that led there; not looked at where an episode begins
         first: Sequence[bool],  # games in which an episode begins
         state: Any = None,  # as this gave it for the last observations
-        generator: Generators = None,  # where chance comes from: one for all games, one for each, or PyTorch's own
+        generator: Generators = None,  # of the random numbers: one for all games, one for each, or PyTorch's own
     ) -> tuple[Any, Tensor]:  # its state after these observations; action vectors (games, actions)
         "One step of several games at once"
         inner, wanders, held = state if state is not None else (None, None, None)

@@ -19,7 +19,7 @@ from ..dream.interface import ImaginedTrajectory
 
 # %% ../../nbs/act/69_goal_rewards.ipynb #b1431309
 class GoalReward:
-    "Pays dreams for the goals that they were asked for; to be handed to `DreamLearner` as `change`"
+    "Pays dreams for the goals that they were asked for; to be handed to `DreamLearner` as `reward_fn`"
 
     def __init__(
         self,

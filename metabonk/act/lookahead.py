@@ -107,7 +107,7 @@ def draw_candidates(
     count: int,  # how many actions
     stop: int | None = None,  # the action that is never a candidate
     draw: Draw = "sample",  # each as the policy acts; all different, the first as it acts; or its most likely ones
-    generator: Generators = None,  # where chance comes from: one for all, one for each of the batch, or PyTorch's own
+    generator: Generators = None,  # of the random numbers: one for all, one for each of the batch, or PyTorch's own
 ) -> Int[Tensor, "batch beams count"]:  # numbers of actions
     "Actions that are worth a try"
     score = logits.log_softmax(-1).clamp(min=-1e9)
@@ -139,7 +139,7 @@ def look_ahead(
     logits: Float[Tensor, "batch actions"],  # of the policy in that state
     config: LookAheadConfig | None = None,  # how far and how wide
     stop: int | None = None,  # action that ends the episode; never tried
-    generator: Generators = None,  # where chance comes from: one for all, one for each of the B, or PyTorch's own
+    generator: Generators = None,  # of the random numbers: one for all, one for each of the B, or PyTorch's own
 ) -> Plan:  # for each of the B
     "Beam search: what to do, and what is expected of it"
     config = config or LookAheadConfig()
@@ -320,7 +320,7 @@ class LookAheadAgent(Player):
         actions: Sequence[Any],  # that led there; not looked at where an episode begins
         first: Sequence[bool],  # games in which an episode begins
         state: tuple[State, State] | None = None,  # of model and policy, in which the last observations left them
-        generator: Generators = None,  # where chance comes from: one for all games, one for each, or PyTorch's own
+        generator: Generators = None,  # of the random numbers: one for all games, one for each, or PyTorch's own
     ) -> tuple[tuple[State, State], Tensor]:  # the same after these observations; action vectors (games, actions)
         "One step of several games at once"
         if self.model.training:

@@ -196,7 +196,7 @@ class NavigationAgent(Player):
         actions: Sequence[Any],  # that led there; not looked at
         first: Sequence[bool],  # games in which an episode begins
         state: State | None = None,  # memory after the last observations
-        generator: Generators = None,  # where chance comes from: one for all games, one for each, or PyTorch's own
+        generator: Generators = None,  # of the random numbers: one for all games, one for each, or PyTorch's own
     ) -> tuple[State, Tensor]:  # memory after these observations; action vectors (games, actions)
         "One step of several games at once"
         rows = self.read(senses, observations, actions, first).to(self.device)
@@ -302,7 +302,7 @@ class Rollouts:
         self.net, self.vector, self.teachers = net, vector, list(teachers)
         names = getattr(vector, "action_names", [])
         self.stop = names.index("stop") if "stop" in names else -1
-        self.chance = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(seed)
         self.finished: deque[dict[str, float]] = deque(maxlen=100)  # the last episodes: return, length, success
         observations, infos = vector.reset(seed=seed)
         nothing, none = np.zeros(vector.num_envs, np.float32), np.zeros(vector.num_envs, bool)
@@ -337,10 +337,10 @@ class Rollouts:
         embedded = self.net.encode(image.to(device), sound.to(device))[:, None]
         hidden = self.net.unroll(embedded, hidden, first[:, None].to(device))[:, 0]
         choice, value = Categorical(self.net.actor(hidden).cpu(), unimix=0.0), self.net.critic(hidden)[:, 0].cpu()
-        action = choice.sample(self.chance).argmax(-1)
+        action = choice.sample(self.generator).argmax(-1)
         teacher = self._teach(about, first)
         if self.teachers:
-            theirs = torch.rand(len(action), generator=self.chance) < trust
+            theirs = torch.rand(len(action), generator=self.generator) < trust
             action = torch.where(theirs | (action == self.stop), teacher, action)
         log_prob = choice.log_probabilities.gather(1, action[:, None])[:, 0]
         ends = torch.from_numpy(terminated)

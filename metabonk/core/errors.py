@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MetaBonkError', 'Interrupted', 'UsageError', 'RomError', 'GameError', 'GameDied', 'MissingLibrary', 'SilentSound',
            'FolderError', 'FolderLocked', 'DiskFull', 'StoreError', 'DamagedChunk', 'StoreVersion', 'TrainingStopped',
-           'StageFailed', 'StageInterrupted', 'nearest', 'unknown', 'raised']
+           'StageFailed', 'StageInterrupted', 'nearest_name', 'unknown', 'raised']
 
 # %% ../../nbs/core/00_errors.ipynb #00-errors-002
 import difflib
@@ -99,7 +99,7 @@ class StageInterrupted(StageFailed):
     exit_status = 130
 
 # %% ../../nbs/core/00_errors.ipynb #00-errors-008
-def nearest(
+def nearest_name(
     name: str,  # what was asked for
     known: Iterable[str],  # what there is
 ) -> str | None:  # the known name most like it, if any is close
@@ -115,7 +115,7 @@ def unknown(
 ) -> UsageError:  # to be raised by the caller
     "The error for a name that does not exist: it suggests the nearest one and lists them all"
     names = sorted(known)
-    close = nearest(name, names)
+    close = nearest_name(name, names)
     hint = f"did you mean {close!r}? " if close else ""
     return UsageError(f"unknown {kind} {name!r}: {hint}Known: {', '.join(names) or 'none'}")
 

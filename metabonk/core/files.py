@@ -19,7 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .errors import DiskFull, FolderError, FolderLocked, UsageError, nearest
+from .errors import DiskFull, FolderError, FolderLocked, UsageError, nearest_name
 
 # %% ../../nbs/core/01_files.ipynb #01-files-005
 _full = {errno.ENOSPC, errno.EDQUOT}
@@ -192,7 +192,7 @@ def pinned(
     "A file by its whole path and its content; `UsageError` if it is not there, or a pinned one has changed"
     match, place = _pin.fullmatch(str(path)), unpinned(path).expanduser().absolute()
     if not place.is_file():
-        close = nearest(place.name, [p.name for p in place.parent.iterdir()]) if place.parent.is_dir() else None
+        close = nearest_name(place.name, [p.name for p in place.parent.iterdir()]) if place.parent.is_dir() else None
         hint = f"is {close} meant?" if close else "check the path"
         hint = "it was there before; put it back, or record again from its new place" if match else hint
         raise UsageError(f"there is no {what} {place}: {hint}")

@@ -257,8 +257,8 @@ class AVLearner(AveragedLearner):
 def _fixed(like: Tensor, seed: int, part: str, batch: int, level: int) -> Tensor:
     "The noise of a part of a batch at a level, whatever other parts are asked for"
     words = (seed, ("vision", "audio", "reward").index(part), batch, level)
-    chance = torch.Generator().manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
-    return torch.randn(like.shape, generator=chance).to(like)
+    generator = torch.Generator().manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
+    return torch.randn(like.shape, generator=generator).to(like)
 
 
 @torch.no_grad()

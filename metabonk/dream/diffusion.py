@@ -108,7 +108,7 @@ class Diffusion(nn.Module):
     def draw_steps(
         self,
         shape: tuple[int, ...],  # of the batch
-        generator: Generators = None,  # where chance comes from
+        generator: Generators = None,  # of the random numbers
     ) -> Float[Tensor, "..."]:  # above 0, at most K
         "Steps to learn from, all equally likely"
         K, u = self.config.steps, uniform(shape, self.squares, generator).float()

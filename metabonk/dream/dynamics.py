@@ -97,7 +97,7 @@ class DynamicsConfig(Config):
     tasks: int = 1  # how many an agent can be asked for
     distances: int = 8  # steps that its heads tell at once
     units: int = 64  # width of the heads
-    single: float = 0.3  # share of videos that are treated as single pictures while learning
+    image_ratio: float = 0.3  # share of videos that are treated as single images while learning
     soft_cap: float = 50.0  # no attention logit is larger
     checkpointing: bool = False  # whether to compute layers again for the gradient, instead of keeping them
 
@@ -114,8 +114,8 @@ class DynamicsConfig(Config):
         for name in ("pack", "action_tokens", "agents", "tasks", "distances"):
             if getattr(self, name) < 1:
                 raise UsageError(f"DynamicsConfig.{name} must be at least 1, not {getattr(self, name)}")
-        if not 0 <= self.single <= 1:
-            raise UsageError(f"DynamicsConfig.single is a share from 0 to 1, not {self.single}")
+        if not 0 <= self.image_ratio <= 1:
+            raise UsageError(f"DynamicsConfig.image_ratio is a share from 0 to 1, not {self.image_ratio}")
 
     def transformer(self) -> TransformerConfig:  # as the transformer takes them
         "The sizes of the transformer"
@@ -178,7 +178,7 @@ class Dynamics(nn.Module):
         z = F.pad(z, (0, 0, 0, -self.latents % self.config.pack))
         return self.embed(z.unflatten(2, (-1, self.config.pack)).flatten(3)) + self.learned["spatial"]
 
-    def cleared(
+    def predict_clean(
         self,
         y: Float[Tensor, "batch time tokens width"],  # from the transformer
     ) -> Float[Tensor, "batch time latents channels"]:  # z1^
@@ -186,12 +186,12 @@ class Dynamics(nn.Module):
         clean = full_precision(self.clean(take_tokens(self.transformer.layout, y, "spatial")))
         return clean.unflatten(3, (self.config.pack, -1)).flatten(2, 3)[:, :, : self.latents]
 
-    def told(
+    def outputs(
         self,
         y: Float[Tensor, "batch time tokens width"],  # from the transformer
     ) -> tuple[Float[Tensor, "batch time latents channels"], Float[Tensor, "batch time features"]]:  # z1^; agent tokens
         "The clean code as predicted, and what the agent has seen"
-        return self.cleared(y), take_tokens(self.transformer.layout, y, "agent").flatten(2)
+        return self.predict_clean(y), take_tokens(self.transformer.layout, y, "agent").flatten(2)
 
     def forward(
         self,
@@ -205,7 +205,7 @@ class Dynamics(nn.Module):
         views: int = 0,  # as `Transformer.forward` has it
     ) -> tuple[Float[Tensor, "batch time latents channels"], Float[Tensor, "batch time features"]]:  # z1^; agent tokens
         "A whole sequence at once"
-        return self.told(self.transformer(self.tokens(z, tau, d, action, known, task), first, views))
+        return self.outputs(self.transformer(self.tokens(z, tau, d, action, known, task), first, views))
 
 # %% ../../nbs/dream/56_dynamics.ipynb #56-dynamics-008
 def _under(state: State, prefix: str) -> State:
@@ -315,33 +315,33 @@ class ShortcutModel(WorldModel):
         clip: Any,  # (B, T) rows with `first`; what else there is, is learned
         updates: int | None = None,  # changes of the weights so far, for the warm-up of larger steps; `None`: it is over
     ) -> dict[str, Float[Tensor, "batch time"]]:  # one entry a row, each near 1
-        "How badly frames are cleared up (equations 7 and 8), and what the agent's heads say (equation 9)"
+        "The denoising loss of each frame (equations 7 and 8) and the losses of the agent's heads (equation 9)"
         z1, (action, known), first = self.codes(clip), self._done(clip), clip.first
-        given = {name: getattr(clip, name, None) for name in ("reward", "terminated", "relevant")}
+        given = {name: getattr(clip, name, None) for name in ("reward", "terminated", "clone_mask")}
         B, T = first.shape
-        alone = torch.rand(B, 1, device=first.device) < self.config.single
+        alone = torch.rand(B, 1, device=first.device) < self.config.image_ratio
         first, known = first | alone, known & ~alone
-        relevant = given["relevant"]
-        world = B if relevant is None else B - B // 2  # rows that teach how the world goes on, the last ones
+        clone_mask = given["clone_mask"]
+        world = B if clone_mask is None else B - B // 2  # rows that teach how the world goes on, the last ones
         few = bootstrap_rows(world, self.shortcut.bootstrap) if updates is None or updates >= self.shortcut.warmup else 0
         views, shown = self.shortcut.views, max(1, self.shortcut.views)
         tau, d = draw_levels(B, shown * T, few, self.shortcut.finest, first.device)
-        if relevant is not None and not views:  # what is cloned from is seen as in play
-            tau[: B - few].masked_fill_(relevant[: B - few], self.shortcut.context_level)
+        if clone_mask is not None and not views:  # what is cloned from is seen as in play
+            tau[: B - few].masked_fill_(clone_mask[: B - few], self.shortcut.context_level)
         agent, task, past, own = z1, self._asked(clip), (), torch.zeros_like(first)
         if views:
             share = self.shortcut.self_forcing if updates is None or updates >= self.shortcut.warmup else 0.0
             read, own = self._self_forced(z1, share, first, action, known, task) if share else (z1, own)
             past = self._noisy(read)
-        told = [None if x is None else _repeated(x, 1 + views) for x in (action, known, task)]
+        conditions = [None if x is None else _repeated(x, 1 + views) for x in (action, known, task)]
 
         def f(z: Tensor, tau: Tensor, d: Tensor, rows: slice) -> Tensor:
             nonlocal agent  # of the last pass, the one with a gradient
             frames = [torch.cat([x[rows], y], 1) for x, y in zip(past, (z, tau, d), strict=True)] if views else (z, tau, d)
-            done, there, asked = (None if x is None else x[rows] for x in told)
-            said, agent = self.dynamics(*frames, done, there, first[rows], asked, views)
-            said, agent = said[:, -z.shape[1] :], agent[:, :T]
-            return self._clean(said, z, tau)
+            done, there, asked = (None if x is None else x[rows] for x in conditions)
+            predicted, agent = self.dynamics(*frames, done, there, first[rows], asked, views)
+            predicted, agent = predicted[:, -z.shape[1] :], agent[:, :T]
+            return self._clean(predicted, z, tau)
 
         z1 = _repeated(z1, shown)
         error, _ = shortcut_losses(f, z1, corrupt(z1, tau), tau, d, few)
@@ -351,9 +351,9 @@ class ShortcutModel(WorldModel):
         heard = self.heads.losses(agent, action, given["reward"], given["terminated"], first)
         taught = ~alone & ~own if getattr(clip, "known", None) is None else ~alone & ~own & clip.known
         losses |= {name: loss * taught for name, loss in heard.items()}
-        if relevant is not None:
-            losses["shortcut"] = losses["shortcut"] * ~relevant
-            losses |= {"policy": losses["policy"] * relevant} if "policy" in losses else {}
+        if clone_mask is not None:
+            losses["shortcut"] = losses["shortcut"] * ~clone_mask
+            losses |= {"policy": losses["policy"] * clone_mask} if "policy" in losses else {}
         assert losses.keys() == self.scales.keys() and all(loss.shape == (B, T) for loss in losses.values())
         return {name: self.rms(name, loss) for name, loss in losses.items()}
 
@@ -367,21 +367,21 @@ class ShortcutModel(WorldModel):
         if not len(rows):
             return z1, torch.zeros_like(first)
         past, z = self._noisy(z1[rows]), gaussian(z1[rows].shape, z1)
-        told = [None if x is None else _repeated(x[rows], 2) for x in (action, known, task)]
+        conditions = [None if x is None else _repeated(x[rows], 2) for x in (action, known, task)]
         for k in range(K):  # every frame beside the true past
             tau = torch.full_like(past[1], k / K)
             frames = [torch.cat(parts, 1) for parts in zip(past, (z, tau, torch.full_like(tau, 1 / K)), strict=True)]
-            said = self.dynamics(*frames, *told[:2], first[rows], told[2], 1)[0][:, T:]
-            z = advance_level(z, self._clean(said, z, tau), k / K, 1 / K)
+            predicted = self.dynamics(*frames, *conditions[:2], first[rows], conditions[2], 1)[0][:, T:]
+            z = advance_level(z, self._clean(predicted, z, tau), k / K, 1 / K)
         begin = torch.rand(len(rows), 1, device=first.device) * (T - 1)
         made, own = z1.clone(), torch.zeros_like(first)
         own[rows] = (torch.arange(T, device=first.device) > begin) & ~first[rows]  # a first frame follows from nothing
         made[rows] = z
         return torch.where(own[..., None, None], made, z1), own
 
-    def _clean(self, said: Tensor, z: Tensor, tau: Tensor) -> Tensor:
-        "What the network said of z~, as a clean code"
-        return said if self.shortcut.predict == "clean" else z + (1 - per_frame(tau, z)) * said
+    def _clean(self, predicted: Tensor, z: Tensor, tau: Tensor) -> Tensor:
+        "What the network predicted of z~, as a clean code"
+        return predicted if self.shortcut.predict == "clean" else z + (1 - per_frame(tau, z)) * predicted
 
     def ask(
         self,
@@ -485,10 +485,10 @@ class ShortcutModel(WorldModel):
         passes, known = tau.shape[1], torch.ones_like(tau, dtype=torch.bool)
         done = action[:, None].float().expand(-1, passes, -1)
         frames = f.tokens(z.expand(-1, passes, -1, -1), tau, d, done, known, task.expand(-1, passes)).split(1, 1)
-        glance, world = f.transformer.glances(state), f.transformer.layout.slices["agent"].start
+        peek, world = f.transformer.make_peek(state), f.transformer.layout.slices["agent"].start
         for k in range(K):
-            said = f.cleared(glance(frames[k][:, :, :world]))  # nothing of the world reads the agent
-            z = advance_level(z, self._clean(said, z, tau[:, k : k + 1]), k / K, 1 / K)
+            predicted = f.predict_clean(peek(frames[k][:, :, :world]))  # nothing of the world reads the agent
+            z = advance_level(z, self._clean(predicted, z, tau[:, k : k + 1]), k / K, 1 / K)
             seen = z if k < K - 1 else self._noisy(z, generator)[0]
             take_tokens(f.transformer.layout, frames[k + 1], "spatial").copy_(f.spatial(seen))
         return {**state, **_whole(*self._remember(state, z, frames[-1], None, task, False))}

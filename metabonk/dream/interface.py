@@ -106,7 +106,7 @@ class WorldModel(nn.Module):
         context: Any,  # a recording `Batch` of (B, T) rows, as the model was trained on
         state: State | None = None,  # before the first row; as at an episode's start if not given
         every: bool = False,  # whether the state after every row is wanted, not only after the last
-        generator: Generators = None,  # where chance comes from: one for all, one for each of the B, or PyTorch's own
+        generator: Generators = None,  # random numbers: one for all, one for each of the B, or PyTorch's own
     ) -> State:  # (B, ...), or (B * T, ...) with the rows of a sequence together
         "Read a recording: the state in which its last row, or every row, leaves the model"
         raise NotImplementedError
@@ -125,7 +125,7 @@ class WorldModel(nn.Module):
         self,
         state: State,  # (B, ...)
         action: Float[Tensor, "batch actions"],  # what is done next
-        generator: Generators = None,  # where chance comes from: as `observe` takes it
+        generator: Generators = None,  # random numbers: as `observe` takes it
     ) -> State:  # (B, ...)
         "A state that may follow"
         raise NotImplementedError
@@ -134,7 +134,7 @@ class WorldModel(nn.Module):
         self,
         state: State,  # (B, ...)
         actions: Float[Tensor, "batch choices actions"],  # what may be done next, several for each
-        generator: Generators = None,  # where chance comes from: as `observe` takes it
+        generator: Generators = None,  # random numbers: as `observe` takes it
     ) -> State:  # (B * choices, ...): those of the first state, then those of the second
         "A state that may follow each of several actions; a model may read what these have in common once"
         k = actions.shape[1]
@@ -210,7 +210,7 @@ class SkipStepPredictor(Protocol):
         state: State,  # (batch, ...)
         action: Float[Tensor, "batch time actions"],  # vectors, one after the other
         after: Sequence[int] | None = None,  # after how many of them; after all if not given
-        generator: Generators = None,  # where chance comes from: as `observe` takes it
+        generator: Generators = None,  # random numbers: as `observe` takes it
     ) -> State:  # (batch * len(after), ...); its reward is that of the whole way
         "States that may follow"
 
@@ -280,17 +280,17 @@ def _unroll(
     model: WorldModel, state: State, act: Callable[[int, Tensor], tuple[Tensor, Tensor]], steps: int, keep: bool,
     generator: Generators,
 ) -> ImaginedTrajectory:
-    features, actions, chances, states = [model.features(state)], [], [], [state]
+    features, actions, log_probs, states = [model.features(state)], [], [], [state]
     for t in range(steps):
-        action, chance = act(t, features[-1])
+        action, log_prob = act(t, features[-1])
         state = model.advance(state, action, generator)
         features.append(model.features(state))
         actions.append(action)
-        chances.append(chance)
+        log_probs.append(log_prob)
         states = [*states, state] if keep else [state]
     rows = torch.stack(features, 1)  # (B, steps + 1, F)
-    action, chance = (torch.stack([torch.zeros_like(column[0]), *column], 1) for column in (actions, chances))
-    return ImaginedTrajectory(rows, action, chance, model.reward(rows), model.continuation(rows), states)
+    action, log_prob = (torch.stack([torch.zeros_like(column[0]), *column], 1) for column in (actions, log_probs))
+    return ImaginedTrajectory(rows, action, log_prob, model.reward(rows), model.continuation(rows), states)
 
 
 @torch.no_grad()
@@ -300,7 +300,7 @@ def imagine(
     state: State,  # where to start: (B, ...)
     horizon: int = 15,  # steps
     keep_states: bool = False,  # whether to keep the state of every row, for decoding
-    generator: Generators = None,  # where chance comes from: one for all, one for each of the B, or PyTorch's own
+    generator: Generators = None,  # random numbers: one for all, one for each of the B, or PyTorch's own
     goal: Float[Tensor, "batch goal"] | None = None,  # code of what each future is asked for, which the policy then reads, too
 ) -> ImaginedTrajectory:  # horizon + 1 rows
     "Futures as model and policy imagine them; without gradients"
@@ -321,7 +321,7 @@ def open_loop_rollout(
     state: State,  # where to start: (B, ...)
     action: Float[Tensor, "batch time actions"],  # action vectors to follow
     keep_states: bool = False,  # whether to keep the state of every row, for decoding
-    generator: Generators = None,  # where chance comes from: one for all, one for each of the B, or PyTorch's own
+    generator: Generators = None,  # random numbers: one for all, one for each of the B, or PyTorch's own
 ) -> ImaginedTrajectory:  # time + 1 rows
     "What the model expects of given actions, to be compared with what they really led to"
     none = action.new_zeros(len(action))

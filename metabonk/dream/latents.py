@@ -29,7 +29,7 @@ class Latents(nn.Module):
         self,
         shape: tuple[int, ...],  # of the batch
         like: Tensor,  # a tensor of the device and type wanted
-        generator: Generators = None,  # where chance comes from
+        generator: Generators = None,  # of the random numbers
     ) -> Tensor:  # (*shape, ...) what `sample` needs
         "Random numbers for that many samples"
         raise NotImplementedError

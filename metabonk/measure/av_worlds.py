@@ -41,9 +41,9 @@ class Lamp:
         self,
         seed: int = 0,  # of the hum
     ) -> None:
-        chance = torch.Generator().manual_seed(seed)
-        loud = torch.rand(64, 1, generator=chance)
-        self.hum = 0.4 * loud * torch.randn(64, 1_600, generator=chance).clamp(-2, 2)
+        generator = torch.Generator().manual_seed(seed)
+        loud = torch.rand(64, 1, generator=generator)
+        self.hum = 0.4 * loud * torch.randn(64, 1_600, generator=generator).clamp(-2, 2)
 
     def place(
         self,
@@ -82,9 +82,9 @@ def stroll(
     seed: int = 0,  # of the strolls
 ) -> Batch:  # tensors, with the probes that rooms have
     "Strolls around the lamp"
-    chance = np.random.default_rng(seed)
-    start = np.concatenate([chance.uniform(1, 3, (sequences, 2)), chance.uniform(-3, 3, (sequences, 1))], 1)
-    action = np.where(chance.random((sequences, rows)) < 0.6, 0, chance.integers(1, 3, (sequences, rows)))
+    generator = np.random.default_rng(seed)
+    start = np.concatenate([generator.uniform(1, 3, (sequences, 2)), generator.uniform(-3, 3, (sequences, 1))], 1)
+    action = np.where(generator.random((sequences, rows)) < 0.6, 0, generator.integers(1, 3, (sequences, rows)))
     action[:, 0] = 0
     steps = MOVES.numpy()[action]
     steps[:, 0] = start

@@ -256,8 +256,8 @@ def check_movers(
     shown = [show(model, state)]
     look("read", 0, shown[0], probe(model.features(state)) if probe else None)
     for what, done in (("dream", action), ("other actions", action.roll(len(action) // 2, 0))):
-        chance = torch.Generator().manual_seed(seed)
-        states = open_loop_rollout(model, state, done, keep_states=True, generator=chance).states
+        generator = torch.Generator().manual_seed(seed)
+        states = open_loop_rollout(model, state, done, keep_states=True, generator=generator).states
         for far in ahead:
             image = show(model, states[far])
             look(what, far, image, probe(model.features(states[far])) if probe else None)

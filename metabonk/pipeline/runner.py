@@ -25,7 +25,7 @@ from ..core.errors import DiskFull, MetaBonkError, StageFailed, StageInterrupted
 from ..core.files import disk_errors, file_hash, write_atomic
 from ..core.progress import watched
 from ..core.run import Run, environment, now, snapshot
-from .resume import Step, input_state, make_plan
+from .resume import PlannedStage, input_state, make_plan
 from .stages import Pipeline, check_kernel, find_pipeline, literate_notebooks, open_notebook
 
 # %% ../../nbs/pipeline/93_runner.ipynb #93-runner-006
@@ -144,7 +144,7 @@ class Outcome:
     "What a call of `run_pipeline` planned and did"
 
     folder: Path  # the run folder
-    steps: list[Step]  # the plan
+    steps: list[PlannedStage]  # the plan
     ran: list[str] = field(default_factory=list)  # stages executed
     report: Path | None = None  # the page of the run; None after a dry run
 
@@ -209,7 +209,7 @@ class Execution:
                 record |= seen
         return changed
 
-    def one(self, step: Step, display: Display) -> None:
+    def one(self, step: PlannedStage, display: Display) -> None:
         "Execute one stage; the manifest says what became of it, whatever that is"
         from metabonk.pipeline.execute import CellStopped, execute
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.config import check_value
-from ..core.errors import MissingLibrary, UsageError, nearest, unknown
+from ..core.errors import MissingLibrary, UsageError, nearest_name, unknown
 from ..core.text import parse_json, parse_yaml, read_text, read_yaml
 
 # %% ../../nbs/pipeline/90_stages.ipynb #90-stages-006
@@ -414,7 +414,7 @@ def find_pipeline(
     known = {file.stem: file for folder in reversed(pipeline_folders()) for file in folder.glob("*.yaml")}
     if str(name) in known:
         return known[str(name)]
-    close = nearest(path.stem, known)
+    close = nearest_name(path.stem, known)
     hint = f"did you mean {known[close]}? " if close else ""
     raise UsageError(f"there is no pipeline {name}: {hint}Known: {', '.join(sorted(known)) or 'none'}")
 

@@ -28,7 +28,7 @@ from jaxtyping import Float32, Int16, UInt8
 
 from ..core.actions import FlatActions
 from ..core.config import Config
-from ..core.errors import MetaBonkError, UsageError, nearest, unknown
+from ..core.errors import MetaBonkError, UsageError, nearest_name, unknown
 from .game import GameConfig, Machine, Tick, choose_actions
 
 # %% ../../nbs/play/14_gymnasium.ipynb #14-gymnasium-005
@@ -85,7 +85,7 @@ def own_name(
     games = {rom.replace("_", ""): rom for rom in roms.get_all_rom_ids()}
     name = re.sub(r"^ALE/|(-ram)?(NoFrameskip|Deterministic)?(-v\d+)?$", "", what).lower()
     if what.startswith("ALE/"):
-        name = nearest(name, games) or "pong"
+        name = nearest_name(name, games) or "pong"
     return f"atari:{games[name]}" if name in games else None
 
 

@@ -75,11 +75,11 @@ class StickyRandomPolicy(RandomPolicy):
     def reset(self, seed: int) -> None:
         "Begin an episode"
         super().reset(seed)
-        self.chance, self.action = np.random.default_rng(seed), None
+        self.generator, self.action = np.random.default_rng(seed), None
 
     def __call__(self, observation: Any, info: Mapping[str, Any]) -> Any:
         "The action in hand, or now and then a new one"
-        if self.action is None or self.chance.random() * self.mean_steps < 1:
+        if self.action is None or self.generator.random() * self.mean_steps < 1:
             self.action = super().__call__(observation, info)
         return self.action
 
@@ -166,13 +166,13 @@ class RulePolicy:
 
     def reset(self, seed: int) -> None:
         "Begin an episode"
-        self.chance = np.random.default_rng(seed)
+        self.generator = np.random.default_rng(seed)
         self.otherwise.reset(seed)
 
     def __call__(self, observation: Any, info: Mapping[str, Any]) -> Any:
         "What the first fitting rule says"
         other = self.otherwise(observation, info)  # asked every time: what it draws must not depend on the rules
-        if self.chance.random() >= self.trust:
+        if self.generator.random() >= self.trust:
             return other
         return next((action for fits, action in self.rules if fits(info["probes"])), other)
 
@@ -205,13 +205,13 @@ class PlayerPolicy:
 
     def reset(self, seed: int) -> None:
         "Begin an episode"
-        self.player, self.chance, self.action = self.make(seed), np.random.default_rng(seed), "noop"
+        self.player, self.generator, self.action = self.make(seed), np.random.default_rng(seed), "noop"
 
     def __call__(self, observation: Any, info: Mapping[str, Any]) -> int:
         "The player's next action, or the noise"
         wanted = self.player(self.read, self.action)
-        if self.chance.random() < self.noise:
-            wanted = self.action if self.chance.random() < 0.5 else str(self.chance.choice(self.names))
+        if self.generator.random() < self.noise:
+            wanted = self.action if self.generator.random() < 0.5 else str(self.generator.choice(self.names))
         if wanted not in self.names:
             raise UsageError(f"the scripted player needs the action {wanted!r}: the game has {', '.join(self.names)}")
         self.action = wanted

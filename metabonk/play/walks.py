@@ -52,7 +52,7 @@ class Walk:
         seed: int,  # of the noise
     ) -> None:
         "Begin an episode"
-        self.chance = np.random.default_rng(seed)
+        self.generator = np.random.default_rng(seed)
         self.routes: Routes | None = None
 
     def way(self) -> Routes:  # from everywhere
@@ -79,8 +79,8 @@ class Walk:
         near = 0.8 * NEAR if way is self.machine.plan.to_source else 0.2
         if length < near:
             return self.actions["stop"]
-        if self.chance.random() < self.noise:
-            return self.actions[("forward", "left", "right")[self.chance.integers(3)]]
+        if self.generator.random() < self.noise:
+            return self.actions[("forward", "left", "right")[self.generator.integers(3)]]
         to_x, to_y = way.goal if corner < 0 else way.corners[corner]
         if (
             corner >= 0 and math.hypot(to_x - x, to_y - y) < 1e-6

@@ -30,7 +30,7 @@ from ..core.text import loads, parse_json
 from ..core.training import Learner, TrainConfig, fit, uninterrupted
 from ..record.cache import Cache
 from ..record.store import Store
-from .tokens import RowData, Rows, weights_fingerprint
+from .tokens import RowData, RowBatch, weights_fingerprint
 
 # %% ../../nbs/sense/36_autoencoder.ipynb #36-autoencoder-007
 @dataclass(frozen=True)
@@ -441,7 +441,7 @@ class AutoencoderLearner(Learner):
 
     def losses(
         self,
-        batch: Rows,  # of pictures
+        batch: RowBatch,  # of pictures
     ) -> dict[str, Tensor]:  # by name
         "What the autoencoder is to make small"
         return self.autoencoder.losses(batch.values, self.perceptual if self._compare else None)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['weights_fingerprint', 'Tokenizers', 'has_sound', 'hear_each', 'Hearing', 'TokenBatch', 'token_type', 'TokenCache',
-           'TokenData', 'pick_senses', 'Senses', 'Rows', 'RowCache', 'RowData', 'TokenizerLearner', 'train_tokenizers']
+           'TokenData', 'pick_senses', 'Senses', 'RowBatch', 'RowCache', 'RowData', 'TokenizerLearner',
+           'train_tokenizers']
 
 # %% ../../nbs/sense/34_tokens.ipynb #34-tokens-002
 import hashlib
@@ -485,7 +486,7 @@ def _last(before: np.ndarray, now: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/sense/34_tokens.ipynb #34-tokens-037
 @dataclass
-class Rows(Columns):
+class RowBatch(Columns):
     "What a tokenizer learns from: single rows of one sense"
 
     values: Any  # (B, height, width, 3) uint8 pictures, or (B, channels, frames, bands) log-mel
@@ -505,10 +506,10 @@ class RowCache:
     def gather(
         self,
         places: Sequence[Sequence[tuple[int, int]]],  # for each sequence, the one row that makes it up: begin, end
-    ) -> Rows:  # as many
-        "Rows, copied out of the maps"
+    ) -> RowBatch:  # as many
+        "RowBatch, copied out of the maps"
         rows = np.array([runs[0][0] for runs in places])
-        return Rows(self.cache.image[rows] if self.hearing is None else self.hearing.rows(rows))
+        return RowBatch(self.cache.image[rows] if self.hearing is None else self.hearing.rows(rows))
 
 
 class RowData(ExperienceData):
@@ -544,7 +545,7 @@ class TokenizerLearner(Learner):
 
     def losses(
         self,
-        batch: Rows,  # of the tokenizer's sense
+        batch: RowBatch,  # of the tokenizer's sense
     ) -> dict[str, Tensor]:  # by name
         "What the tokenizer is to make small"
         return self.tokenizer.losses(batch.values)
@@ -582,10 +583,10 @@ def train_tokenizers(
         ears = SoundTokenizer(sound)
     Tokenizers(eyes, ears, logmel if hear else None, schema.game).check(schema)  # told before an hour of training, not after
     parts = (("picture", eyes, None, training, seeds[2]), ("sound", ears, logmel, sound_training or training, seeds[3]))
-    for name, tokenizer, heard, config, chance in parts:
+    for name, tokenizer, heard, config, data_seed in parts:
         if tokenizer is not None:
             tokenizer.requires_grad_(True).train()
-            data = RowData(store.path, heard, batch_size, chance, cache, validation)
+            data = RowData(store.path, heard, batch_size, data_seed, cache, validation)
             uninterrupted(fit(TokenizerLearner(tokenizer), data, folder / name, config))
     tokenizers = Tokenizers(eyes, ears, logmel if hear else None, schema.game).cpu()
     tokenizers.save(folder)
