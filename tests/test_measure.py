@@ -46,6 +46,8 @@ from metabonk.measure.statistics import (
     difference_interval,
     interquartile_mean,
     interval_figure,
+    interval_table,
+    interval_text,
     mean,
     mean_interval,
     probability_of_improvement,
@@ -225,6 +227,23 @@ def test_table_and_figure():
     interval = mean_interval(FEW, method="t")
     assert bar.x[0] + bar.error_x.array[0] == pytest.approx(interval.high)
     assert bar.x[0] - bar.error_x.arrayminus[0] == pytest.approx(interval.low)
+    told = interval_figure({"known": Interval(2.0, 1.0, 4.0), "one run": [3.0]}, mark=2.5)
+    assert [list(trace.x) for trace in told.data] == [[], [2.0], [3.0]], "one run is a dot without an interval"
+    assert told.data[1].error_x.array[0] == 2.0 and told.layout.shapes[0].x0 == 2.5 and not figure.layout.shapes
+    wide = interval_figure(pd.DataFrame({"a": FEW, "b": FEW})).layout
+    assert wide.yaxis.tickvals == (0, 1) and wide.yaxis.range == (1.6, -0.4) and wide.height == 210, "a line a column"
+
+
+def test_intervals_as_text():
+    interval = mean_interval(FEW, method="t")
+    assert interval_text(FEW, 1) == f"{interval.estimate:.1f} [{interval.low:.1f}, {interval.high:.1f}]" == f"{interval:.1f}"
+    assert interval_text(FEW) != interval_text(FEW, method="bootstrap")
+    assert interval_text([2.0], 1) == interval_text([2.0, 2.0], 1) == "2.0" and interval_text([np.nan]) == ""
+    assert interval_text([*FEW, np.nan], 1) == f"{interval:.1f} (6 of 7 runs)"
+    runs = pd.DataFrame({"b": FEW, "a": FEW - 1})
+    table = interval_table({"score": runs, "minus a": {"b": runs["b"] - runs["a"]}}, 0)
+    assert table.index.tolist() == ["b", "a"] and table["minus a"].tolist() == ["1", ""]
+    assert table.loc["b", "score"] == f"{interval:.0f}" and f"{interval}" == str(interval)
 
 
 # ---------------------------------------------------------------- evaluation

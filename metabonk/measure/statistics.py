@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Method', 'Interval', 'as_scores', 'bootstrap_samples', 'check_confidence', 'middle', 'bootstrap_interval', 'mean',
            'student_interval', 'mean_interval', 'coverage', 'difference_interval', 'ratio_interval',
-           'interquartile_mean', 'probability_of_improvement', 'score_table', 'interval_figure']
+           'interquartile_mean', 'probability_of_improvement', 'score_table', 'interval_figure', 'interval_text',
+           'interval_table']
 
 # %% ../../nbs/measure/80_statistics.ipynb #80-statistics-002
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +39,9 @@ class Interval:
 
     def __str__(self) -> str:
         return f"{self.estimate:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.estimate:{spec}} [{self.low:{spec}}, {self.high:{spec}}]" if spec else str(self)
 
     def __repr__(self) -> str:
         return f"{self} at {self.confidence:.4g}"
@@ -326,24 +330,28 @@ def score_table(
 
 # %% ../../nbs/measure/80_statistics.ipynb #80-statistics-046
 def interval_figure(
-    scores: Mapping[str, Any],  # name to scores, (runs,) or (runs, games)
+    scores: Mapping[str, Any] | pd.DataFrame,  # name to scores, (runs,) or (runs, games), or to an `Interval`
     title: str = "",  # above the figure
     label: str = "score",  # of the axis
     confidence: float = 0.95,  # of the intervals
     method: Method = "bootstrap",  # or "t"
     seed: int = 0,  # of the bootstrap's draws
     most: int = 200,  # of more scores than that, only so many are drawn
-) -> go.Figure:  # one line a name: the mean's interval as a bar, the scores as dots below it
+    mark: float | None = None,  # a value to compare with, such as the number asked: a dashed line
+) -> go.Figure:  # one line a name: the mean's interval as a bar, the scores as dots below it; one run is a dot alone
     "Means with their intervals, beside the scores they come from"
-    figure = go.Figure()
-    for line, values in enumerate(scores.values()):
-        interval = mean_interval(values, confidence, seed, method)
-        dots = as_scores(values).ravel()
-        dots = dots[:: max(1, -(-len(dots) // most))]
+    figure, names = go.Figure(), list(scores)
+    for line, (_, values) in enumerate(scores.items()):
+        known = isinstance(values, Interval)
+        runs = np.empty((0, 1)) if known else as_scores(values, 1)
+        dots = runs.ravel()[:: max(1, -(-runs.size // most))]
         figure.add_scatter(
             x=dots, y=[line + 0.25] * len(dots), mode="markers", marker={"color": "#9aa5b1", "size": 7, "opacity": 0.7},
             hovertemplate="%{x:.3g}<extra></extra>",
         )
+        if len(runs) == 1:
+            continue
+        interval = values if known else mean_interval(values, confidence, seed, method)
         reach = {"array": [interval.high - interval.estimate], "arrayminus": [interval.estimate - interval.low]}
         figure.add_scatter(
             x=[interval.estimate], y=[line], mode="markers", marker={"color": "#1f5fa8", "size": 11, "symbol": "diamond"},
@@ -351,11 +359,44 @@ def interval_figure(
             hovertemplate=f"{interval}<extra></extra>",
         )
     figure.update_layout(
-        height=110 + 50 * len(scores), margin={"l": 10, "r": 20, "t": 45 if title else 15, "b": 40}, title=title, showlegend=False
+        height=110 + 50 * len(names), margin={"l": 10, "r": 20, "t": 45 if title else 15, "b": 40}, title=title, showlegend=False
     )
+    if mark is not None:
+        figure.add_vline(mark, line={"dash": "dash", "color": "#9aa5b1"})
     figure.update_xaxes(title=f"{label}: mean with {100 * confidence:.4g} % interval")
-    lines = list(range(len(scores)))
     figure.update_yaxes(
-        range=[len(scores) - 0.4, -0.4], tickvals=lines, ticktext=list(scores), showgrid=False, zeroline=False, automargin=True
+        range=[len(names) - 0.4, -0.4], tickvals=list(range(len(names))), ticktext=names, showgrid=False, zeroline=False,
+        automargin=True,
     )
     return figure
+
+# %% ../../nbs/measure/80_statistics.ipynb #101c3b13
+def interval_text(
+    values: Any,  # (runs,) scores, NaN where a run has none; or an `Interval`
+    digits: int = 2,  # decimals
+    method: Method = "t",  # or "bootstrap"
+) -> str:  # "1.64 [1.34, 1.95]"
+    "A mean with its interval, as a table shows it"
+    if isinstance(values, Interval):
+        return f"{values:.{digits}f}"
+    scores = np.asarray(values, np.float64)
+    there = scores[~np.isnan(scores)]
+    if not len(there):
+        return ""
+    few = f" ({len(there)} of {len(scores)} runs)" if len(there) < len(scores) else ""
+    if len(set(there)) == 1:  # one run, or a number that no run changes
+        return f"{there[0]:.{digits}f}{few}"
+    return f"{mean_interval(there, method=method):.{digits}f}{few}"
+
+
+def interval_table(
+    columns: Mapping[str, Mapping[str, Any] | pd.DataFrame],  # heading to scores by name, as for `interval_text`
+    digits: int = 2,  # decimals
+    method: Method = "t",  # or "bootstrap"
+) -> pd.DataFrame:  # a row a name, in the order in which they occur; empty where a column has no such name
+    "Means with their intervals, as a page shows them"
+    told = {
+        head: {name: interval_text(values, digits, method) for name, values in column.items()} for head, column in columns.items()
+    }
+    names = dict.fromkeys(name for column in told.values() for name in column)
+    return pd.DataFrame(told).reindex(list(names)).fillna("")
