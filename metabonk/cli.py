@@ -196,7 +196,7 @@ def watch_command(options: argparse.Namespace) -> int:
     from metabonk.measure.live import Spectator, game_of, player_of
     from metabonk.play.game import make_game
 
-    run = find_run(options.run)
+    run = find_run(options.run, shipped=True)
     player = player_of(run, options.planner, options.seed)
     name, settings, _ = game_of(run)
     with contextlib.closing(make_game(name, **settings)) as game:
@@ -214,7 +214,7 @@ def dream_command(options: argparse.Namespace) -> int:
     from metabonk.core.run import find_run
     from metabonk.measure.live import dream_of
 
-    run = find_run(options.run)
+    run = find_run(options.run, shipped=True)
     dream, keyboard = dream_of(run)
     title = f"The dream of {run.folder.name}"
     print(f"{play_on_page(dream, keyboard, sockets, title, options.host, seed=options.seed)} steps dreamed")
@@ -420,9 +420,9 @@ def parser() -> argparse.ArgumentParser:  # of the whole command line
 
     watch = _command(commands, "watch", watch_command, "metabonk watch runs/bonk-dark-tiny")
     watch.add_argument("--planner", default="graph", help="who sets a dual agent's goals: graph, random (default: graph)")
-    dream = _command(commands, "dream", dream_command, "metabonk dream runs/bonk-dark-tiny")
+    dream = _command(commands, "dream", dream_command, "metabonk dream bonk")
     for command in (watch, dream):
-        command.add_argument("run", help="a run folder, or its name in runs/")
+        command.add_argument("run", help="a run folder, its name in runs/, or bonk, which comes with the package")
         command.add_argument("--seed", type=_whole(0), default=0, help="the number from which every random choice follows")
         _on_page(command)
 

