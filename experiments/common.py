@@ -16,10 +16,12 @@ from typing import Any
 
 import pandas as pd
 import torch
+import yaml
 
 from metabonk.core.config import RENAMED
 from metabonk.core.training import TrainConfig
 from metabonk.measure.statistics import mean_interval
+from metabonk.pipeline.runner import run_pipeline
 from metabonk.record.cache import Cache
 from metabonk.record.recorder import record
 from metabonk.record.store import Store
@@ -27,6 +29,8 @@ from metabonk.sense.logmel import LogMelConfig
 from metabonk.sense.picture import PictureConfig
 from metabonk.sense.sound import SoundConfig
 from metabonk.sense.tokens import TokenCache, Tokenizers, train_tokenizers
+
+ROOT = Path(__file__).parents[1]  # of the repository
 
 
 def _earlier(value: Any) -> Any:
@@ -108,6 +112,16 @@ def run(name: str, about: str, sizes: dict[str, Any], train: Callable[[int, argp
         if not rows.has(seed=seed):
             rows.add(train(seed, options))
     show_means(rows.table())
+
+
+def run_stages(pipeline: str, stages: list[str], folder: Path, parameters: dict[str, Any]) -> None:
+    """Some stages of one of the repository's pipelines, in their order, into the run `folder`; what is done is not done again."""
+    whole = yaml.safe_load((ROOT / f"pipelines/{pipeline}.yaml").read_text())
+    kept = [stage for stage in whole["stages"] if stage.get("name", stage["notebook"]) in stages]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = folder.with_suffix(".yaml")
+    part.write_text(yaml.safe_dump(whole | {"stages": kept, "notebooks": str(ROOT / "nbs/stages")}, sort_keys=False))
+    run_pipeline(part, parameters, folder)
 
 
 def prepare(

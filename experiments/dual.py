@@ -19,13 +19,11 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
-from common import Results, begin
+from common import Results, begin, run_stages
 
 from metabonk.act.agent import Agent, play_episodes
 from metabonk.act.dreaming import DreamConfig
@@ -44,18 +42,16 @@ from metabonk.dream.token_model import TokenModel
 from metabonk.measure.drift import probe_drift
 from metabonk.measure.milestones import compare_milestones
 from metabonk.measure.statistics import difference_interval, mean_interval
-from metabonk.pipeline.runner import run_pipeline
 from metabonk.record.cache import Cache
 from metabonk.record.recorder import record
 from metabonk.record.sampling import SequenceConfig
 from metabonk.record.store import Store
 from metabonk.sense.tokens import TokenCache, TokenData
 
-PIPELINE = Path(__file__).parents[1] / "pipelines/dual.yaml"
-SIZES = {"steps": 20_000, "chance_steps": 10_000, "episode_steps": 1500, "picture_steps": 300, "sound_steps": 300,
-         "model_steps": 2000, "probe_steps": 500, "clone_steps": 1000, "dream_steps": 300, "starts": 128, "horizon": 15,
+SIZES = {"steps": 20_000, "wander_steps": 20_000, "chance_steps": 10_000, "episode_steps": 1500, "picture_steps": 300, "sound_steps": 300,
+         "model_steps": 2000, "probe_steps": 500, "clone_steps": 2000, "dream_steps": 300, "starts": 128, "horizon": 15,
          "episodes": 10, "latency": 15, "delay": 100, "expiry": 300, "held_steps": 3000}  # fmt: skip
-TINY = {"steps": 180, "chance_steps": 90, "episode_steps": 90, "picture_steps": 2, "sound_steps": 2, "model_steps": 2,
+TINY = {"steps": 180, "wander_steps": 90, "chance_steps": 90, "episode_steps": 90, "picture_steps": 2, "sound_steps": 2, "model_steps": 2,
         "probe_steps": 2, "clone_steps": 2, "dream_steps": 2, "starts": 16, "horizon": 3, "episodes": 2, "latency": 5,
         "delay": 10, "expiry": 20, "held_steps": 120}  # fmt: skip
 ARMS, PLANNERS = ("cloned", "ppo", "grpo"), ("none", "graph", "random", "delayed")
@@ -112,17 +108,13 @@ class Trained:
 
     def prepare(self) -> None:
         """The stages of the pipeline up to the clone."""
-        o, whole = self.options, yaml.safe_load(PIPELINE.read_text())
-        names = [stage.get("name", stage["notebook"]) for stage in whole["stages"]]
-        part = whole | {"stages": whole["stages"][: names.index("clone") + 1]}
-        part["notebooks"] = str(PIPELINE.parents[1] / "nbs/stages")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "pipeline.yaml").write_text(yaml.safe_dump(part, sort_keys=False))
-        sizes = {"record.steps": o.steps, "record.beside": {"random": o.chance_steps}, "record.episode_steps": o.episode_steps,
+        o = self.options
+        sizes = {"record.steps": o.steps, "record.beside": {"wanderer:0.1": o.wander_steps, "random": o.chance_steps}, "record.episode_steps": o.episode_steps,
                  "tokenise.picture_steps": o.picture_steps, "tokenise.sound_steps": o.sound_steps, "seed": self.seed,
                  **{f"{name}.steps": getattr(o, f"{kind}_steps") for name, kind in
                     (("model", "model"), ("probes", "probe"), ("clone", "clone"))}}  # fmt: skip
-        run_pipeline(self.folder / "pipeline.yaml", sizes, self.folder / "pipeline")
+        stages = ["record", "tokenise", "model", "probes", "clone"]
+        run_stages("dual", stages, self.folder / "pipeline", sizes)
         (self.folder / "cloned").symlink_to("pipeline/stages/clone/agent", target_is_directory=True)
 
     def agent(self, arm: str) -> DualAgent:

@@ -56,10 +56,7 @@ def test_means_are_over_the_runs_that_have_a_number(rows, capsys):
 
 def test_arms_of_the_audio_visual_experiment_are_equal_in_what_they_say(root: Path, monkeypatch):
     """Equal weights, or equal operations; and stages that are as long as the training."""
-    monkeypatch.syspath_prepend(str(root / "experiments"))
-    spec = importlib.util.spec_from_file_location("av_worlds", root / "experiments/av_worlds.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = experiment("av_worlds", root, monkeypatch)
     base = module.AVCDiTConfig(width=module.SIZES["width"], layers=module.SIZES["layers"])
     weights, whole = module.count_parameters(base), module.work(base, module.plan(1_000))
     for arm, about in module.ARMS.items():
@@ -81,6 +78,7 @@ def experiment(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(root / "experiments"))
     spec = importlib.util.spec_from_file_location(name, root / f"experiments/{name}.py")
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
     spec.loader.exec_module(module)
     return module
 
@@ -154,3 +152,22 @@ def test_dreams_under_self_forcing_are_an_arm_of_their_own(root: Path, tmp_path,
     assert tables[0]["tokenizer, psnr"].equals(tables[1]["tokenizer, psnr"]), "the same tokenizer"
     monkeypatch.setattr(module, "train", pytest.fail)
     module.main()
+
+
+@pytest.mark.slow
+@pytest.mark.whole
+@pytest.mark.timeout(1800)
+def test_three_world_models_are_compared_and_what_is_done_is_not_done_again(root: Path, tmp_path, monkeypatch, capsys):
+    module = experiment("world_models", root, monkeypatch)
+    monkeypatch.setattr("common.__file__", str(tmp_path / "common.py"))
+    monkeypatch.setattr(sys, "argv", ["world_models.py", "--tiny", "--runs", "1", "--folder", str(tmp_path / "runs")])
+    module.main()
+    rows, steps = (pd.read_csv(tmp_path / f"results/{name}.csv") for name in ("world_models", "world_models_steps"))
+    assert rows["model"].tolist() == list(module.MODELS) and (rows["Hz"] > 0).all() and rows["random"].nunique() == 1
+    assert len(steps) == 3 * 2 * 4 and steps["psnr"].notna().all() and steps["lsd"].notna().all()
+    control = steps[steps["who"] == "repeat last"].pivot(index="ahead", columns="model", values="ssim")
+    assert (control.nunique(axis=1) == 1).all() and control.iloc[0, 0] == 1, "all are asked the same"
+    told = capsys.readouterr().out
+    monkeypatch.setattr(module, "learn", pytest.fail)  # nothing is left to do
+    module.main()
+    assert capsys.readouterr().out.splitlines()[-20:] == told.splitlines()[-20:]
