@@ -357,7 +357,7 @@ def test_noise_spoils_the_share_it_says(monkeypatch: pytest.MonkeyPatch) -> None
             def read(address: int, length: int) -> bytes:
                 return bytes(length)
 
-    monkeypatch.setitem(PLAYERS, "toy", ("tests", "none"))
+    monkeypatch.setitem(PLAYERS["scripted"], "toy", ("tests", "none"))
     monkeypatch.setattr("importlib.import_module", lambda name: type("M", (), {"none": lambda seed: lambda read, last: "a"}))
     policies = [PlayerPolicy(Toy(), noise) for noise in (0.0, 0.4, 1.0)]
     played = [np.mean([policy(None, {}) != 1 for _ in range(4_000)]) for policy in policies]

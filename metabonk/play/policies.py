@@ -177,9 +177,9 @@ class RulePolicy:
         return next((action for fits, action in self.rules if fits(info["probes"])), other)
 
 # %% ../../nbs/play/19_policies.ipynb #11dc5a0a
-PLAYERS: dict[str, tuple[str, str]] = {  # title of the cartridge: the module and name of what makes a player from a seed
-    "BONK": ("metabonk.play.bonk_players", "champion"),
-    "COURSE": ("metabonk.play.course", "CoursePlayer"),
+PLAYERS: dict[str, dict[str, tuple[str, str]]] = {  # policy, title of the cartridge: module and name of what makes a player
+    "scripted": {"BONK": ("metabonk.play.bonk_players", "champion"), "COURSE": ("metabonk.play.course", "CoursePlayer")},
+    "wanderer": {"BONK": ("metabonk.play.bonk_players", "wanderer")},
 }
 
 
@@ -190,15 +190,16 @@ class PlayerPolicy:
         self,
         game: Any,  # a `Game` on a cartridge that has a player
         noise: float = 0.0,  # share of the steps that are not the player's
+        kind: str = "scripted",  # which of its players
     ) -> None:
         if not 0 <= noise <= 1:
             raise UsageError(f"noise is {noise}: it is a share, from 0 to 1")
         inner = getattr(game, "unwrapped", game)
         rom = getattr(getattr(inner, "machine", None), "rom", b"")
         title = rom_title(rom) if rom else getattr(inner, "name", "")
-        if title not in PLAYERS:
-            raise UsageError(f"there is no scripted player of {title!r}, only of {', '.join(PLAYERS)}: choose another policy")
-        module, name = PLAYERS[title]
+        if title not in (known := PLAYERS[kind]):
+            raise UsageError(f"there is no {kind} player of {title!r}, only of {', '.join(known)}: choose another policy")
+        module, name = known[title]
         self.make = getattr(importlib.import_module(module), name)
         self.read, self.names, self.noise = inner.machine.read, list(inner.action_names), noise
         self.reset(0)
@@ -225,6 +226,7 @@ POLICIES: dict[str, str] = {
     "walks": "in rooms: the shortest path of the episode's pattern, with some noise, and a stop at its end",
     "script:TEXT": 'a script, over and over: "script:right 20, a 2"',
     "scripted:NOISE": "the game's own scripted player, where it has one; \"scripted:0.1\": a tenth of its steps spoilt",
+    "wanderer:NOISE": "a scripted player that goes from place to place by chance, where the game has one",
 }
 
 
@@ -263,12 +265,12 @@ def make_policy(
         from metabonk.play.walks import Walk
 
         policy = Walk(game)
-    elif kind == "scripted":
+    elif kind in PLAYERS:
         try:
             noise = float(script or 0)
         except ValueError:
-            raise UsageError(f"policy {name!r}: after the colon stands a share, such as scripted:0.1") from None
-        policy = PlayerPolicy(game, noise)
+            raise UsageError(f"policy {name!r}: after the colon stands a share, such as {kind}:0.1") from None
+        policy = PlayerPolicy(game, noise, kind)
     elif kind == "script":
         inner = getattr(game, "unwrapped", game)
         names = list(inner.action_names)
