@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from metabonk.core.errors import UsageError
+from metabonk.play.game import make_game
 from metabonk.play.policies import RandomPolicy, RulePolicy, ScriptedPolicy, StickyRandomPolicy, make_policy
 
 NAMES = ["noop", "left", "right", "a"]
@@ -115,3 +116,26 @@ def test_a_game_without_named_actions_has_no_script() -> None:
     pad.action_names = []
     with pytest.raises(UsageError, match="needs a game with named actions"):
         make_policy("script:a", pad)
+
+
+def test_the_wanderer_does_in_one_place_now_this_and_now_that_and_the_champion_does_not() -> None:
+    doors: dict[str, set[tuple[int, int]]] = {"wanderer": set(), "scripted": set()}
+    for name, taken in doors.items():
+        for seed in range(2):
+            game = make_game("bonk", sample_rate=0, image_size=(8, 8))
+            observation, info = game.reset(seed=seed)
+            player, before = make_policy(name, game, seed), int(info["probes"]["screen"])
+            for _ in range(500):
+                observation, _, terminated, _, info = game.step(player(observation, info))
+                screen = int(info["probes"]["screen"])
+                if screen != before:
+                    taken.add((before, screen))
+                before = screen
+                if terminated:
+                    break
+            game.close()
+    plaza = {there for here, there in doors["wanderer"] if here == 4}
+    assert len(plaza) >= 3 and not {0, 6} & {there for _, there in doors["wanderer"]}
+    assert len({there for here, there in doors["scripted"] if here == 4}) < len(plaza)
+    with pytest.raises(UsageError, match="no wanderer player of 'minatar:breakout', only of BONK"):
+        make_policy("wanderer:0.1", make_game("minatar:breakout"))
