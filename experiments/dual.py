@@ -48,12 +48,12 @@ from metabonk.record.sampling import SequenceConfig
 from metabonk.record.store import Store
 from metabonk.sense.tokens import TokenCache, TokenData
 
-SIZES = {"steps": 20_000, "wander_steps": 20_000, "chance_steps": 10_000, "episode_steps": 1500, "picture_steps": 300, "sound_steps": 300,
-         "model_steps": 2000, "probe_steps": 500, "clone_steps": 2000, "dream_steps": 300, "starts": 128, "horizon": 15,
-         "episodes": 10, "latency": 15, "delay": 100, "expiry": 300, "held_steps": 3000}  # fmt: skip
-TINY = {"steps": 180, "wander_steps": 90, "chance_steps": 90, "episode_steps": 90, "picture_steps": 2, "sound_steps": 2, "model_steps": 2,
-        "probe_steps": 2, "clone_steps": 2, "dream_steps": 2, "starts": 16, "horizon": 3, "episodes": 2, "latency": 5,
-        "delay": 10, "expiry": 20, "held_steps": 120}  # fmt: skip
+SIZES = {"steps": 20_000, "wander_steps": 20_000, "chance_steps": 10_000, "episode_steps": 1500, "picture_steps": 300,
+         "sound_steps": 300, "model_steps": 2000, "probe_steps": 500, "clone_steps": 2000, "dream_steps": 300, "starts": 128,
+         "horizon": 15, "episodes": 10, "latency": 15, "delay": 100, "expiry": 300, "held_steps": 3000}  # fmt: skip
+TINY = {"steps": 180, "wander_steps": 90, "chance_steps": 90, "episode_steps": 90, "picture_steps": 2, "sound_steps": 2,
+        "model_steps": 2, "probe_steps": 2, "clone_steps": 2, "dream_steps": 2, "starts": 16, "horizon": 3, "episodes": 2,
+        "latency": 5, "delay": 10, "expiry": 20, "held_steps": 120}  # fmt: skip
 ARMS, PLANNERS = ("cloned", "ppo", "grpo"), ("none", "graph", "random", "delayed")
 SCORES = ("milestones", "badges", "return", "fulfilled")
 
@@ -109,7 +109,8 @@ class Trained:
     def prepare(self) -> None:
         """The stages of the pipeline up to the clone."""
         o = self.options
-        sizes = {"record.steps": o.steps, "record.beside": {"wanderer:0.1": o.wander_steps, "random": o.chance_steps}, "record.episode_steps": o.episode_steps,
+        sizes = {"record.steps": o.steps, "record.episode_steps": o.episode_steps,
+                 "record.beside": {"wanderer:0.1": o.wander_steps, "random": o.chance_steps},
                  "tokenise.picture_steps": o.picture_steps, "tokenise.sound_steps": o.sound_steps, "seed": self.seed,
                  **{f"{name}.steps": getattr(o, f"{kind}_steps") for name, kind in
                     (("model", "model"), ("probes", "probe"), ("clone", "clone"))}}  # fmt: skip
