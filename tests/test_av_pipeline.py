@@ -64,7 +64,8 @@ def test_the_pipeline_of_rooms_from_nothing_to_its_report(tmp_path):
 def test_a_recording_of_another_game_made_elsewhere(tmp_path):
     """Bonk, by its buttons; nothing is recorded, and nobody navigates."""
     record("bonk", tmp_path / "own", steps=500, seed=1, settings={"max_steps": 60})
-    done = run(ROOT / "pipelines/avcdit.yaml", tmp_path / "run", **{**SMALL, "game": "bonk", "record.store": tmp_path / "own"})
+    store = {"record.store": tmp_path / "own", "record.beside": "{random: 90}"}  # others are for what would be recorded
+    done = run(ROOT / "pipelines/avcdit.yaml", tmp_path / "run", **{**SMALL, "game": "bonk", **store})
     assert done.returncode == 0, done.stderr[-3000:]
     assert Store.open(tmp_path / "run/stages/record/store").fingerprint() == Store.open(tmp_path / "own").fingerprint()
     world = AVWorld.load(tmp_path / "run/stages/joint/model")

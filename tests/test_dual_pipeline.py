@@ -31,7 +31,7 @@ SMALL = {
     "play.episodes": 2, "play.episode_steps": 25, "play.games": 2, "report.held_steps": 120,
 }  # fmt: skip
 GAMES = {
-    "bonk": {"objective": "grpo"},
+    "bonk": {"objective": "grpo", "record.beside": '{"wanderer:0.1": 90, random: 90}'},
     f"gameboy:{ROM}": {"record.profile": "course", "record.ticks_per_step": 16, "play.planner": "random"},
 }
 WHEN = [pytest.mark.slow, pytest.mark.whole]
