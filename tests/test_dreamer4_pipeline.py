@@ -89,9 +89,11 @@ def test_by_default_the_policy_makes_up_its_mind(tmp_path):
     assert entropy.iloc[-1] < 0.85 * uniform
 
 
-@pytest.mark.whole
+IN_DEFAULT = "minatar:breakout"  # the one whole pipeline of the default run, and the quickest
+
+
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("game", GAMES)
+@pytest.mark.parametrize("game", [pytest.param(name, marks=[pytest.mark.whole] * (name != IN_DEFAULT)) for name in GAMES])
 def test_the_pipeline_of_dreamer_4_from_nothing_to_its_scores(tmp_path, game):
     if game.startswith("gym"):
         pytest.importorskip("pygame", reason="Gymnasium draws its pendulum with pygame")

@@ -94,6 +94,7 @@ def what_is_heard(run: Path) -> None:
     assert ("the vocabulary has words for them" in found["codes"]) <= (own.get("effects", 0) > 0), found["codes"]
 
 
+@pytest.mark.whole
 @pytest.mark.timeout(1200)
 def test_the_main_pipeline_from_nothing_to_its_report(tmp_path):
     done = metabonk("--run", str(tmp_path / "run"))
