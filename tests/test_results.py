@@ -64,6 +64,10 @@ def test_a_page_asks_a_question_and_names_commands_that_are_there(page):
     if page.stem == "17_speed":
         named += pd.read_csv(ROOT / data(page)[0])["command"].str.split().str[1].tolist()
     assert [path for path in named if not (ROOT / path).exists()] == []
+    shared = (ROOT / "experiments/common.py").read_text()
+    for script, options in re.findall(r"`python (\S+\.py)([^`]*)`", text):
+        known = re.sub(r"[-_]", "-", (ROOT / script).read_text() + shared)
+        assert [option for option in re.findall(r"--([\w-]+)", options) if not re.search(rf"\b{option}\b", known)] == []
 
 
 @pytest.mark.parametrize("page", MEASURED, ids=lambda page: page.stem)
