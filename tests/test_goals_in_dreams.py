@@ -120,7 +120,7 @@ def test_probes_by_hand():
     place, x = Probe.of("place", np.array([7, 3, 3])), Probe.of("position", np.array([1.0, 3]))
     flag = Probe.of("flag", np.array([0]))
     assert place.places == (3, 7) and (x.mean, x.deviation) == (2, 1)
-    assert place.told(torch.tensor([[0.0, 1]])).tolist() == [7] and x.told(torch.tensor([[0.5]])).tolist() == [2.5]
+    assert place.estimate(torch.tensor([[0.0, 1]])).tolist() == [7] and x.estimate(torch.tensor([[0.5]])).tolist() == [2.5]
     loss = place.loss(torch.tensor([[0.0, 1.0]] * 2), torch.tensor([7, 99]))
     assert loss[0].item() == pytest.approx(np.log(1 + np.exp(-1))) and loss[1] == 0
     assert x.loss(torch.tensor([[1.0]]), torch.tensor([2])).tolist() == [1]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from metabonk.core.errors import MetaBonkError
-from metabonk.pipeline.resume import Step
+from metabonk.pipeline.resume import PlannedStage
 from metabonk.pipeline.runner import Outcome, run_pipeline
 
 RUN = 'run: str = "runs/demo"  # the run folder\n'
@@ -57,7 +57,7 @@ class Toy:
         given = {"run": self.run_folder, "package": self.package, "progress": False, **options}
         return run_pipeline(self.file, overrides, **given)
 
-    def steps(self, **overrides: Any) -> list[Step]:
+    def steps(self, **overrides: Any) -> list[PlannedStage]:
         "The plan"
         return self.run(overrides, dry_run=True).steps
 

@@ -193,7 +193,7 @@ class Player:
         wanted = ActionSpec.of(game.action_space)
         if wanted != self.model.actions:
             raise UsageError(
-                f"{game.unwrapped.name} has {wanted.told}, the agent knows {self.model.actions.told}: "
+                f"{game.unwrapped.name} has {wanted.summary}, the agent knows {self.model.actions.summary}: "
                 "give the game the actions with which it was recorded, or train anew"
             )
         if self.model.actions.continuous:
@@ -213,7 +213,7 @@ class Player:
         self,
         games: Sequence[Any],  # of one kind, in the order in which `decide` will be asked about them
     ) -> None:
-        "Be told which games it is going to play"
+        "Learn which games it is going to play"
         self.check(games[0])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -244,8 +244,8 @@ class Agent(Player):
         self.goal: Tensor | None = None  # code of what it is asked for, (goal,) or (games, goal); may change at any time
         if (actor_critic.spec, actor_critic.feature_size) != (model.actions, model.feature_size):
             raise UsageError(
-                f"the policy reads {actor_critic.feature_size} features and has {actor_critic.spec.told}, the model gives "
-                f"{model.feature_size} and takes {model.actions.told}: use two that were trained together"
+                f"the policy reads {actor_critic.feature_size} features and has {actor_critic.spec.summary}, the model gives "
+                f"{model.feature_size} and takes {model.actions.summary}: use two that were trained together"
             )
         super().__init__(model, senses, greedy, game)
 

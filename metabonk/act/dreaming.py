@@ -133,7 +133,7 @@ class DreamLearner(Learner):
         batch: Any,  # recorded rows (B, T), as the model was trained on
         goal: Float[Tensor, "rows goal"] | None = None,  # code of each row; those of `goals` if not given
     ) -> tuple[ImaginedTrajectory, State, Tensor | None]:  # futures; all rows, from `observe_rows`; those that they start from
-        "Read a recording and dream on from its rows"
+        "Read a recording and imagine trajectories from its rows"
         self.model.eval()
         states, after = self.model.observe_rows(batch, self.before(batch) if self.before else None)
         chosen = self._chosen(batch, len(next(iter(states.values()))))

@@ -110,17 +110,17 @@ class DualAgent(Player):
         self.loops[game].ask(goal)
 
     def check(self, game: Any) -> None:
-        "`UsageError` unless it can play this game and is told its memory"
+        "`UsageError` unless it can play this game and gets its memory"
         super().check(game)
         profile = game.unwrapped.profile
         if profile is None or profile.name != self.vocabulary.game:
-            told = "none" if profile is None else profile.name
-            raise UsageError(f"this agent's goals are of the profile {self.vocabulary.game}, the game has {told}: "
+            found = "none" if profile is None else profile.name
+            raise UsageError(f"this agent's goals are of the profile {self.vocabulary.game}, the game has {found}: "
                              f"make the game with profile={self.vocabulary.game!r}")
         self._games = [game]
 
     def join(self, games: Sequence[Any]) -> None:
-        "Be told which games it is going to play"
+        "Learn which games it is going to play"
         super().join(games)
         self._games = list(games)
 

@@ -175,8 +175,9 @@ class Exploration(Rounds):
             try:
                 self.explorer.load_state_dict(load_file(path))
             except (OSError, RuntimeError, SafetensorError) as error:
-                told = str(error).splitlines()[0]
-                raise FolderError(f"{path} can't be read ({told}): delete {self.folder} and its store, and begin anew") from None
+                problem = str(error).splitlines()[0]
+                what = f"{path} can't be read ({problem})"
+                raise FolderError(f"{what}: delete {self.folder} and its store, and begin anew") from None
 
     def play(
         self,

@@ -161,8 +161,8 @@ class GoalVocabulary(Config):
         "`UsageError` if a policy's goals are others"
         if found != self:
             pairs = [(n, getattr(found, n), getattr(self, n)) for n in self.to_dict()]
-            told = [f"{name} {theirs!r}, not {ours!r}" for name, theirs, ours in pairs if theirs != ours]
-            raise UsageError(f"this policy learned goals of another vocabulary ({'; '.join(told)[:400]}): "
+            differences = [f"{name} {theirs!r}, not {ours!r}" for name, theirs, ours in pairs if theirs != ours]
+            raise UsageError(f"this policy learned goals of another vocabulary ({'; '.join(differences)[:400]}): "
                              "play it with the profile and the text encoder that it learned with")
 
 # %% ../../nbs/act/71_goal_codes.ipynb #9df7111e
@@ -256,18 +256,18 @@ class GoalRows:
         goals: Goals,  # of its game
     ) -> Self:
         "Read a recording"
-        told, order = goals.planning, in_time(cache)
+        planning, order = goals.planning, in_time(cache)
         held = np.zeros((len(order), len(goals.milestones)), bool)
         number = np.full(len(order), -1)
         begins, lost = np.ones(len(order), bool), False
-        index = {key: i for i, key in enumerate(told.places)}
+        index = {key: i for i, key in enumerate(planning.places)}
         so_far = np.zeros(held.shape[1], bool)
-        for i, (first, found) in enumerate(_told(cache, goals, order)):
+        for i, (first, found) in enumerate(_evaluated(cache, goals, order)):
             begins[i] = first or lost
             so_far = np.zeros_like(so_far) if first else so_far
             held[i], lost = np.array(found[: held.shape[1]], bool) & ~so_far, bool(found[-1])
             so_far = so_far | held[i]
-            number[i] = index.get(int(found[-2]), -1) if told.place else -1
+            number[i] = index.get(int(found[-2]), -1) if planning.place else -1
         return cls(order, held, number, begins)
 
     def goals(self, config: HindsightConfig | None = None, seed: int = 0) -> Int[np.ndarray, " rows"]:
@@ -291,10 +291,11 @@ class GoalRows:
         return found
 
 
-def _told(cache: Cache, goals: Goals, order: np.ndarray) -> Iterator[tuple[bool, tuple[Any, ...]]]:
+def _evaluated(cache: Cache, goals: Goals, order: np.ndarray) -> Iterator[tuple[bool, tuple[Any, ...]]]:
     "Row by row: whether an episode begins, and the values of milestones, place and setback"
-    told, table = goals.planning, cache.table
-    asked = {f"milestone/{n}": m.reached for n, m in told.milestones.items()} | {"place": told.place or 0, "lost": told.lost}
+    planning, table = goals.planning, cache.table
+    asked = {f"milestone/{n}": m.reached for n, m in planning.milestones.items()}
+    asked |= {"place": planning.place or 0, "lost": planning.lost}
     update, places = compile_expressions(asked, cache.schema.probes, goals.profile.name, "recorded")
     columns = {name: table[f"probes/{name}"].tolist() for name in cache.schema.probes}
     memory: list[Any] = []

@@ -132,7 +132,7 @@ class GoalUpdates:
 
 # %% ../../nbs/act/77_goal_rounds.ipynb #7c278bd7
 class GoalRounds(FineTune):
-    "Rounds of an agent that is told goals: it learns, and plays with its planner beside it"
+    "Rounds of a goal-conditioned agent: it learns, and plays with its planner beside it"
 
     kind, file = "rounds with goals", "rounds.json"
 

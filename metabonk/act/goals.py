@@ -86,8 +86,8 @@ class Goals:
         "The goal to reach a milestone"
         if name not in self.planning.milestones:
             raise unknown("milestone", name, self.milestones)
-        told = self.planning.milestones[name]
-        return Goal(name, told.place, told.ask, str(told.reached), self.expiry)
+        entry = self.planning.milestones[name]
+        return Goal(name, entry.place, entry.ask, str(entry.reached), self.expiry)
 
     def place(self, name: str) -> Goal:
         "The goal to be in a place"
@@ -151,12 +151,12 @@ class Watch:
     "One episode, as a planner sees it"
 
     def __init__(self, goals: Goals) -> None:
-        self.goals, told = goals, goals.planning
+        self.goals, planning = goals, goals.planning
         profile = goals.profile
-        milestones = {f"milestone/{n}": m.reached for n, m in told.milestones.items()}
-        self._keys = [*milestones, *told.expressions]
+        milestones = {f"milestone/{n}": m.reached for n, m in planning.milestones.items()}
+        self._keys = [*milestones, *planning.expressions]
         names = [*profile.table, *profile.value_names]
-        self._update, places = compile_expressions({**milestones, **told.expressions}, names, profile.name, "planner's")
+        self._update, places = compile_expressions({**milestones, **planning.expressions}, names, profile.name, "planner's")
         self._memory: list[Any] = [None] * places
         self._step, self._reached = -1, frozenset[str]()
 
@@ -167,11 +167,11 @@ class Watch:
         "Look at one step; the first is the reset"
         self._step += 1
         found = dict(zip(self._keys, self._update(probes, self._memory), strict=True))
-        told = self.goals.planning
-        new = {name for name in told.milestones if found[f"milestone/{name}"]} - self._reached
+        planning = self.goals.planning
+        new = {name for name in planning.milestones if found[f"milestone/{name}"]} - self._reached
         self._reached = self._reached | new if new else self._reached
-        moves, replan = (tuple(found[f"{kind}/{i}"] for i in range(len(getattr(told, kind)))) for kind in ("moves", "replan"))
-        place = told.places.get(int(found["place"]), "") if told.place else ""
+        moves, replan = (tuple(found[f"{kind}/{i}"] for i in range(len(getattr(planning, kind)))) for kind in ("moves", "replan"))
+        place = planning.places.get(int(found["place"]), "") if planning.place else ""
         return Seen(self._step, place, self._state(found), moves, replan, bool(found["lost"]), self._reached)
 
     def _state(self, found: Mapping[str, Number]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class LanguagePlannerConfig(Config):
     model: str = ""  # its name there
     key_variable: str = ""  # name of the environment variable that holds the key; "": the endpoint wants none
     picture: bool = True  # whether the picture is sent; one call is enough to find that a model has no eyes
-    format: Literal["json_schema", "json_object", "none"] = "json_schema"  # how the endpoint is told to answer in JSON
+    format: Literal["json_schema", "json_object", "none"] = "json_schema"  # how the endpoint is asked to answer in JSON
     token_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # reasoning models want the second
     max_tokens: int = 500  # of an answer, thoughts included
     deadline: float = 30.0  # seconds for a whole call, however slowly it trickles
@@ -103,12 +103,12 @@ def question(
     "What is sent"
     choices = goals.choices(situation.reached)
     names = {goal: name for name, goal in choices.items()}
-    told = {
+    context = {
         "state": dict(situation.state), "place": situation.place, "milestones_reached": sorted(situation.reached),
         "current_goal": names.get(situation.goal) if situation.goal else None, "why_you_are_asked": situation.trigger,
         "choices": {name: goal.text for name, goal in choices.items()},
     }  # fmt: skip
-    content: list[dict[str, Any]] = [{"type": "text", "text": json.dumps(told, default=lambda number: number.item())}]
+    content: list[dict[str, Any]] = [{"type": "text", "text": json.dumps(context, default=lambda number: number.item())}]
     if picture and config.picture and situation.image is not None:
         data = base64.b64encode(png(situation.image.repeat(2, 0).repeat(2, 1))).decode()
         content.insert(0, {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}})

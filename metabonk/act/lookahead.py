@@ -300,14 +300,14 @@ class LookAheadAgent(Player):
     ):
         self.policy, self.config, self.stop = policy, config or LookAheadConfig(), stop
         if not model.actions.discrete:
-            raise UsageError(f"a planner needs a game with one choice a step; this one has {model.actions.told}")
+            raise UsageError(f"a planner needs a game with one choice a step; this one has {model.actions.summary}")
         super().__init__(model, senses, greedy, game)
 
     def join(
         self,
         games: Sequence[Any],  # of one kind, in the order in which `decide` will be asked about them
     ) -> None:
-        "Be told which games it is going to play; a simulator follows them"
+        "Learn which games it is going to play; a simulator follows them"
         super().join(games)
         if isinstance(self.model, SimulatorModel):
             self.model.follow(games)

@@ -116,7 +116,7 @@ class NavigationNet(nn.Module):
     ):
         super().__init__()
         if not actions.discrete:
-            raise UsageError(f"the navigation agent makes one choice a step; this game has {actions.told}")
+            raise UsageError(f"the navigation agent makes one choice a step; this game has {actions.summary}")
         self.config, self.actions, self.game = config, actions, game
         self.sight = _sight(config.image_size, config.sight, config.embedding)
         self.hearing = _hearing(config.ears, config.hearing, config.embedding)
@@ -462,10 +462,10 @@ class NavigationLearner(Learner):
         policy, value = Categorical(self.net.actor(hidden[:, :-1]), unimix=0.0), self.net.critic(hidden[:, :-1])[..., 0]
         weight = chosen / chosen.float().mean()
         if cloning:
-            told = F.one_hot(rows.teacher[:, :-1].clamp(min=0), self.net.actions.size).float()
+            taught = F.one_hot(rows.teacher[:, :-1].clamp(min=0), self.net.actions.size).float()
             stops = rows.teacher[:, :-1] == (self._rollouts.stop if self._rollouts is not None else -1)
-            actor = -weight * torch.where(stops, self.config.stops, 1.0) * policy.log_prob(told)
-            self.watch("as_taught", (policy.mode * told).sum(-1), chosen)
+            actor = -weight * torch.where(stops, self.config.stops, 1.0) * policy.log_prob(taught)
+            self.watch("as_taught", (policy.mode * taught).sum(-1), chosen)
         else:
             actor = self.objective(policy, rows.imagined(hidden, self.net.actions), gained, weight)
         self.watch("entropy", policy.entropy(), chosen)

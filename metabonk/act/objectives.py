@@ -81,7 +81,7 @@ class PPO(DreamObjective):
     def __init__(
         self,
         clip: float = 0.2,  # ε, how far the policy may move on one dream
-        entropy: float = 3e-4,  # η, reward for staying undecided
+        entropy: float = 3e-4,  # η, weight of the policy's entropy
         reference: ActorCritic | None = None,  # whose policy, as it is now, is not to be left far behind; copied. None: none
         kl: float = 0.04,  # β, price of leaving the reference, where there is one
     ):
@@ -149,7 +149,7 @@ class GRPOConfig(Config):
     clip_high: float = 0.28  # the same for more likely
     kl: float = 0.04  # β, price of leaving the reference; 0 where there is none
     kl_form: Literal["exact", "k3"] = "exact"  # KL[policy || reference], or the estimate that has its value alone
-    entropy: float = 3e-4  # η, reward for staying undecided
+    entropy: float = 3e-4  # η, weight of the policy's entropy
     least_range: float = 0.01  # of the scores of a group that is not dropped: on the scale of rewards
     by_deviation: bool = True  # whether advantages are divided by the deviation of their group
     eps: float = 1e-4  # added to it

@@ -26,7 +26,7 @@ from ..core.text import parse_json, read_text
 # %% ../../nbs/act/72_planner.ipynb #26647bb4
 @dataclass(frozen=True)
 class Situation:
-    "What a planner is told"
+    "What a planner observes"
 
     step: int  # of the play
     place: str  # name of the place; "": none
@@ -108,16 +108,16 @@ class GraphPlanner:
 
     def plan(self, situation: Situation) -> Plan:
         "One goal; `PlannerFailed` where the story is over"
-        told = {"place": situation.place, "reached": sorted(situation.reached)}
+        facts = {"place": situation.place, "reached": sorted(situation.reached)}
         if not (open_now := self.goals.open(situation.reached)):
-            raise PlannerFailed("story_over", "every milestone is reached: there is nothing to plan", lasting=True, input=told)
+            raise PlannerFailed("story_over", "every milestone is reached: there is nothing to plan", lasting=True, input=facts)
         wanted = self.goals.milestone(open_now[0])
         way = self.way(situation.place, wanted.place)
         if len(way) < 2:
             where = f", which is in {wanted.place}" if wanted.place else ""
             unknown_way = bool(wanted.place) and not way
-            return Plan(wanted, f"Next is {wanted.milestone}{where}" + "; no way there is known" * unknown_way, told)
-        return Plan(self.goals.place(way[1]), f"On the way to {wanted.milestone}: {' - '.join(way)}", told)
+            return Plan(wanted, f"Next is {wanted.milestone}{where}" + "; no way there is known" * unknown_way, facts)
+        return Plan(self.goals.place(way[1]), f"On the way to {wanted.milestone}: {' - '.join(way)}", facts)
 
     def way(self, here: str, there: str) -> list[str]:
         "Places from here to there; empty where none leads"
@@ -130,8 +130,8 @@ class GraphPlanner:
 
     def check(self, start: str) -> Self:
         "The planner; `UsageError` if a milestone lies where nobody has walked to from `start`"
-        told = self.goals.planning.milestones.values()
-        lost = {m.name: m.place for m in told if m.place and m.place != start and not self.way(start, m.place)}
+        milestones = self.goals.planning.milestones.values()
+        lost = {m.name: m.place for m in milestones if m.place and m.place != start and not self.way(start, m.place)}
         if lost:
             shown = ", ".join(f"{name} in {place}" for name, place in lost.items())
             raise UsageError(f"no recorded way leads from {start or 'no place'} to {shown}: record somebody who goes there")

@@ -296,8 +296,8 @@ class PlannerLoop:
             call = Call(self.steps, self.episode, seen, self._wanted, self.clock())
             image, self._wanted = image() if callable(image) else image, ""
             picture = None if image is None else np.array(image)
-            told = Situation(self.steps, seen.place, seen.state, seen.reached, picture, self.goal, call.trigger)
-            self.asker.ask(call, told)
+            situation = Situation(self.steps, seen.place, seen.state, seen.reached, picture, self.goal, call.trigger)
+            self.asker.ask(call, situation)
             self._harvest(seen)
         return self.goal
 

@@ -71,11 +71,11 @@ class ActionBox(gym.spaces.Box):
         )
 
     def __repr__(self) -> str:
-        told = f"keys={self.keys}, choices={self.choices}, controls={self.controls}"
+        parts = f"keys={self.keys}, choices={self.choices}, controls={self.controls}"
         controls = self.low[self.whole :], self.high[self.whole :]
         if (controls[0] != -1).any() or (controls[1] != 1).any():
-            told += f", low={controls[0].tolist()}, high={controls[1].tolist()}"
-        return f"ActionBox({told})"
+            parts += f", low={controls[0].tolist()}, high={controls[1].tolist()}"
+        return f"ActionBox({parts})"
 
 
 @batch_space.register(ActionBox)
@@ -132,7 +132,7 @@ class ActionSpec(Config):
         return () if self.discrete else (self.parts,)
 
     @property
-    def told(self) -> str:  # for errors
+    def problem(self) -> str:  # for errors
         "The same in words"
         kinds = (self.binary, "keys"), (self.continuous, "controls")
         counted = [f"{count} {name}" for count, name in kinds if count]
@@ -178,8 +178,8 @@ class ActionSpec(Config):
         "`UsageError` if these are not actions of this kind"
         action = action.flatten(2) if action.ndim > 2 else action[..., None]
         if action.shape[-1] != self.parts:
-            told = f"actions of {action.shape[-1]} numbers, known are {self.parts}"
-            raise UsageError(f"{told}: {self.told}")
+            problem = f"actions of {action.shape[-1]} numbers, known are {self.parts}"
+            raise UsageError(f"{problem}: {self.summary}")
         counts = [2] * self.binary + [*self.categorical]
         whole, controls = action[..., : len(counts)], action[..., len(counts) :]
         if not bool(controls.isfinite().all()):
@@ -229,7 +229,7 @@ class ActionSpec(Config):
 # %% ../../nbs/core/11_actions.ipynb #11b2a2a2
 def camera_classes(
     degrees: Float[np.ndarray, "*batch 2"],  # down and right, in one step of the game
-    limit: float = 10.0,  # degrees beyond which nothing is told apart
+    limit: float = 10.0,  # degrees beyond which nothing is distinguished
     bins: int = 11,  # of each angle; odd, so that one of them is none
     mu: float = 10.0,  # how much finer the middle is
 ) -> Int[np.ndarray, "*batch 2"]:  # below `bins`; `down * bins + right` is the class of both
@@ -241,7 +241,7 @@ def camera_classes(
 
 def camera_degrees(
     classes: Int[np.ndarray, "*batch 2"],  # from `camera_classes`
-    limit: float = 10.0,  # degrees beyond which nothing is told apart
+    limit: float = 10.0,  # degrees beyond which nothing is distinguished
     bins: int = 11,  # of each angle
     mu: float = 10.0,  # how much finer the middle is
 ) -> Float[np.ndarray, "*batch 2"]:  # down and right

@@ -49,7 +49,7 @@ TEMPORARY = re.compile(r"\.metabonk-[0-9a-f]{16}\.part")  # the name of somethin
 def temporary(
     folder: str | Path,  # where it will be
 ) -> Path:  # not there yet
-    "A name for something in the making, which can be told from every other name"
+    "A name for something in the making, which is unlike every other name"
     return Path(folder) / f".metabonk-{secrets.token_hex(8)}.part"
 
 
@@ -156,8 +156,8 @@ def claim_folder(
         folder.mkdir(parents=True, exist_ok=True)
         there = sorted(name for name in os.listdir(folder) if not name.startswith("."))
         if there and not any(_is_ours(path) for mark in marks for path in folder.glob(mark)):
-            told = ", ".join(there[:3]) + (", ..." if there[3:] else "")
-            raise FolderError(f"{folder} holds other things than a {what} ({told}): "
+            listed = ", ".join(there[:3]) + (", ..." if there[3:] else "")
+            raise FolderError(f"{folder} holds other things than a {what} ({listed}): "
                               "choose an empty folder, or one that is not there yet")
     return folder
 
@@ -198,6 +198,6 @@ def pinned(
         raise UsageError(f"there is no {what} {place}: {hint}")
     digest = file_hash(place)[:12]
     if match and match[2] != digest:
-        told = f"its fingerprint was {match[2]} and is {digest}"
-        raise UsageError(f"{what} {place} has changed: {told}; restore it, or record again")
+        problem = f"its fingerprint was {match[2]} and is {digest}"
+        raise UsageError(f"{what} {place} has changed: {problem}; restore it, or record again")
     return f"{place}@{digest}"

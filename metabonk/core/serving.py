@@ -55,7 +55,7 @@ def where(
     "What a server says when it is ready: its address, how it ends, and over SSH how to reach it"
     name = f"[{host}]" if ":" in host else host
     line = f"http://{name}:{port}/  (Ctrl-C ends it"
-    told = os.environ.get("SSH_CONNECTION", "").split()  # of the client: address, port; of the server: address, port
-    if len(told) == 4 and own_name(host, "127.0.0.1"):
-        line += f"; on your own computer first: ssh -L {port}:{name}:{port} {getpass.getuser()}@{told[2]}"
+    connection = os.environ.get("SSH_CONNECTION", "").split()  # of the client: address, port; of the server: address, port
+    if len(connection) == 4 and own_name(host, "127.0.0.1"):
+        line += f"; on your own computer first: ssh -L {port}:{name}:{port} {getpass.getuser()}@{connection[2]}"
     return line + ")"

@@ -41,7 +41,7 @@ class AgentHeads(nn.Module):
         self,
         features: int,  # numbers that the agent tokens give for a row
         spec: ActionSpec,  # which actions there are
-        distances: int = 8,  # L, how many steps are told at once; ours begin at n = 0
+        distances: int = 8,  # L, how many steps are predicted at once; ours begin at n = 0
         units: int = 64,  # width of each head
         layers: int = 1,  # hidden layers of each
     ):
@@ -58,7 +58,7 @@ class AgentHeads(nn.Module):
         "The losses"
         return (*(("policy",) if self.policy_head is not None else ()), "reward", "continue")
 
-    def _told(self, head: nn.Module, features: Tensor) -> Tensor:
+    def _outputs(self, head: nn.Module, features: Tensor) -> Tensor:
         return head(features).unflatten(-1, (self.distances, -1))
 
     def policy(
@@ -68,14 +68,14 @@ class AgentHeads(nn.Module):
         "What is done next, as it was cloned"
         if self.policy_head is None:
             raise UsageError("this model learned from videos without actions, so there is no policy in it")
-        return ActionChoice(self._told(self.policy_head, features)[..., 0, :], self.spec)
+        return ActionChoice(self._outputs(self.policy_head, features)[..., 0, :], self.spec)
 
     def reward(
         self,
         features: Float[Tensor, "*batch features"],  # of states
     ) -> Float[Tensor, "*batch"]:  # earned on the way into each
         "Mean of the two-hot distribution at distance 0"
-        return TwoHot(self._told(self.reward_head, features)[..., 0, :]).mean
+        return TwoHot(self._outputs(self.reward_head, features)[..., 0, :]).mean
 
     def continuation(
         self,
@@ -97,11 +97,11 @@ class AgentHeads(nn.Module):
         losses = dict.fromkeys(self.terms, nothing)
         if action is not None and self.policy_head is not None:
             done, there = ahead(action, first, self.distances, start=1)
-            choice = ActionChoice(self._told(self.policy_head, features), self.spec)
+            choice = ActionChoice(self._outputs(self.policy_head, features), self.spec)
             losses["policy"] = -(choice.log_prob(done) * there).sum(2)
         if reward is not None:
             came, there = ahead(reward.to(features.dtype), first, self.distances)
-            losses["reward"] = (TwoHot(self._told(self.reward_head, features)).loss(came) * there).sum(2)
+            losses["reward"] = (TwoHot(self._outputs(self.reward_head, features)).loss(came) * there).sum(2)
         if terminated is not None:
             losses["continue"] = self.continue_head.loss(features, terminated)
         return losses

@@ -211,14 +211,14 @@ class AVLearner(AveragedLearner):
         stage: str,  # one of `STAGES`
     ) -> None:
         "Freeze and thaw as the table says"
-        self.stage, c, told = stage, self.config, STAGES[stage]
+        self.stage, c, plan = stage, self.config, STAGES[stage]
         weights = {"vision": c.vision_weight, "audio": c.audio_weight, "reward": c.reward_weight}
-        self.scales = {name: weights[name] for name in told.parts if name in self.model.config.parts}
+        self.scales = {name: weights[name] for name in plan.parts if name in self.model.config.parts}
         self.scales |= {"vlb": c.vlb_weight} if self.diffusion.learned_range else {}
         for module in (self.model, self.average):
-            if "audio" in told.parts:
+            if "audio" in plan.parts:
                 module.begin_hearing()
-        self._thaw(told.learns)
+        self._thaw(plan.learns)
 
     def _thaw(self, groups: Sequence[str]) -> None:
         for name, p in self.model.named_parameters():

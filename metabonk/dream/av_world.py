@@ -40,7 +40,7 @@ def action_moves(
     "The commanded motion of each action: `UsageError` if an action has more than one"
     spec, table = store.schema.actions, store.table
     if not spec.discrete:
-        raise UsageError(f"{store.schema.game or 'the game'} has {spec.told}: an action has a motion only where there is "
+        raise UsageError(f"{store.schema.game or 'the game'} has {spec.summary}: an action has a motion only where there is "
                          "one choice; use motion='actions'")  # fmt: skip
     done, moved = table["action"][~table["first"]], table["commanded"][~table["first"]]
     moves = np.zeros((spec.categorical[0], 3))
@@ -119,7 +119,7 @@ class LatentWorld(WorldModel):
         self.diffusion, self.config, self.reach = Diffusion(diffusion), net.config, net.config.reach
         numbers, known = (spec.size, "actions") if moves is None else (3, "numbers of a motion")
         if moves is not None and len(moves) != spec.size:
-            raise UsageError(f"{len(moves)} motions for {spec.told}: give one for each action")
+            raise UsageError(f"{len(moves)} motions for {spec.summary}: give one for each action")
         if len(self.config.motion) != numbers:
             raise UsageError(f"the network takes motions of {len(self.config.motion)} numbers, and there are {numbers} "
                              f"{known}: build it with `fitted`")  # fmt: skip
@@ -376,11 +376,11 @@ class AVWorld(LatentWorld):
             state, first = self.start(len(first)), first.clone()
             first[:, 0] = True
         rows, windows = self._encoded(context, state.get("heard"), first)
-        told = {name: context_windows(state[name], x, first) for name, x in rows.items()}  # (B, T, m, ...)
-        told["action"] = self.actions.vectors(torch.as_tensor(context.action)) * ~first[..., None]
-        told["reward"] = torch.as_tensor(context.reward).float()
-        told |= {} if windows is None else {"heard": windows}
-        return {name: x.flatten(0, 1) if every else x[:, -1] for name, x in told.items()}
+        columns = {name: context_windows(state[name], x, first) for name, x in rows.items()}  # (B, T, m, ...)
+        columns["action"] = self.actions.vectors(torch.as_tensor(context.action)) * ~first[..., None]
+        columns["reward"] = torch.as_tensor(context.reward).float()
+        columns |= {} if windows is None else {"heard": windows}
+        return {name: x.flatten(0, 1) if every else x[:, -1] for name, x in columns.items()}
 
     def _after(self, state: State, drawn: Parts, action: Tensor) -> State:
         "The same; of a frame that was drawn, samples of sound are not remembered"

@@ -167,7 +167,7 @@ class CodeData(ExperienceData):
         within: int = 32,  # steps before a task is done that are on the way to it
         path: str | Path | None = None,  # folder of the codes; beside the store if not given
         cache: str | Path | None = None,  # folder of the training cache; beside the store if not given
-        labelled: float = 1.0,  # share of the recorded episodes whose actions are told; less to learn what they are worth
+        labelled: float = 1.0,  # share of the recorded episodes whose actions are known; less to learn what they are worth
     ) -> None:
         super().__init__(store, config, cache)
         if not 0 <= labelled <= 1:

@@ -95,7 +95,7 @@ class DynamicsConfig(Config):
     time_every: int = 2  # every how many layers time is looked at; of four layers, every fourth would be the last alone
     context: int = 16  # how many frames back
     tasks: int = 1  # how many an agent can be asked for
-    distances: int = 8  # steps that its heads tell at once
+    distances: int = 8  # steps that its heads predict at once
     units: int = 64  # width of the heads
     image_ratio: float = 0.3  # share of videos that are treated as single images while learning
     soft_cap: float = 50.0  # no attention logit is larger
@@ -223,7 +223,7 @@ def _repeated(x: Tensor, times: int) -> Tensor:
 
 
 def _whole(rows: State, pasts: dict[str, State]) -> State:
-    "What rows are, and the pasts that they are gone on from, as one state"
+    "Rows, and the pasts that they continue, as one state"
     return rows | {prefix + name: column for prefix, past in pasts.items() for name, column in past.items()}
 
 
@@ -313,7 +313,7 @@ class ShortcutModel(WorldModel):
     def losses(
         self,
         clip: Any,  # (B, T) rows with `first`; what else there is, is learned
-        updates: int | None = None,  # changes of the weights so far, for the warm-up of larger steps; `None`: it is over
+        updates: int | None = None,  # updates so far, for the warm-up of larger steps; `None`: it is over
     ) -> dict[str, Float[Tensor, "batch time"]]:  # one entry a row, each near 1
         "The denoising loss of each frame (equations 7 and 8) and the losses of the agent's heads (equation 9)"
         z1, (action, known), first = self.codes(clip), self._done(clip), clip.first
@@ -438,7 +438,7 @@ class ShortcutModel(WorldModel):
     def observe_rows(
         self, context: Any, state: State | None = None, generator: Generators = None
     ) -> tuple[State, Callable[[Any], State]]:
-        "As the interface says: the keys and values that rows are gone on from are looked up when they are asked for"
+        "As the interface says: keys and values of the rows to continue from are looked up when they are needed"
         (rows, trails), (batch, time) = self._observe(context, state, True, generator), context.first.shape
         code = self.tokenizer
         parts: dict[str, Any] = {"": self.dynamics.transformer, "encoder.": code.encoder, "decoder.": code.decoder}

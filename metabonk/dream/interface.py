@@ -117,7 +117,7 @@ class WorldModel(nn.Module):
         state: State | None = None,  # the same
         generator: Generators = None,  # the same
     ) -> tuple[State, Callable[[Any], State]]:  # (B * T, ...), enough for `features` and `latent`; index of rows -> whole states
-        "Read a recording that some of whose rows are gone on from: a model may build the memory of those, and of no others"
+        "Read a recording; states are continued from some of its rows only, so a model may build the memory of those alone"
         states = self.observe(context, state, every=True, generator=generator)
         return states, partial(pick_states, states)
 
@@ -243,7 +243,7 @@ class Distribution(Protocol):
         "Their log-probability"
 
     def entropy(self) -> Tensor:
-        "How undecided it is"
+        "Its entropy"
 
     def kl(self, other: Any) -> Tensor:
         "Divergence from another of its kind"
@@ -323,7 +323,7 @@ def open_loop_rollout(
     keep_states: bool = False,  # whether to keep the state of every row, for decoding
     generator: Generators = None,  # random numbers: one for all, one for each of the B, or PyTorch's own
 ) -> ImaginedTrajectory:  # time + 1 rows
-    "What the model expects of given actions, to be compared with what they really led to"
+    "Open-loop rollout under given actions, to be compared with what they really led to"
     none = action.new_zeros(len(action))
     return _unroll(model, state, lambda t, features: (action[:, t], none), action.shape[1], keep_states, generator)
 
@@ -365,7 +365,7 @@ class DreamVector(VectorEnv[dict[str, np.ndarray], Any, np.ndarray]):
         self.single_observation_space = gym.spaces.Dict({name: _box(x[0]) for name, x in self._decode().items()})
         self.single_action_space = model.actions.space() if action_space is None else action_space
         if action_space is not None and ActionSpec.of(action_space) != model.actions:
-            raise UsageError(f"actions of {action_space} are not those of the model, which knows {model.actions.told}: "
+            raise UsageError(f"actions of {action_space} are not those of the model, which knows {model.actions.summary}: "
                              "give the space of the game that it learned")
         self.observation_space = batch_space(self.single_observation_space, count)
         self.action_space = batch_space(self.single_action_space, count)
@@ -485,7 +485,7 @@ class DreamEnv(gym.Env):
         super().reset(seed=seed)
         observation, info = self.dream.reset(seed=None if seed is None else [seed], options=options)
         self.steps = 0
-        return self._seen(observation), self._told(info)
+        return self._seen(observation), self._facts(info)
 
     def step(
         self,
@@ -495,8 +495,8 @@ class DreamEnv(gym.Env):
         self.dream.over[:] = False  # whoever plays one game says when another begins
         observation, reward, ended, cut, info = self.dream.step([action])
         self.steps += 1
-        told = {**self._told(info), "continuation": float(info["continuation"][0])}
-        return self._seen(observation), float(reward[0]), bool(ended[0]), bool(cut[0]), told
+        facts = {**self._facts(info), "continuation": float(info["continuation"][0])}
+        return self._seen(observation), float(reward[0]), bool(ended[0]), bool(cut[0]), facts
 
     def render(self) -> np.ndarray:  # (height, width, 3) uint8
         "The picture that was seen last"
@@ -508,6 +508,6 @@ class DreamEnv(gym.Env):
         self.seen = {name: column[0] for name, column in columns.items()}
         return self.seen
 
-    def _told(self, columns: dict[str, np.ndarray]) -> dict[str, Any]:
+    def _facts(self, columns: dict[str, np.ndarray]) -> dict[str, Any]:
         clock = {"ticks": round(self.steps * self.ticks), "samples": 0}
         return {**{name: column[0] for name, column in columns.items()}, "clock": clock}

@@ -70,7 +70,7 @@ class Probe:
         there = value[..., None] == torch.tensor(self.places, dtype=output.dtype, device=output.device)
         return -(output.log_softmax(-1) * there).sum(-1)
 
-    def told(
+    def estimate(
         self,
         output: Float[Tensor, "*batch outputs"],  # of the network
     ) -> Float[Tensor, "*batch"]:  # the likeliest place, the position, or the probability of the flag
@@ -107,7 +107,7 @@ class ProbeHeads(nn.Module):
         features: Float[Tensor, "*batch features"],  # of states
     ) -> dict[str, Float[Tensor, "*batch"]]:  # by name, each in its own unit
         "What the memory would say"
-        return {name: self.probes[name].told(output) for name, output in self._outputs(features).items()}
+        return {name: self.probes[name].estimate(output) for name, output in self._outputs(features).items()}
 
     def losses(
         self,
@@ -153,12 +153,12 @@ class GoalHead(nn.Module):
 
 
 def precision_recall(
-    told: Bool[Tensor, "*batch"],  # where it is said
+    predicted: Bool[Tensor, "*batch"],  # where it is predicted
     true: Bool[Tensor, "*batch"],  # where it is so
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:  # share of what is said that is so, and of what is so that is said
     "Precision and recall"
-    both = (told & true).sum()
-    return both / told.sum(), both / true.sum()
+    both = (predicted & true).sum()
+    return both / predicted.sum(), both / true.sum()
 
 # %% ../../nbs/dream/59_probes.ipynb #89c40943
 class ProbeLearner(Learner):
@@ -230,8 +230,8 @@ class Heads(nn.Module):
         "What teaches them a recording's memory"
         look = partial(RowLookup, table["episode"], table["step"])
         columns = {name: look(table[f"probes/{name}"].astype(np.float32)) for name in self.probes.probes}
-        told = lambda batch: {name: column(batch) for name, column in columns.items()}  # noqa: E731
-        return ProbeLearner(model, self.probes, told, self.goals, codes, look(hold))
+        targets = lambda batch: {name: column(batch) for name, column in columns.items()}  # noqa: E731
+        return ProbeLearner(model, self.probes, targets, self.goals, codes, look(hold))
 
     def save(
         self,
@@ -239,13 +239,13 @@ class Heads(nn.Module):
     ) -> Path:  # the folder
         "Write `heads.json` and `heads.safetensors`"
         folder = claim_folder(folder, "set of heads", ("heads.json",))
-        told = {"format": "metabonk heads", "version": 1, "about": self.about,
+        saved = {"format": "metabonk heads", "version": 1, "about": self.about,
                 "probes": {name: asdict(probe) for name, probe in self.probes.probes.items()},
                 "probe_sizes": self.probes.sizes, "goal_sizes": self.goals.sizes}  # fmt: skip
         with replacing(folder) as part:
             part.mkdir()
             save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, part / "heads.safetensors")
-            write_atomic(part / "heads.json", json.dumps(told, indent=1))
+            write_atomic(part / "heads.json", json.dumps(saved, indent=1))
         return folder
 
     @classmethod
@@ -257,11 +257,11 @@ class Heads(nn.Module):
         "The heads of a folder"
         folder = Path(folder)
         try:
-            told = parse_json((folder / "heads.json").read_text())
-            assert told["format"] == "metabonk heads"
+            saved = parse_json((folder / "heads.json").read_text())
+            assert saved["format"] == "metabonk heads"
         except (OSError, ValueError, AssertionError, KeyError, TypeError):
             raise FolderError(f"{folder} holds no heads: name a folder that `Heads.save` wrote") from None
-        probes = {name: Probe(**{**probe, "places": tuple(probe["places"])}) for name, probe in told["probes"].items()}
-        heads = cls(ProbeHeads(probes=probes, **told["probe_sizes"]), GoalHead(**told["goal_sizes"]), told["about"])
+        probes = {name: Probe(**{**probe, "places": tuple(probe["places"])}) for name, probe in saved["probes"].items()}
+        heads = cls(ProbeHeads(probes=probes, **saved["probe_sizes"]), GoalHead(**saved["goal_sizes"]), saved["about"])
         heads.load_state_dict(load_file(folder / "heads.safetensors"))
         return heads.eval()

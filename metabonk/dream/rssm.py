@@ -134,8 +134,8 @@ class RSSM(nn.Module):
         "`UsageError` if sizes differ from those the model was built for"
         for name, wanted, given in (("embed", self.embed, embed), ("action", self.action, action)):
             if given.shape[-1] != wanted:
-                told = f"{name} has {given.shape[-1]} numbers a row, the model was built for {wanted}"
-                raise UsageError(f"{told}: give it data of its own game, or build another")
+                problem = f"{name} has {given.shape[-1]} numbers a row, the model was built for {wanted}"
+                raise UsageError(f"{problem}: give it data of its own game, or build another")
 
     def kl_losses(
         self,

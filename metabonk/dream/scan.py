@@ -83,7 +83,7 @@ class _Scan(torch.autograd.Function):
         read_deter(deters[0], reads[0])
         for t, (
             mix_t, post_in, x, x_deter, x_stoch, y, y_flat, m, m_blocks, my, my_blocks, gate, r, c_in, u, c, after, p, py, raw,
-            h, heard, told, told_post,
+            h, heard, grads, grad_post,
         ) in enumerate(rows):  # fmt: skip
             if resets[t]:
                 h_blocks, z, heard = h_blocks * keep[t], z * keep[t], heard * keep[t]
@@ -97,8 +97,8 @@ class _Scan(torch.autograd.Function):
             torch.mul(c_in, r.sigmoid_(), out=c).tanh_()
             torch.lerp(h_blocks, c, u.sigmoid_(), out=after)
             h_blocks = after
-            read_deter(h, told)
-            torch.add(told_post, post_in, out=p)
+            read_deter(h, grads)
+            torch.add(grad_post, post_in, out=p)
             _norm_silu(p, s_post, eps, py)
             read_post(py, raw, b_out)
             stochs[t + 1] = z = draw(t, raw)
@@ -125,8 +125,8 @@ class _Scan(torch.autograd.Function):
         d_gates = new(g, T, B, 3 * d)  # block by block, as the product at the end reads it
         dy_post, dy_mix, dy_entry = new(T, B, H), new(T, B, D), new(T, B, 2, H)
         ds_in, ds_mix, ds_post = (torch.zeros_like(scale) for scale in (s_in, s_mix, s_post))
-        told = mix.new_zeros(B, 2 * H)  # gradient of what the memory of row t says to posterior t and to cell t + 1
-        told_post, told_cell = told[:, :H], told[:, H:]
+        grads = mix.new_zeros(B, 2 * H)  # gradient of what the memory of row t says to posterior t and to cell t + 1
+        grad_post, grad_cell = grads[:, :H], grads[:, H:]
         carry, carry_stoch = mix.new_zeros(B, D), mix.new_zeros(B, stochs.shape[-1])
         delta = blocked(carry)
         delta_gates = delta[:, :, None]
@@ -156,8 +156,8 @@ class _Scan(torch.autograd.Function):
                  ye, ye_flat, e, e_deter, e_stoch) = columns[t]  # fmt: skip
                 torch.add(from_raw, pull(t, carry_stoch.add_(from_stoch)), out=r)
                 back_out(r, yp)
-                told_post.copy_(post_slopes(i, yp, p))
-                back_deter(told, carry.add_(from_deter), carry)
+                grad_post.copy_(post_slopes(i, yp, p))
+                back_deter(grads, carry.add_(from_deter), carry)
                 torch.mul(delta_gates, factor, out=gate_parts)
                 back_gates(gate, ym_blocks)
                 mix_slopes(i, ym, m)
@@ -165,14 +165,14 @@ class _Scan(torch.autograd.Function):
                 back_shared(m, ye_flat)
                 entry_slopes(i, ye, e)
                 back_stoch(e_stoch, carry_stoch)
-                told_cell.copy_(e_deter)
+                grad_cell.copy_(e_deter)
                 if resets[t]:
-                    for gradient in (carry, carry_stoch, told):  # the half of posterior t is overwritten next
+                    for gradient in (carry, carry_stoch, grads):  # the half of posterior t is overwritten next
                         gradient.mul_(keep[t])
             ds_in += entry_slopes.scale_grad(dy_entry[part])
             ds_mix += mix_slopes.scale_grad(dy_mix[part])
             ds_post += post_slopes.scale_grad(dy_post[part])
-        carry.addmm_(told_cell, w_deter[H:])
+        carry.addmm_(grad_cell, w_deter[H:])
 
         # Gradients of the weights: one product each.
         across = lambda x, y: product(rows(x).t(), rows(y).t())  # noqa: E731

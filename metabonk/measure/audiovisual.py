@@ -346,6 +346,6 @@ def compare_steps(
             if bearing is not None:
                 columns["pan_score"] = pan_score(one, bearing, quiet=quiet)
     if has("reward"):
-        told, earned = (np.asarray(x["reward"], np.float64) for x in (predicted, real))
-        columns["reward_error"] = (told - earned) ** 2
+        claimed, earned = (np.asarray(x["reward"], np.float64) for x in (predicted, real))
+        columns["reward_error"] = (claimed - earned) ** 2
     return pd.DataFrame(columns)

@@ -316,9 +316,9 @@ def _row(
     "With the error of the reward, which depends on how the model is asked; without rows of a new episode"
     times, count = offset if mode == "fixed" else 1, len(real.batch)
     last = real.batch.reward[:, real.last].astype(np.float64)
-    told = {"model": said["reward"], "copy last": times * last, "mean": times * mean["reward"]}
-    if who in told:
-        table = table.assign(reward_error=(told[who] - real.frames(offset, mode)["reward"]) ** 2)
+    rewards = {"model": said["reward"], "copy last": times * last, "mean": times * mean["reward"]}
+    if who in rewards:
+        table = table.assign(reward_error=(rewards[who] - real.frames(offset, mode)["reward"]) ** 2)
     episode = real.batch.episode
     episode = np.arange(count) if episode is None else episode[:, real.last]
     keys = {"mode": mode, "who": who, "offset": offset, "sequence": np.arange(count), "episode": episode}

@@ -108,8 +108,8 @@ def drift(
         if not same.any():
             break
         now = {name: x[:, context + t][same] for name, x in real.items()}
-        told = {"model": {name: x[t * B : (t + 1) * B][same] for name, x in shown.items()},
-                "repeat last": {name: x[:, context - 1][same] for name, x in real.items()}}  # fmt: skip
-        for who, seen in told.items():
+        claims = {"model": {name: x[t * B : (t + 1) * B][same] for name, x in shown.items()},
+                  "repeat last": {name: x[:, context - 1][same] for name, x in real.items()}}  # fmt: skip
+        for who, seen in claims.items():
             rows.append({"ahead": t + 1, "who": who, **_far(seen, now)})
     return pd.DataFrame(rows)

@@ -26,7 +26,7 @@ from ..sense.tokens import Hearing, has_sound
 def picture_cells(
     images: UInt8[np.ndarray, "rows height width 3"],  # as recorded
     squares: int = 8,  # along each side
-    shades: int = 4,  # that are told apart in each
+    shades: int = 4,  # that are distinguished in each
 ) -> UInt8[np.ndarray, "rows cells"]:  # shade of each square
     "Pictures, so coarse that small things in them don't count"
     rows, height, width, _ = images.shape

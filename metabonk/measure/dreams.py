@@ -173,8 +173,8 @@ def film_states(
     state = join_states(states)  # (T, ...)
     reward = model.reward(model.features(state)).float().cpu().numpy()
     logmel = model.logmel if isinstance(model, LogMelPredictor) else None
-    told = model.look(state) if isinstance(model, LogMelPredictor) and logmel else model.decode(state)
-    seen = {name: value.cpu() for name, value in told.items()}
+    decoded = model.look(state) if isinstance(model, LogMelPredictor) and logmel else model.decode(state)
+    seen = {name: value.cpu() for name, value in decoded.items()}
     image, audio = seen.get("image"), seen.get("audio")
     sound = None
     if audio is not None and logmel and lengths.any():
@@ -339,14 +339,14 @@ def dream_films(
     "The game, and a dream of it from row `context` on under the same actions"
     raw, (count, rows) = raw_batch.numpy(), raw_batch.shape
     if not (0 <= sequence < count and min(context, horizon) >= 1 and context + horizon <= rows):
-        told = f"can't read {context} rows of sequence {sequence} and then dream {horizon}"
-        raise UsageError(f"{told}: the batch has {count} sequences of {rows} rows, and either takes at least 1")
+        problem = f"can't read {context} rows of sequence {sequence} and then dream {horizon}"
+        raise UsageError(f"{problem}: the batch has {count} sequences of {rows} rows, and either takes at least 1")
     if token_batch.shape != raw_batch.shape or _differ(token_batch, raw_batch):
         raise UsageError("token_batch and raw_batch hold different rows: gather both at the same places")
     stop, device = context + horizon, _device(model)
     if starts := np.flatnonzero(raw.first[sequence, context:stop]).tolist():
-        told = f"another episode begins at row {context + starts[0]}, within the {horizon} rows to be dreamt"
-        raise UsageError(f"{told}: choose another sequence, or a shorter horizon")
+        problem = f"another episode begins at row {context + starts[0]}, within the {horizon} rows to be dreamt"
+        raise UsageError(f"{problem}: choose another sequence, or a shorter horizon")
     read = token_batch.torch().map(lambda column: column[sequence : sequence + 1, :context])
     if isinstance(token_batch, Batch):  # its sound is not cut by rows
         read = replace(read, audio=token_batch.torch().audio[sequence : sequence + 1])
@@ -373,7 +373,7 @@ def _rate(model: WorldModel) -> int:
 
 
 def _differ(one: Any, other: Any) -> bool:
-    "Whether two batches are told to be of different rows"
+    "Whether two batches are known to be of different rows"
     for name in ("episode", "step"):
         a, b = (getattr(batch.numpy(), name, None) for batch in (one, other))
         if a is not None and b is not None and not np.array_equal(a, b):

@@ -44,16 +44,16 @@ def probe_drift(
     state = model.observe(batch.map(lambda column: column[:, :context]), generator=torch.Generator().manual_seed(seed))
     action = model.actions.vectors(batch.action)[:, context:]
     seen = model.features(model.observe(batch, every=True, generator=torch.Generator().manual_seed(seed)))
-    told = {"read": heads(seen.unflatten(0, (len(spans), -1))[:, context - 1 :])}
+    estimates = {"read": heads(seen.unflatten(0, (len(spans), -1))[:, context - 1 :])}
     for what, done in (("dream", action), ("other actions", action.roll(max(1, len(action) // 2), 0))):
-        told[what] = heads(open_loop_rollout(model, state, done, generator=torch.Generator().manual_seed(seed)).features)
+        estimates[what] = heads(open_loop_rollout(model, state, done, generator=torch.Generator().manual_seed(seed)).features)
     true = {name: cache.table[f"probes/{name}"][last[:, None] + np.arange(max(ahead) + 1)].astype(float) for name in heads.probes}
-    told["stays"] = {name: torch.from_numpy(column[:, :1]).expand(*column.shape) for name, column in true.items()}
+    estimates["stays"] = {name: torch.from_numpy(column[:, :1]).expand(*column.shape) for name, column in true.items()}
     inside = np.ones_like(true[where[0]], bool)
     if place:
         inside = np.logical_and.accumulate(true[place] == true[place][:, :1], axis=1)
     rows = []
-    for what, said in told.items():
+    for what, said in estimates.items():
         off = np.linalg.norm([(said[name].numpy() - true[name]) / tile for name in where], axis=0)
         wrong = said[place].numpy() != true[place] if place else np.zeros_like(inside)
         for far in ahead:

@@ -225,8 +225,8 @@ def score_parts(
     parts = {}
     for name, frame in frames.items():
         terms = frame.filter(like="terms/").mean().rename(lambda column: column.replace("terms/", "by "))
-        told = {called: frame[f"probes/{probe}"].mean() for probe, called in counts.items() if f"probes/{probe}" in frame}
-        parts[name] = pd.concat([pd.Series({"score": frame["return"].mean()}), terms, pd.Series(told, dtype=float)])
+        averages = {called: frame[f"probes/{probe}"].mean() for probe, called in counts.items() if f"probes/{probe}" in frame}
+        parts[name] = pd.concat([pd.Series({"score": frame["return"].mean()}), terms, pd.Series(averages, dtype=float)])
     table = pd.DataFrame(parts)
     table = table[~(table.index.str.startswith("by ") & (table == 0).all(axis=1))]  # terms by which nobody earned anything
     if dreamed:

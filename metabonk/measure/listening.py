@@ -35,7 +35,7 @@ BACKGROUND: dict[str, Sequence[int]] = {"sfx": (0, 3), "noise": (0,)}  # probe t
 
 
 class RowKinds:
-    "What sounded in the rows of a store, told by its probes, rewards and loudness"
+    "What sounded in the rows of a store, known by its probes, rewards and loudness"
 
     def __init__(
         self,
@@ -140,8 +140,8 @@ class Moments:
         for names in (("ding", "reward"), ("music", "calm")):
             there = [name for name in names if name in self.kind]
             if not there:
-                told = f"no moments of kind {' or '.join(names)}, only {self.counts}"
-                raise UsageError(f"{told}: record more, or with other settings")
+                problem = f"no moments of kind {' or '.join(names)}, only {self.counts}"
+                raise UsageError(f"{problem}: record more, or with other settings")
             found.append(there[0])
         return found[0], found[1]
 
@@ -250,11 +250,11 @@ def predict(
     "What a model takes the moments' reward to be"
     shape, last = moments.rows.reward.shape, moments.after + 1
     with _still(model) as device, torch.no_grad():
-        rows, told, generator = moments.rows.to(device), [], torch.Generator(device).manual_seed(seed)
+        rows, rewards, generator = moments.rows.to(device), [], torch.Generator(device).manual_seed(seed)
         for _ in range(draws):
             features = model.features(model.observe(rows, every=True, generator=generator))  # (N * T, features)
-            told.append(model.reward(features).view(shape)[:, -last:].sum(1))
-        return torch.stack(told).mean(0).cpu().numpy()
+            rewards.append(model.reward(features).view(shape)[:, -last:].sum(1))
+        return torch.stack(rewards).mean(0).cpu().numpy()
 
 # %% ../../nbs/measure/83_listening.ipynb #83-listening-022
 def expected_reward(
@@ -464,9 +464,9 @@ def audio_swap(
             sounds[donor][:, last] = other.rows.audio[torch.from_numpy(pick)][:, last]
         for name, audio in sounds.items():
             heard = Moments(dataclasses.replace(part.rows, audio=audio), part.kind, part.after)
-            told = predict(model, heard, draws, seed)
+            predicted = predict(model, heard, draws, seed)
             called = name if name == "its own" else f"from {'another ' * (name == kind)}{name}"
-            tables.append(pd.DataFrame({"moment": numbers, "kind": kind, "sound": called, "predicted": told}))
+            tables.append(pd.DataFrame({"moment": numbers, "kind": kind, "sound": called, "predicted": predicted}))
     return pd.concat(tables, ignore_index=True)
 
 # %% ../../nbs/measure/83_listening.ipynb #83-listening-040
@@ -477,9 +477,9 @@ def audio_swap_table(
     rows = []
     for (kind, sound), part in swapped.groupby(["kind", "sound"], sort=False):
         own = swapped.query("kind == @kind and sound == 'its own'")["predicted"].to_numpy()
-        told = part["predicted"].to_numpy()
+        predicted = part["predicted"].to_numpy()
         entry: dict[str, Any] = {"kind": kind, "sound": sound}
-        intervals = {"predicted": _interval(told), "change": difference_interval(told, own, paired=True)}
+        intervals = {"predicted": _interval(predicted), "change": difference_interval(predicted, own, paired=True)}
         for name, interval in intervals.items():
             entry |= {name: interval.estimate, f"{name} low": interval.low, f"{name} high": interval.high}
         rows.append(entry)
@@ -612,13 +612,13 @@ def codes_verdict(
     tell: Mapping[str, float],  # from `codes_tell`
 ) -> str:  # half a sentence, that agrees with the counts in `use` and the ROC AUC in `tell`
     "Whether a vocabulary has words for effects, by how many codes are theirs and whether rows not counted bear it out"
-    own, told = bool((use["used by"] == "effects").any()), tell["roc_auc"] > tell["turned high"]
+    own, holds = bool((use["used by"] == "effects").any()), tell["roc_auc"] > tell["turned high"]
     return {
         (True, True): "the vocabulary has words for them",
         (False, True): "no word is theirs alone, but the mix of words tells them",
         (True, False): "words lean to them, but that does not hold in other rows",
         (False, False): "the vocabulary has no words for them",
-    }[own, told]
+    }[own, holds]
 
 # %% ../../nbs/measure/83_listening.ipynb #83-listening-049
 def code_figure(
@@ -663,8 +663,8 @@ def cue_conflict(
         rows = dataclasses.replace(part.rows, **dict.fromkeys(hidden))
         if rows.image is None and rows.audio is None:
             continue
-        told = predict(model, Moments(rows, part.kind, part.after), draws, seed)
-        columns = {"moment": np.arange(len(part)), "kind": part.kind, "senses": name, "predicted": told}
+        predicted = predict(model, Moments(rows, part.kind, part.after), draws, seed)
+        columns = {"moment": np.arange(len(part)), "kind": part.kind, "senses": name, "predicted": predicted}
         tables.append(pd.DataFrame(columns))
     return pd.concat(tables, ignore_index=True)
 
@@ -676,7 +676,7 @@ def cue_conflict_table(
     shuffles: int = 500,  # of the labels, for the control
     seed: int = 0,  # of the shuffles
 ) -> pd.DataFrame:  # a row for each set of senses: means by kind, "roc_auc" of true against false, and by chance
-    "What is predicted where, and whether true and false are told apart"
+    "What is predicted where, and whether true and false are separated"
     generator, rows = np.random.default_rng(seed), []
     for senses, part in frame.groupby("senses", sort=False):
         entry: dict[str, Any] = {"senses": senses}
@@ -698,15 +698,15 @@ def cue_conflict_claims(
     share: float = 0.5,  # a decoy that promises less than this share of a ding promises much less
 ) -> pd.DataFrame:  # a row a claim: "difference" with limits, and whether it "holds": its interval lies below 0
     "Whether sight overrules hearing where the two conflict"
-    def told(kind: str, senses: str) -> np.ndarray:
+    def predicted(kind: str, senses: str) -> np.ndarray:
         found = frame.query("kind == @kind and senses == @senses")["predicted"].to_numpy()
         if not len(found):
             raise UsageError(f"nothing was predicted at {kind!r} with {senses}: the claims need it")
         return found
 
-    both, alone = told(false, "both"), told(false, "sound only")
+    both, alone = predicted(false, "both"), predicted(false, "sound only")
     claims = {
-        f"{false} with both senses, less {share:g} of a {true}": difference_interval(both, share * told(true, "both")),
+        f"{false} with both senses, less {share:g} of a {true}": difference_interval(both, share * predicted(true, "both")),
         f"{false} with both senses, less the same with sound only": difference_interval(both, alone, paired=True),
     }
     rows = {claim: [i.estimate, i.low, i.high, i.high < 0] for claim, i in claims.items()}
@@ -720,8 +720,8 @@ def cue_conflict_figure(
     figure = _side_by_side(list(frames))
     for column, frame in enumerate(frames.values(), 1):
         for kind, part in frame.groupby("kind", sort=False):
-            told = part.groupby("senses", sort=False)["predicted"]
-            bars = {str(senses): _interval(some.to_numpy()) for senses, some in told}
+            predicted = part.groupby("senses", sort=False)["predicted"]
+            bars = {str(senses): _interval(some.to_numpy()) for senses, some in predicted}
             shown = {"row": 1, "col": column, "legendgroup": str(kind), "showlegend": column == 1}
             _bars(figure, str(kind), bars, _by_kind.get(str(kind), _green), **shown)
     figure.update_yaxes(title="predicted reward", col=1)

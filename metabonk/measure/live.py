@@ -164,8 +164,8 @@ def dream_of(
     longest = settings.get("max_steps") or 2_000
     dream = DreamEnv(model, starts_of(store, model), longest, action_names=store.schema.action_names, joined=True)
     keyboard = Keyboard(dream)
-    told = {"dream of": name, "what this is": "A world model makes up every picture and sound. Nobody plays the game itself."}
-    keyboard.screen.notes = {**told, "actions": ", ".join(dream.action_names)}
+    facts = {"dream of": name, "what this is": "A world model makes up every picture and sound. Nobody plays the game itself."}
+    keyboard.screen.notes = {**facts, "actions": ", ".join(dream.action_names)}
     return dream, keyboard
 
 # %% ../../nbs/measure/89_live.ipynb #9441f2fd

@@ -21,7 +21,7 @@ from .statistics import check_confidence, difference_interval, mean_interval
 # %% ../../nbs/measure/85_milestones.ipynb #85-milestones-005
 def milestone_table(
     episodes: pd.DataFrame,  # a row an episode, with columns "milestones/NAME": the step at which it was reached, nan if never
-    step_seconds: float = 0.0,  # how long a step lasts; 0: times are told in steps
+    step_seconds: float = 0.0,  # how long a step lasts; 0: times are in steps
     confidence: float = 0.95,  # of the intervals
     seed: int = 0,  # of the bootstrap of times
 ) -> pd.DataFrame:  # a row a milestone: "episodes", "reached", and estimate, low and high of "share" and of "steps" or "minutes"

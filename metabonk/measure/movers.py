@@ -205,8 +205,8 @@ def show(
     state: Any,  # (n, ...)
 ) -> UInt8[Tensor, "n height width 3"]:  # on the CPU
     "What a model sees in some states; its sound is not made where that can be left out"
-    told = model.look(state) if isinstance(model, LogMelPredictor) else model.decode(state)
-    return told["image"].cpu()
+    decoded = model.look(state) if isinstance(model, LogMelPredictor) else model.decode(state)
+    return decoded["image"].cpu()
 
 # %% ../../nbs/measure/86_movers.ipynb #7652f2f9
 @dataclass

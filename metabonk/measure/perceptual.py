@@ -268,8 +268,8 @@ def network_scores(
     for name, pair in {"LPIPS": lpips, "DreamSim": dreamsim}.items():
         if pictures and pair is not None:
             found[name] = float(np.mean([np.asarray(pair(*pictures))]))
-    for name, told, features in (("FID", pictures, fid), ("FAD", sounds, fad)):
-        if told and features is not None:
-            found[name] = frechet_distance(*(features(x) for x in told))
+    for name, sets, features in (("FID", pictures, fid), ("FAD", sounds, fad)):
+        if sets and features is not None:
+            found[name] = frechet_distance(*(features(x) for x in sets))
     lack = {name: "" if name in found else why for name, why in EMPTY.items()}
     return pd.DataFrame({"value": pd.Series(found, dtype=float), "why": pd.Series(lack)}).reindex(list(EMPTY))

@@ -311,8 +311,8 @@ class LiveReality:
         "Take one step; its tokens right and changed, rewards and continuations"
         if not self._episodes:
             raise UsageError("no episode has begun: call reset with its first row")
-        told = self.model.token_logits(expected.features) if isinstance(self.model, TokenPredictor) else {}
-        claimed = {name: logits.argmax(-1).cpu().numpy().reshape(-1) for name, logits in told.items()}
+        expected_logits = self.model.token_logits(expected.features) if isinstance(self.model, TokenPredictor) else {}
+        claimed = {name: logits.argmax(-1).cpu().numpy().reshape(-1) for name, logits in expected_logits.items()}
         came, line = _row_tokens(rows), {"episode": len(self._episodes) - 1, "step": len(self._episodes[-1]) + 1}
         row: dict[str, Any] = dict(line)
         for name in (n for n in _SENSES if n in claimed and n in came):
@@ -492,8 +492,8 @@ class RoundCheck:
         states = pick_states(model.observe(batch, every=True, generator=generator), slice(0, -1))
         features = model.features(model.advance(states, model.actions.vectors(batch.action)[0, 1:], generator))
         model.train(training)
-        real, told = batch.reward[0, 1:].cpu().numpy(), model.reward(features).cpu().numpy()
-        events = {"rewards": (told > self.threshold, real > self.threshold)}
+        real, believed = batch.reward[0, 1:].cpu().numpy(), model.reward(features).cpu().numpy()
+        events = {"rewards": (believed > self.threshold, real > self.threshold)}
         if heard is not None and isinstance(model, TokenPredictor):
             logits = model.token_logits(features).get("audio")
             if logits is not None:

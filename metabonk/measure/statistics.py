@@ -259,7 +259,7 @@ def _fieller(first: np.ndarray, second: np.ndarray, paired: bool, confidence: fl
     def limits(nu: float) -> tuple[float, float]:
         t2 = float(stats.t.ppf((1 + confidence) / 2, nu)) ** 2
         square, half, rest = bottom**2 - t2 * var_b, top * bottom - t2 * cov, top**2 - t2 * var_a
-        if square <= 0:  # the denominator can't be told from zero
+        if square <= 0:  # the denominator can't be distinguished from zero
             return -np.inf, np.inf
         root = max(half**2 - square * rest, 0.0) ** 0.5
         return (half - root) / square, (half + root) / square

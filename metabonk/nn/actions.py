@@ -67,7 +67,7 @@ class ActionChoice:
         return self._each([part.log_prob(a) for part, a in zip(self.parts, given, strict=True)])
 
     def entropy(self) -> Float[Tensor, "*batch"]:  # nats
-        "How undecided it is"
+        "Its entropy"
         return self._each([part.entropy() for part in self.parts])
 
     def kl(

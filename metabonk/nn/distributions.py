@@ -54,7 +54,7 @@ def symexp_bins(
 
 # %% ../../nbs/nn/40_distributions.ipynb #40-distributions-012
 class TwoHot:
-    "A number, told as a softmax over symexp bins"
+    "A number as a softmax over symexp bins"
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ class Categorical:
         return (self.log_probabilities * action).sum(-1)
 
     def entropy(self) -> Float[Tensor, "*batch"]:  # nats
-        "How undecided it is"
+        "Its entropy"
         return -(self.probabilities * self.log_probabilities).sum(-1)
 
     def kl(
@@ -208,7 +208,7 @@ class Normal:
         return (-0.5 * z.square() - self.std.log() - 0.5 * torch.log(torch.tensor(2 * torch.pi))).sum(-1)
 
     def entropy(self) -> Float[Tensor, "*batch"]:  # nats
-        "How undecided it is"
+        "Its entropy"
         return (self.std.log() + 0.5 * torch.log(torch.tensor(2 * torch.pi * torch.e))).sum(-1)
 
     def kl(

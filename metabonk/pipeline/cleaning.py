@@ -134,5 +134,5 @@ def clean(
             continue
         lines += map(str, found)
         total += sum(item.size for item in found)
-    told = f"{total / 1e6:.1f} MB {'thrown away' if really else 'can be thrown away: the same with --yes does it'}"
-    return "\n".join([*lines, told if total or lines else "nothing to throw away"])
+    total_line = f"{total / 1e6:.1f} MB {'thrown away' if really else 'can be thrown away: the same with --yes does it'}"
+    return "\n".join([*lines, total_line if total or lines else "nothing to throw away"])

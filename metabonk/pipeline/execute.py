@@ -181,7 +181,7 @@ class _Client(PapermillNotebookClient):
         nb_man: NotebookExecutionManager,  # papermill's record
         guard: Guard,  # who may stop it
         progress: Callable[[int, int, str], Any],  # cells done, cells in all, heading
-        started: Callable[[int], Any],  # told the kernel's process id
+        started: Callable[[int], Any],  # called with the kernel's process id
         sockets: str,  # a private folder
         **kw: Any,  # nbclient's settings
     ) -> None:
@@ -263,8 +263,8 @@ class Engine(NBClientEngine):
         kernel_name: str,  # its own, or one given
         target: str | None = None,  # where the executed copy is written
         guard: Guard | None = None,  # who may stop it
-        progress: Callable[[int, int, str], Any] = lambda done, total, heading: None,  # told of every cell
-        started: Callable[[int], Any] = lambda pid: None,  # told the kernel's process id
+        progress: Callable[[int, int, str], Any] = lambda done, total, heading: None,  # called with every cell
+        started: Callable[[int], Any] = lambda pid: None,  # called with the kernel's process id
         log: Any = None,  # open file for what the kernel prints outside of cells
         folder: str | None = None,  # the kernel's current folder
         note: str = "",  # the file to which its bars write a line (`core.progress`)
@@ -319,8 +319,8 @@ def execute(
     timeout: float | None = None,  # seconds that a cell may take
     time_limit: float | None = None,  # seconds that the notebook may take
     folder: str | Path | None = None,  # the kernel's current folder; ours if not given
-    progress: Callable[[int, int, str], Any] = lambda done, total, heading: None,  # told of every cell, and each second
-    started: Callable[[int], Any] = lambda pid: None,  # told the kernel's process id
+    progress: Callable[[int, int, str], Any] = lambda done, total, heading: None,  # called with every cell, and each second
+    started: Callable[[int], Any] = lambda pid: None,  # called with the kernel's process id
     grace: float = 10.0,  # seconds between asking the kernel to stop and killing it
 ) -> nbformat.NotebookNode:  # the executed notebook
     "Execute a notebook in a kernel of its own; `CellStopped` says where and why it did not reach its end"

@@ -61,7 +61,7 @@ def parameter_rows(
     return [(name, value, ", ".join(stages)) for (name, value), stages in takers.items()]
 
 # %% ../../nbs/pipeline/94_report.ipynb #94-report-009
-def _told(
+def _reported(
     manifest: Mapping[str, Any],  # of the run
 ) -> list[str]:  # stages, in the pipeline's order
     "The stages that this run has reached; what an earlier run left of the others is not part of it"
@@ -73,7 +73,7 @@ def summary(
     sections: Mapping[str, int],  # stage -> number of its section on the page
 ) -> str:  # HTML
     "How the run went, from its manifest"
-    records = {name: manifest["stages"][name] for name in _told(manifest)}
+    records = {name: manifest["stages"][name] for name in _reported(manifest)}
     parts = []
     for name, record in records.items():
         if error := record.get("error"):
@@ -144,7 +144,7 @@ def write_report(
 ) -> Path:  # the page
     "Write `report.html` of a run, whatever became of it"
     manifest = run.read()
-    order = [name for name in _told(manifest) if run.notebook(name).exists()]
+    order = [name for name in _reported(manifest) if run.notebook(name).exists()]
     done = manifest["status"] == "done"
     shown = [*order[-1:], *order[:-1]] if done else order
     sections = [stage_section(run, name, manifest["stages"][name]) for name in shown]

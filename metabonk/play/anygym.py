@@ -104,8 +104,8 @@ def allow_import(
     try:
         importlib.import_module(module)
     except Exception as error:
-        told = f"gym:{what}: {module!r} can't be imported: {one_line(error)}"
-        raise UsageError(told) from error
+        problem = f"gym:{what}: {module!r} can't be imported: {one_line(error)}"
+        raise UsageError(problem) from error
     return name
 
 # %% ../../nbs/play/14_gymnasium.ipynb #14-gymnasium-017
@@ -154,8 +154,8 @@ def _try(env: gym.Env[Any, Any], name: str) -> None:
         try:
             given = getattr(env, method)(*args, **kwargs)
         except Exception as error:
-            told = f"{name} can't be played: {method}() raised {one_line(error)}"
-            raise UsageError(told) from error
+            problem = f"{name} can't be played: {method}() raised {one_line(error)}"
+            raise UsageError(problem) from error
         if not isinstance(given, tuple) or len(given) != parts:
             bare = f"a bare {type(given).__name__}"
             many = f"{len(given)} values" if isinstance(given, tuple) else bare
@@ -387,7 +387,7 @@ class AnyGym(Silent):
 COLORS = np.array(
     [(0, 0, 0), (86, 180, 233), (230, 159, 0), (0, 158, 115), (240, 228, 66), (213, 94, 0), (204, 121, 167),
      (0, 114, 178), (255, 255, 255), (148, 103, 189), (127, 127, 127)], np.uint8
-)  # of nothing, and of each plane; told apart by color-blind people too (Okabe and Ito)
+)  # of nothing, and of each plane; distinguishable for colour-blind people too (Okabe and Ito)
 MINATAR = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
 
 

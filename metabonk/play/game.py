@@ -503,8 +503,8 @@ class Game(gym.Env[dict[str, np.ndarray], Any]):
             return as_recorded(self.action_space, action)
         except UsageError as error:
             names = ", ".join(f"{i} {name}" for i, name in enumerate(self.action_names))
-            told = f"action {action!r} is not one of {names}" if names else str(error)
-            raise UsageError(f"{self.name}: {told}") from None
+            problem = f"action {action!r} is not one of {names}" if names else str(error)
+            raise UsageError(f"{self.name}: {problem}") from None
 
     def _hear(self, pieces: list[Any]) -> Int16[np.ndarray, "channels samples"]:
         if not self.sample_rate:

@@ -107,8 +107,8 @@ def read_state(
         raise UsageError(f"{path} is cut off, or doesn't say which cartridge it belongs to: save it again with "
                          f"write_state, or, if PyBoy saved it from {cartridge}, call it {cartridge}.state")
     try:
-        told = json.loads(about)
-        title, sha1, whole = told["title"], told["sha1"], told["crc32"] == zlib.crc32(state)
+        saved = json.loads(about)
+        title, sha1, whole = saved["title"], saved["sha1"], saved["crc32"] == zlib.crc32(state)
     except (ValueError, KeyError, TypeError):
         title, sha1, whole = "", "", False
     if not whole:

@@ -149,8 +149,8 @@ class ProbeSearch:
             found = [each for each in left if all(word in each.lower().split() for word in which)]
         places = {each.split()[0] for each in found}
         if len(places) != 1:
-            told = f"{len(places)} addresses are left: look again" if places else f"nothing that is left is {text!r}: see list"
-            raise UsageError(f"{told}, or choose one, such as name {name} {next(iter(self.candidates(1)))}")
+            problem = f"{len(places)} addresses are left: look again" if places else f"nothing that is left is {text!r}: see list"
+            raise UsageError(f"{problem}, or choose one, such as name {name} {next(iter(self.candidates(1)))}")
         self.named[name] = Probe.parse(found[0], name)
         self.search.restart()
         more = ", ".join(each.split()[1] for each in found[1:])

@@ -267,7 +267,7 @@ class Screen(anywidget.AnyWidget):
     status = traitlets.Unicode("").tag(sync=True)  # the line under the picture
     legend = traitlets.Unicode("").tag(sync=True)  # which key does what
     notes = traitlets.Dict().tag(sync=True)  # what stands beside the picture: text by word
-    mouse = traitlets.Bool(False).tag(sync=True)  # whether movements of the mouse over the picture are told
+    mouse = traitlets.Bool(False).tag(sync=True)  # whether movements of the mouse over the picture are reported
 
     def __init__(self, **traits: Any) -> None:
         super().__init__(**traits)
@@ -339,11 +339,11 @@ def about(
     "What a player wants to know of a game: its name, what can be done, what earns"
     inner = getattr(game, "unwrapped", game)
     profile = getattr(inner, "profile", None)
-    told = {"game": inner.name, "actions": ", ".join([*inner.action_names, *getattr(inner, "key_names", ())])}
+    facts = {"game": inner.name, "actions": ", ".join([*inner.action_names, *getattr(inner, "key_names", ())])}
     if profile is not None:
-        told["what earns"] = ", ".join(f"{name} ({weight:+g})" for name, weight in profile.weights.items())
-        told["of this game"] = " ".join(profile.notes.split())
-    return {word: text for word, text in told.items() if text}
+        facts["what earns"] = ", ".join(f"{name} ({weight:+g})" for name, weight in profile.weights.items())
+        facts["of this game"] = " ".join(profile.notes.split())
+    return {word: text for word, text in facts.items() if text}
 
 # %% ../../nbs/play/15_keyboard.ipynb #15-keyboard-019
 class Keyboard:
@@ -367,11 +367,11 @@ class Keyboard:
         self.idle = next((i for i, buttons in enumerate(self.actions) if not buttons), 0)  # without a key pressed
         inner = getattr(game, "unwrapped", game)
         self.camera: float = getattr(inner, "camera_limit", 0.0)  # degrees in a step; 0: there is nothing to turn
-        told: dict[str, list[str]] = {"turn": ["mouse"]} if self.camera else {}
+        keys_of: dict[str, list[str]] = {"turn": ["mouse"]} if self.camera else {}
         for key, button in self.keys.items():
             if not key.startswith("Pad") and (self.camera or not key.startswith("Mouse")):
-                told.setdefault(button, []).append(re.sub("Arrow|Key|Digit", "", key))
-        legend = ", ".join(f"{button}: {'/'.join(places)}" for button, places in told.items())
+                keys_of.setdefault(button, []).append(re.sub("Arrow|Key|Digit", "", key))
+        legend = ", ".join(f"{button}: {'/'.join(places)}" for button, places in keys_of.items())
         status = "Click here to play."
         self.screen = Screen(rate=int(inner.sample_rate), scale=scale, legend=legend, status=status, notes=about(game),
                              mouse=bool(self.camera))

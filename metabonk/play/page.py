@@ -251,12 +251,12 @@ class Live(_Ours, WebSocketHandler):
     ) -> None:
         "A key, most likely"
         try:
-            told = read_message(message)
+            parsed = read_message(message)
         except UsageError as error:
             self.close(1008, str(error))
             return
         if self.door.reader is self:
-            self.door.screen.receive(told)
+            self.door.screen.receive(parsed)
 
     def on_close(self) -> None:
         "The page is gone"

@@ -510,7 +510,7 @@ class Profile:
     milestones: list[str]  # names, in the order of the file
     labels: dict[str, dict[int, str]]  # what the numbers of a probe are called
     value_names: list[str]  # numbers made of probes
-    planning: Planning  # what a planner is told
+    planning: Planning  # what a planner knows of the game
     movers: dict[str, Mover]  # what moves in the picture, by name
     fingerprint: str  # SHA-256 of what decides what is played and recorded: not of title, notes, and a planner's words
     probes: Callable[[Callable[[int, int], bytes]], dict[str, int]] = field(repr=False)  # reads all, by name

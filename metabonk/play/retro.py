@@ -92,8 +92,8 @@ class Retro(Machine):
     ):
         self.name, self._noops = f"retro:{what}", settings.noops
         if config.profile not in (None, "none"):
-            told = f"leave profile={config.profile!r} out of {self.name}"
-            raise UsageError(f"profiles are for Game Boy games: {told}")
+            hint = f"leave profile={config.profile!r} out of {self.name}"
+            raise UsageError(f"profiles are for Game Boy games: {hint}")
         if settings.noops < 0:
             raise UsageError(f"noops must be 0 or more, not {settings.noops}")
         self._env = open_retro(what, settings)
@@ -110,8 +110,8 @@ class Retro(Machine):
     def _measure(self, config: GameConfig) -> None:
         rate, frames = self._env.em.get_audio_rate(), self._env.em.get_screen_rate()
         if config.sample_rate not in (None, 0, round(rate)):
-            told = f"leave sample_rate={config.sample_rate} out, or set 0"
-            raise UsageError(f"{self.name} sounds at {round(rate)} Hz: {told}")
+            hint = f"leave sample_rate={config.sample_rate} out, or set 0"
+            raise UsageError(f"{self.name} sounds at {round(rate)} Hz: {hint}")
         self.sample_rate = round(rate) if config.sample_rate is None else config.sample_rate
         exact = Fraction(frames).limit_denominator(10**6)
         self.clock_rate, self.tick_length = exact.as_integer_ratio()

@@ -213,7 +213,7 @@ class Rooms(Machine):
             raise UsageError(
                 f"profiles are for Game Boy games: leave profile={config.profile!r} out"
             )
-        scene_numbers(settings.scenes)  # an unknown split is told now
+        scene_numbers(settings.scenes)  # an unknown split is an error now
         self.settings, self.sample_rate = (
             settings,
             RATE if config.sample_rate is None else 0,
@@ -286,12 +286,12 @@ class Rooms(Machine):
     def probes(self) -> dict[str, int | float]:
         "Pose, motion, and where the telephone is"
         m, (x, y, _) = self.moment, self.plan.home.source
-        told = m._asdict()
+        fields = m._asdict()
         for name in ("goal_x", "goal_y", "ticks"):
-            del told[name]
+            del fields[name]
         bearing = wrapped(math.atan2(y - m.y, x - m.x) - m.heading)
         return {
-            **told,
+            **fields,
             "bearing": bearing,
             "source_x": x,
             "source_y": y,

@@ -211,11 +211,11 @@ def to_dataset(
     finally:
         if not quiet:
             datasets.enable_progress_bars()
-    told = {episode.number: episode.about for episode in store.episodes}
+    saved = {episode.number: episode.about for episode in store.episodes}
     if episodes is not None:
-        told = {store.episodes.find(wanted).number: told[wanted] for wanted in episodes}
-        rows = rows.select(np.flatnonzero(np.isin(rows.data.column("episode").to_numpy(), list(told))))
-    rows.info.description = json.dumps({"metabonk": {"schema": store.schema.to_dict(), "episodes": told}})
+        saved = {store.episodes.find(wanted).number: saved[wanted] for wanted in episodes}
+        rows = rows.select(np.flatnonzero(np.isin(rows.data.column("episode").to_numpy(), list(saved))))
+    rows.info.description = json.dumps({"metabonk": {"schema": store.schema.to_dict(), "episodes": saved}})
     return rows
 
 
@@ -228,11 +228,11 @@ def from_dataset(
     "A store from a dataset; the numbers of streams and episodes may change, nothing else does"
     if schema is None:
         try:
-            told = json.loads(rows.info.description)["metabonk"]
-            schema = Schema.from_dict(told["schema"])
+            saved = json.loads(rows.info.description)["metabonk"]
+            schema = Schema.from_dict(saved["schema"])
         except (ValueError, KeyError, TypeError):
             raise UsageError("this dataset does not tell its schema: pass schema= of the store that it came from") from None
-        about = {int(number): values for number, values in told["episodes"].items()} if about is None else about
+        about = {int(number): values for number, values in saved["episodes"].items()} if about is None else about
     lacking = [name for name in arrow_schema(schema).names if name not in rows.column_names]
     if lacking:
         raise StoreError(f"this dataset has no column {', '.join(lacking)}: it is not a recording, or not one of this schema")
@@ -269,11 +269,11 @@ def _action_space(schema: Schema) -> dict[str, Any]:
         return {"type": "Discrete", "dtype": "int64", "start": 0, "n": int(space.n)}
     if isinstance(space, gym.spaces.MultiBinary):
         return {"type": "MultiBinary", "n": space.n}
-    told = {"dtype": schema.action_dtype, "shape": list(space.shape or ())}
+    common = {"dtype": schema.action_dtype, "shape": list(space.shape or ())}
     if isinstance(space, gym.spaces.MultiDiscrete):
-        return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist(), **told}
+        return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist(), **common}
     assert isinstance(space, gym.spaces.Box)
-    return {"type": "Box", "low": space.low.tolist(), "high": space.high.tolist(), **told}
+    return {"type": "Box", "low": space.low.tolist(), "high": space.high.tolist(), **common}
 
 
 def _fixed(values: np.ndarray) -> pa.Array:
@@ -351,16 +351,16 @@ def _write_minari_episode(folder: Path, number: int, store: Store, episode: Epis
     with pa.ipc.new_file(str(folder / "part-0.arrow"), batch.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as file:
         file.write_batch(batch)
     ours = {"about": episode.about, "end": episode.end, "stream": episode.stream}
-    told: dict[str, Any] = {"id": number, "total_steps": len(steps) - 1, "metabonk": ours}
+    saved: dict[str, Any] = {"id": number, "total_steps": len(steps) - 1, "metabonk": ours}
     if isinstance(seed := episode.about.get("seed"), int):
-        told["seed"] = seed
-    write_atomic(folder / "metadata.json", json.dumps(told))
+        saved["seed"] = seed
+    write_atomic(folder / "metadata.json", json.dumps(saved))
 
 
-def _import_own(folder: Path, path: str | Path, told: Any) -> Store:
+def _import_own(folder: Path, path: str | Path, saved: Any) -> Store:
     "The store that `export_minari` wrote out"
     try:
-        schema = Schema.from_dict(told["schema"])
+        schema = Schema.from_dict(saved["schema"])
     except (ValueError, KeyError, TypeError, UsageError) as error:
         raise StoreError(f"{folder / 'metadata.json'} tells no schema ({error}): export the store again") from None
     store = Store.create(path, schema, exist_ok=True)
@@ -368,11 +368,11 @@ def _import_own(folder: Path, path: str | Path, told: Any) -> Store:
     numbers = sorted(int(place.name) for place in folder.iterdir() if place.is_dir() and place.name.isdigit())
     with store.writer() as writer:
         for number in numbers:
-            told = json.loads((folder / str(number) / "metadata.json").read_text())["metabonk"]
+            saved = json.loads((folder / str(number) / "metadata.json").read_text())["metabonk"]
             steps = _read_minari_episode(folder / str(number) / "part-0.arrow", schema)
-            steps.truncated[-1] &= told["end"] != ""
+            steps.truncated[-1] &= saved["end"] != ""
             for row in steps:
-                writer.add(row, lanes.setdefault(told["stream"], len(lanes)), told["about"] if row.first else None)
+                writer.add(row, lanes.setdefault(saved["stream"], len(lanes)), saved["about"] if row.first else None)
     return store
 
 
@@ -444,8 +444,8 @@ class _Observed:
         classes = [name for name, part in parts.items() if isinstance(part, gym.spaces.Discrete)]
         for name, part in parts.items():
             if not pictures or name not in (*pictures, *vectors, *classes):
-                told = f"observation {name!r}" if name else "the observation"
-                raise UsageError(f"{told} is {part}: a recording holds one picture a step, uint8 of (height, width) or "
+                what = f"observation {name!r}" if name else "the observation"
+                raise UsageError(f"{what} is {part}: a recording holds one picture a step, uint8 of (height, width) or "
                                  "(height, width, 3), with vectors and classes beside it: collect the dataset with that")
         return cls(pictures[0], tuple(vectors), tuple(classes))
 
@@ -562,13 +562,13 @@ def import_minari(
     folder = folder / "data" if (folder / "data" / "metadata.json").exists() else folder
     try:
         about = json.loads((folder / "metadata.json").read_text())
-        told = about.get("metabonk")
+        saved = about.get("metabonk")
     except OSError as error:
         raise FolderError(f"no Minari dataset in {folder} ({error.strerror}): give the folder that holds metadata.json") from None
     except (ValueError, AttributeError):
         raise StoreError(f"{folder / 'metadata.json'} is damaged: fetch the dataset again") from None
-    if told:
-        return _import_own(folder, path, told)
+    if saved:
+        return _import_own(folder, path, saved)
     dataset = _open_minari(folder, about)
     observed, flat = _Observed.of(dataset.observation_space), FlatActions(dataset.action_space)
     schema = _minari_schema(dataset, observed, flat, infos)

@@ -62,7 +62,7 @@ class Schema(Config):
         dtype = str(self.actions.space().dtype) if self.actions.parts else "int64"
         shape = self.actions.shape if self.action_shape == (-1,) else self.action_shape
         if math.prod(shape) != self.actions.parts:
-            raise UsageError(f"actions of shape {shape} can't hold {self.actions.told}")
+            raise UsageError(f"actions of shape {shape} can't hold {self.actions.summary}")
         object.__setattr__(self, "action_dtype", self.action_dtype or dtype)
         object.__setattr__(self, "action_shape", shape)
 
@@ -170,8 +170,8 @@ def to_step(
     clock, probes, terms = info["clock"], dict(info.get("probes", {})), dict(info.get("terms", {}))
     for kind, given, known in (("probe", probes, schema.probes), ("reward term", terms, schema.terms)):
         for name in () if given.keys() == known.keys() else given.keys() ^ known.keys():
-            told = "new" if name in given else "missing"
-            raise StoreError(f"{kind} {name!r} is {told}: all rows of a store have the same ones ({', '.join(known) or 'none'})")
+            fault = "new" if name in given else "missing"
+            raise StoreError(f"{kind} {name!r} is {fault}: all rows of a store have the same ones ({', '.join(known) or 'none'})")
     for what, value in {"reward": reward, **{f"reward term {name!r}": value for name, value in terms.items()}}.items():
         if not math.isfinite(value):
             raise StoreError(f"{what} is {value}: nothing can be learned from NaN or infinity, so it is not recorded")

@@ -225,7 +225,7 @@ def publish(
 def convert(
     store: Store,  # where the rows go
     writer: Writer,  # of the store
-    rows: Iterator[tuple[Step, dict[str, Any]]],  # each row, and what is told of its episode
+    rows: Iterator[tuple[Step, dict[str, Any]]],  # each row, and what is known of its episode
     chunk_steps: int,  # rows in a chunk
 ) -> None:
     "One source, wholly or not at all"

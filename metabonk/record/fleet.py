@@ -111,8 +111,8 @@ def cluster(
     except Exception as error:
         ray.shutdown()
         where = f"can't join the Ray cluster at {address}" if address else "Ray did not start on this computer"
-        told = " ".join(str(error).split())[:200]
-        raise MetaBonkError(f"{where} ({told}): try again, or use --games, which needs no Ray") from error
+        problem = " ".join(str(error).split())[:200]
+        raise MetaBonkError(f"{where} ({problem}): try again, or use --games, which needs no Ray") from error
     try:
         if not address and (place := ray.util.get_node_ip_address()) != "127.0.0.1":
             raise MetaBonkError(f"Ray was imported before and would listen at {place}, where others can reach it: "
@@ -192,7 +192,7 @@ def _chunks_until(share: Share, stop: Any) -> Iterator[bytes]:
     yield from chunks_of(share, asked)
 
 
-def _collect(ray: Any, shares: list[Share], recording: Recording, asked: Any, told: Any) -> None:
+def _collect(ray: Any, shares: list[Share], recording: Recording, asked: Any, report: Any) -> None:
     "Take chunks from whichever worker has one, until all are done, gone, or were asked to stop and had time for it"
     stop = ray.remote(num_cpus=0)(_Stop).remote()
     player = ray.remote(num_cpus=1, max_retries=0, _generator_backpressure_num_objects=4)(_chunks_until)
@@ -218,7 +218,7 @@ def _collect(ray: Any, shares: list[Share], recording: Recording, asked: Any, to
             else:
                 before = recording.writer.rows
                 recording.writer.add_chunk(content)
-                told(recording.writer.rows - before)
+                report(recording.writer.rows - before)
     for generator in waiting:
         ray.cancel(generator, force=True)  # its game does not return
     if errors:

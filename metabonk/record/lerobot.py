@@ -59,11 +59,11 @@ class _DataSet:
         try:
             about = parse_json((folder / "meta" / "info.json").read_text())
             self.version, self.fps = str(about["codebase_version"]), float(about["fps"])
-            self.features = {str(name): dict(told) for name, told in about["features"].items()}
+            self.features = {str(name): dict(feature) for name, feature in about["features"].items()}
             self.chunk = int(about.get("chunks_size", 1000))
             self.count = int(about["total_episodes"])
-            self.kinds = {name: told["dtype"] for name, told in self.features.items()}
-            self.sizes = {name: int(np.prod(told["shape"])) for name, told in self.features.items()}
+            self.kinds = {name: feature["dtype"] for name, feature in self.features.items()}
+            self.sizes = {name: int(np.prod(feature["shape"])) for name, feature in self.features.items()}
         except OSError as error:
             raise FolderError(f"no LeRobot data set in {folder} ({error.strerror}): give the folder that holds meta/") from None
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -111,8 +111,8 @@ class _DataSet:
         old, new = self.folder / "meta" / "tasks.jsonl", self.folder / "meta" / "tasks.parquet"
         try:
             if old.exists():
-                told = [parse_json(line) for line in old.read_text().splitlines() if line.strip()]
-                return {int(row["task_index"]): str(row["task"]) for row in told}
+                tasks = [parse_json(line) for line in old.read_text().splitlines() if line.strip()]
+                return {int(row["task_index"]): str(row["task"]) for row in tasks}
             rows = _table(new).to_pylist() if new.exists() else []
             return {int(row["task_index"]): str(row.get("task", row.get("__index_level_0__", ""))) for row in rows}
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -149,7 +149,7 @@ def _rows(
     schema: Schema,  # of the store
     limits: tuple[np.ndarray, np.ndarray],  # least and greatest value of each number of an action
     tasks: dict[int, str],  # what was to be done, by number
-) -> Iterator[tuple[Step, dict[str, Any]]]:  # each row, and what is told of its episode
+) -> Iterator[tuple[Step, dict[str, Any]]]:  # each row, and what is known of its episode
     "The rows of one episode; `StoreError` if its table or its film is damaged"
     table = _table(place.table)
     begin, end, _ = place.rows.indices(table.num_rows)

@@ -155,8 +155,8 @@ def view(
     if start >= stop:
         raise StoreError(f"no rows {start} to {stop} in episode {episode}: it has {found.rows}")
     steps = store.read(found, start, stop)
-    told = str(found.about.get("policy", "")).replace("_", " ")
-    called = f"{store.schema.game}, episode {found.number}" + (f", {told}" if told else "")
+    policy = str(found.about.get("policy", "")).replace("_", " ")
+    called = f"{store.schema.game}, episode {found.number}" + (f", {policy}" if policy else "")
     return View(store.schema, steps, start, step_edges(store.schema, steps), title or called)
 
 # %% ../../nbs/record/26_look.ipynb #26-look-018
@@ -380,10 +380,10 @@ def player_html(
         picture = png_uri(spectrogram(steps.audio, schema.sample_rate)[::-1], magma())
         lanes.insert(0, _lane("spectrogram", 84, f'<img alt="" src="{picture}">', dark=True))
         lanes.insert(0, _lane("sound" if schema.channels == 1 else "sound, left and right", 60, _waveform_lane(at)))
-    told = {"step": "", "time": "", "action": "", "reward": "", "return": ""} | dict.fromkeys(lively, "")
+    labels = {"step": "", "time": "", "action": "", "reward": "", "return": ""} | dict.fromkeys(lively, "")
     marks = {name: f'<i style="background:{_colours[number]}"></i>' for number, name in enumerate(lively)}
     cell = '<dt>{0}{1}</dt><dd data-name="{1}">&nbsp;</dd>'
-    cells = "".join(cell.format(marks.get(name, ""), html.escape(name)) for name in told)
+    cells = "".join(cell.format(marks.get(name, ""), html.escape(name)) for name in labels)
     title = html.escape(at.title)
     ticks = "".join(f"<span>{second:.1f} s</span>" for second in np.linspace(at.origin, at.time[-1], 5))
     packed = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
@@ -459,9 +459,9 @@ def view_figure(
         ink = dict(shape="hv", color=_colours[3 if schema.actions.discrete else number])
         add(go.Scatter(x=x, y=column, line=ink, mode="lines", name="action"), "action")
     earned = np.flatnonzero(steps.reward)
-    told = [", ".join(f"{name} {values[row]:g}" for name, values in steps.terms.items() if values[row]) for row in earned]
+    labels = [", ".join(f"{name} {values[row]:g}" for name, values in steps.terms.items() if values[row]) for row in earned]
     colours = [_colours[2] if steps.reward[row] > 0 else _colours[1] for row in earned]
-    bars = go.Bar(x=at.time[earned], y=steps.reward[earned], width=max(span / 300, 1e-3), hovertext=told, name="reward")
+    bars = go.Bar(x=at.time[earned], y=steps.reward[earned], width=max(span / 300, 1e-3), hovertext=labels, name="reward")
     add(bars.update(marker_color=colours), "reward")
     for number, (name, column) in enumerate(lively.items()):
         turn = np.flatnonzero(np.concatenate([[True], column[1:] != column[:-1]]))

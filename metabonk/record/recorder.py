@@ -277,7 +277,7 @@ class Recorder(gym.Wrapper):
         return observation, reward, terminated, truncated, info
 
     def finish_episode(self) -> None:
-        "Hand over the row in hand; an episode that is not at its end is marked as truncated, and `cut` is told of it"
+        "Hand over the row in hand; an episode that is not at its end is marked as truncated, and `cut` is called with it"
         if self._pending is not None:
             row, about = self._pending
             row.truncated = not row.terminated
@@ -331,8 +331,8 @@ class Recorder(gym.Wrapper):
             yield
         except Exception as error:
             kind = type(error) if isinstance(error, MetaBonkError) else GameError
-            told = str(error) if isinstance(error, MetaBonkError) else f"{type(error).__name__}: {error}"
-            raise kind(f"{told} ({self.place}; the rows before it are kept)") from error
+            problem = str(error) if isinstance(error, MetaBonkError) else f"{type(error).__name__}: {error}"
+            raise kind(f"{problem} ({self.place}; the rows before it are kept)") from error
 
     def _row(self, observation: Any, info: dict[str, Any], *done: Any) -> Step:
         return to_step(self._builder.schema, observation, with_executed(self.env, info), *done)
@@ -350,7 +350,7 @@ class Recorder(gym.Wrapper):
 
 def with_executed(
     game: gym.Env,  # a `Game`
-    info: dict[str, Any],  # what it told
+    info: dict[str, Any],  # what it returned
 ) -> dict[str, Any]:  # the same, with a probe for each number of an action where actions are sticky
     "Put the action that was executed among the probes if it may differ from the one that was chosen"
     if not getattr(getattr(game.unwrapped, "config", None), "sticky_actions", 0.0):
@@ -384,10 +384,10 @@ def play_on(
     steps: int | None = None,  # stop after so many
     episodes: int | None = None,  # stop after so many whole episodes
     asked: Callable[[], bool] = lambda: False,  # whether to stop now
-    progress: Callable[[int], Any] = lambda steps: None,  # told after every 64 steps, and at the end
+    progress: Callable[[int], Any] = lambda steps: None,  # called after every 64 steps, and at the end
 ) -> None:
     "Play and record until there are enough steps or episodes, or until asked to stop"
-    told = over = deaths = 0
+    reported = over = deaths = 0
     while not asked() and (episodes is None or over < episodes) and (steps is None or recorder.steps < steps):
         observation, info = recorder.reset()
         policy.reset(recorder.policy_seed)
@@ -402,14 +402,14 @@ def play_on(
                 warnings.warn(f"{error}; it is started again with the next episode", stacklevel=2)
                 break
             ended = terminated or truncated
-            if recorder.steps - told >= 64:
-                progress(recorder.steps - told)
-                told = recorder.steps
+            if recorder.steps - reported >= 64:
+                progress(recorder.steps - reported)
+                reported = recorder.steps
                 if endless:
                     endless.look()
         over, deaths = over + ended, 0 if ended else deaths
         recorder.finish_episode()
-    progress(recorder.steps - told)
+    progress(recorder.steps - reported)
 
 
 class Endless:
@@ -479,7 +479,7 @@ def play_share(
     share: Share,  # what to record
     send: Callable[[bytes], Any],  # takes a finished chunk to the store
     asked: Callable[[], bool] = lambda: False,  # whether to stop now
-    progress: Callable[[int], Any] = lambda steps: None,  # told how many steps were added
+    progress: Callable[[int], Any] = lambda steps: None,  # called with the number of steps added
     stopped: Callable[[], bool] = lambda: False,  # waits until it is asked to stop; see `saved_when_stuck`
 ) -> tuple[int, int]:  # steps recorded, and episodes of the stream
     "Play one share, sending chunks"
@@ -505,7 +505,7 @@ def saved_when_stuck(
     def watch() -> None:
         if stopped() and not over.wait(PATIENCE):
             for recorder in recorders:
-                with contextlib.suppress(MetaBonkError):  # what the disk says is told where the game goes on
+                with contextlib.suppress(MetaBonkError):  # an error of the disk is raised where the game goes on
                     recorder.save()
 
     threading.Thread(target=watch, name="metabonk-watch", daemon=True).start()
@@ -550,7 +550,7 @@ def _serve_share(share: Share, pipe: Any) -> None:
         tell("error", error if isinstance(error, MetaBonkError) else MetaBonkError(f"{type(error).__name__}: {error}"))
 
 
-def _in_processes(shares: list[Share], recording: Recording, asked: "Stop", told: Callable[[int], Any]) -> None:
+def _in_processes(shares: list[Share], recording: Recording, asked: "Stop", report: Callable[[int], Any]) -> None:
     "Play shares in a process each; what a process that dies had sent is kept, and so is all that the others do"
     context = multiprocessing.get_context("spawn")
     pipes: dict[Any, Any] = {}  # the end of each pipe at which we listen, and the process at the other
@@ -569,7 +569,7 @@ def _in_processes(shares: list[Share], recording: Recording, asked: "Stop", told
             if kind == "chunk":
                 recording.writer.add_chunk(value)
             elif kind == "steps":
-                told(value)
+                report(value)
             else:
                 process = pipes.pop(pipe)
                 process.join()
@@ -645,7 +645,7 @@ class Stop:
 
     def __init__(self) -> None:
         self._heard: list[int] = []  # signals that the ear has counted; it runs even while a game holds up the main thread
-        self._answered: list[int] = []  # signals that Python has told the main thread of: two side by side are one here
+        self._answered: list[int] = []  # signals that Python has delivered to the main thread: two side by side are one here
         self._change = threading.Condition()
         self._over = self._raises = False
         self._before: dict[int, Any] = {}  # handlers as they were
@@ -691,20 +691,20 @@ class Stop:
         self._mouth.setblocking(False)
         self._woken = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
         for number in self._before:
-            signal.signal(number, self._told)
+            signal.signal(number, self._signalled)
             self._handlers[number] = _only_once(number)
         self._hearing = threading.Thread(target=self._hear, name="metabonk-ear", daemon=True)
         self._hearing.start()
         threading.Thread(target=self._leave, name="metabonk-leave", daemon=True).start()
 
-    def _told(self, number: int, frame: Any) -> None:
+    def _signalled(self, number: int, frame: Any) -> None:
         self._answered.append(number)
         if self._raises and self.twice():
             raise self.error()
 
     def _hear(self) -> None:
-        while told := self._ear.recv(1):
-            number = told[0]
+        while signals := self._ear.recv(1):
+            number = signals[0]
             if number in self._before:
                 with self._change:
                     self._heard.append(number)
@@ -831,9 +831,9 @@ def _missing(store: Store, share: Share) -> Share:
         return share
     last = store.episodes[int(here[-1])]
     number = episode_place(last.number)
-    told = {**share.about, "policy": share.policy if isinstance(share.policy, str) else player_name(share.policy)}
-    told["seed"] = episode_seeds(share.seed, share.stream, number)[0]
-    for name, value in told.items():
+    facts = {**share.about, "policy": share.policy if isinstance(share.policy, str) else player_name(share.policy)}
+    facts["seed"] = episode_seeds(share.seed, share.stream, number)[0]
+    for name, value in facts.items():
         if last.about.get(name) != value:
             which = "another seed" if name == "seed" else f"{name} {last.about.get(name)!r}, not {value!r}"
             raise UsageError(f"the last recording of {store.path} was made with {which}: "
@@ -899,7 +899,7 @@ def record(
             return made
 
         first = another() if isinstance(game, str) else game
-        find_policy(policy, first, seed)  # an unknown name is told before anything is written
+        find_policy(policy, first, seed)  # an unknown name is an error before anything is written
         _, info = first.reset(seed=seed)
         schema = recording_schema(first, info)
         recording = Recording(store, schema, chunk_steps=chunk_steps)
@@ -939,7 +939,7 @@ def _what_is_kept(recording: Recording) -> Iterator[None]:
 
 
 def _play_here(
-    players: list[tuple[gym.Env, Share]], recording: Recording, asked: Stop, told: Callable[[int], Any],
+    players: list[tuple[gym.Env, Share]], recording: Recording, asked: Stop, report: Callable[[int], Any],
     open_games: contextlib.ExitStack,
 ) -> None:  # fmt: skip
     "Play games in this process: one alone, several in a thread each"
@@ -949,7 +949,7 @@ def _play_here(
         recorder = Recorder(game, recording, called, share.seed, share.about)
         recorder.begin_stream(share.builder())
         recorders.append(recorder)
-        plays.append(functools.partial(_play, recorder, policy, share, told))
+        plays.append(functools.partial(_play, recorder, policy, share, report))
     with saved_when_stuck(asked.wait, recorders):
         try:
             if len(plays) > 1:
@@ -964,10 +964,10 @@ def _play_here(
             raise
 
 
-def _play(recorder: Recorder, policy: Any, share: Share, told: Callable[[int], Any], asked: Callable[[], bool]) -> None:
+def _play(recorder: Recorder, policy: Any, share: Share, report: Callable[[int], Any], asked: Callable[[], bool]) -> None:
     "Play one game to its limit, and leave it whole"
     try:
-        play_on(recorder, policy, share.steps, share.episodes, asked, told)
+        play_on(recorder, policy, share.steps, share.episodes, asked, report)
     finally:
         recorder.finish_episode()
 

@@ -202,8 +202,8 @@ class SequenceConfig(Config):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"SequenceConfig.{name} is a fraction from 0 to 1, not {getattr(self, name)}")
         if self.recent + self.marked > 1:
-            told = f"{self.recent} and {self.marked} are too much"
-            raise UsageError(f"SequenceConfig.recent and marked are fractions of one batch: {told}")
+            problem = f"{self.recent} and {self.marked} are too much"
+            raise UsageError(f"SequenceConfig.recent and marked are fractions of one batch: {problem}")
         for name in ("length", "batch_size", "batches_per_epoch", "validation_batches"):
             if getattr(self, name) < 1:
                 raise UsageError(f"SequenceConfig.{name} must be at least 1, not {getattr(self, name)}")

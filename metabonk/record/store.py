@@ -218,7 +218,7 @@ def _as_json(about: Mapping[str, Any]) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         if isinstance(value, (np.generic, np.ndarray)):
             return value.tolist()
-        raise StoreError(f"what is told about an episode must be numbers, texts, lists and dictionaries, not {value!r}")
+        raise StoreError(f"what is stored about an episode must be numbers, texts, lists and dictionaries, not {value!r}")
 
     return json.loads(json.dumps(about, default=plain))
 
@@ -339,8 +339,8 @@ class ChunkBuilder:
         if not chunk.rows:
             return None
         nothing = to_arrow(self.schema, Steps.stack(self.schema, []))
-        told = {_about_chunk: _sealed(dataclasses.asdict(chunk)), _about_store: _sealed(_about(self.schema))}
-        self.file.write_batch(nothing, custom_metadata=told)
+        metadata = {_about_chunk: _sealed(dataclasses.asdict(chunk)), _about_store: _sealed(_about(self.schema))}
+        self.file.write_batch(nothing, custom_metadata=metadata)
         self.file.close()
         content = self.sink.getvalue()
         chunk.bytes, chunk.sha256 = len(content), sha256(content).hexdigest()
@@ -354,9 +354,9 @@ def describe_chunk(
 ) -> Chunk:  # what its last batch says
     "What a chunk says of itself; `DamagedChunk` if it does not hold what it says"
     try:
-        told = _metadata(content)[_about_chunk]
-        sealed = b'"check"' in told  # older chunks have no checksum here
-        chunk = Chunk(**(_unsealed(told) if sealed else json.loads(told)))
+        metadata = _metadata(content)[_about_chunk]
+        sealed = b'"check"' in metadata  # older chunks have no checksum here
+        chunk = Chunk(**(_unsealed(metadata) if sealed else json.loads(metadata)))
     except (pa.ArrowException, KeyError, TypeError, ValueError, OSError) as error:
         raise DamagedChunk(f"not a whole chunk ({str(error).splitlines()[0] if str(error) else 'empty'})") from error
     for begin, end, crc in zip(chunk.edges, chunk.edges[1:], chunk.crc, strict=False):
@@ -394,7 +394,7 @@ def dataset_card(
     paths = "\n".join(f"    - {file}" for file in sorted(files) or ["data/no-rows-yet.arrow"])
     columns = "\n".join(f"| `{_inline(column.name)}` | `{column.type}` |" for column in arrow_schema(schema))
     names = ", ".join(f"{number} `{_inline(name)}`" for number, name in enumerate(schema.action_names))
-    done = f"`action` is {_inline(schema.actions.told)}" + (f": {names}." if names else ".")
+    done = f"`action` is {_inline(schema.actions.summary)}" + (f": {names}." if names else ".")
     text = f"""---
 {head}tags: [games, reinforcement-learning, audio, world-models]
 configs:
@@ -457,7 +457,7 @@ class Episode:
     rows: int  # how many rows there are: one more than steps
     reward: float  # sum over them
     end: str  # "terminated", "truncated", or "" where the recording stopped before the end
-    about: dict[str, Any]  # what the recorder told: seed, settings, policy; `cut` if it left before the episode's end
+    about: dict[str, Any]  # what the recorder noted: seed, settings, policy; `cut` if it left before the episode's end
     first_step: int = 0  # number of the first row there is; above 0 where the beginning is lost
 
 
@@ -512,8 +512,8 @@ class Episodes:
         table = {name: np.array(column, np.int64) for name, column in self._numbers.items()}
         end = table.pop("end")
         table.pop("_about")
-        told = {"terminated": end == 1, "truncated": end == 2, "cut": table["cut"] > 0}  # cut: by the recorder, not by the game
-        return table | {"reward": np.array(self._reward), **told}
+        ends = {"terminated": end == 1, "truncated": end == 2, "cut": table["cut"] > 0}  # cut: by the recorder, not by the game
+        return table | {"reward": np.array(self._reward), **ends}
 
     def find(
         self,
@@ -544,12 +544,12 @@ def _read_about(path: Path) -> tuple[dict[str, Any], list[str]]:
             faults[name] = f"can't be read ({error.strerror})"
         except (ValueError, AttributeError):
             faults[name] = "is damaged"
-    told = [f"{path / name} {fault}" for name, fault in faults.items()]
-    about = found[0] if found else _told_by_chunks(path)
+    problems = [f"{path / name} {fault}" for name, fault in faults.items()]
+    about = found[0] if found else _from_chunks(path)
     if about is None:
-        raise StoreError(f"{path} is not a store: {' and '.join(told)}, and no chunk tells the schema: "
+        raise StoreError(f"{path} is not a store: {' and '.join(problems)}, and no chunk tells the schema: "
                          "give the folder of a store, or put back a copy of store.json")
-    return about, told if about["version"] != 1 else []
+    return about, problems if about["version"] != 1 else []
 
 
 def _trusted(content: bytes) -> dict[str, Any]:
@@ -562,7 +562,7 @@ def _trusted(content: bytes) -> dict[str, Any]:
     return about
 
 
-def _told_by_chunks(path: Path) -> dict[str, Any] | None:
+def _from_chunks(path: Path) -> dict[str, Any] | None:
     "The same from the oldest chunk that tells it"
     for file in sorted(path.glob(_marks[-1]), key=_place_of):
         try:
@@ -744,14 +744,14 @@ class Store:
 
     def verify(self) -> list[DamagedChunk]:  # one error for each thing that is damaged, not raised; empty if all is well
         "Compare every file with the fingerprint taken when it was written"
-        return self.problems + [DamagedChunk(told) for chunk in self.chunks if (told := self._damage(chunk))]
+        return self.problems + [DamagedChunk(damage) for chunk in self.chunks if (damage := self._damage(chunk))]
 
     def check(self) -> Self:  # the store
         "`DamagedChunk` if a chunk is not what was written"
         for chunk in self.chunks:
-            if told := self._damage(chunk):
+            if damage := self._damage(chunk):
                 leave = f"`Store.open({str(self.path)!r}).set_aside()`"
-                raise DamagedChunk(f"{told}: put back a copy of it, or leave it out by {leave}")
+                raise DamagedChunk(f"{damage}: put back a copy of it, or leave it out by {leave}")
         return self
 
     def set_aside(self) -> list[Path]:  # where the files are now
@@ -878,8 +878,8 @@ class Writer:
     ) -> None:
         "One more row of one game; `DiskFull` if a chunk can't be written: free some space and `flush`"
         if stream not in self.lanes:
-            told = self.store.schema, self.new_stream(), self.chunk_steps, self.codec, self.level, self.session
-            self.lanes[stream] = ChunkBuilder(*told)
+            parts = self.store.schema, self.new_stream(), self.chunk_steps, self.codec, self.level, self.session
+            self.lanes[stream] = ChunkBuilder(*parts)
         if done := self.lanes[stream].add(row, about):
             self.pending.append(done)
             self._publish()

@@ -287,14 +287,14 @@ def vpt_rows(
     film: str | Path,  # NAME.mp4
     lines: str | Path,  # NAME.jsonl
     config: VPTConfig | None = None,  # the default if not given
-) -> Iterator[tuple[Step, dict[str, Any]]]:  # each row, and what is told of its episode
+) -> Iterator[tuple[Step, dict[str, Any]]]:  # each row, and what is known of its episode
     "The rows of one segment; `StoreError` if film and lines are damaged or do not belong together"
     config, film = config or VPTConfig(), Path(film)
     played = read_actions(lines, config)
     pictures, start = _checked_film(film)
     if abs(pictures - len(played.good)) > config.slack:
-        told = f"{pictures} pictures and {len(played.good)} lines"
-        raise StoreError(f"{film} has {told}, they may differ by {config.slack}: which belongs to which is not known")
+        problem = f"{pictures} pictures and {len(played.good)} lines"
+        raise StoreError(f"{film} has {problem}, they may differ by {config.slack}: which belongs to which is not known")
     spans = episode_spans(played.good, pictures)
     if not spans:
         broken = f"{played.broken} of {len(played.good)} lines are broken"
@@ -361,14 +361,14 @@ def import_vpt(
 
 def _report(store: Store, faults: Mapping[str, StoreError]) -> pd.DataFrame:
     "What became of each pair"
-    told: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for episode in store.episodes:
         about = dict(episode.about)
-        pair = told.setdefault(about.pop("source"), {"episodes": 0, "rows": 0, **about, "fault": ""})
+        pair = found.setdefault(about.pop("source"), {"episodes": 0, "rows": 0, **about, "fault": ""})
         pair["episodes"] += 1
         pair["rows"] += episode.rows
-    told |= {name: {"fault": str(error)} for name, error in faults.items()}
+    found |= {name: {"fault": str(error)} for name, error in faults.items()}
     columns = ["episodes", "rows", "pictures", "lines", "broken", "stuck", "unknown", "fault"]
-    report = pd.DataFrame.from_dict(told, orient="index", columns=columns).rename_axis("pair").sort_index()
+    report = pd.DataFrame.from_dict(found, orient="index", columns=columns).rename_axis("pair").sort_index()
     numbers = [name for name in columns if name not in ("unknown", "fault")]
     return report.astype(dict.fromkeys(numbers, "Int64"))

@@ -210,7 +210,7 @@ class Alignment(Learner):
 
     @property
     def temperature(self) -> Float[Tensor, ""]:  # τ, not below 0.02
-        "How sharply it is told apart"
+        "How sharp the softmax is"
         return self.log_temperature.exp().clamp_min(0.02)
 
     def see(
@@ -381,7 +381,7 @@ def roc_auc(
 def event_scores(
     alignment: Alignment | Mapping[str, Alignment],  # one, called "aligned", or several by name
     data: AlignmentData,  # with episodes held out
-    probes: Sequence[str] = ("sfx", "noise"),  # by which events are told
+    probes: Sequence[str] = ("sfx", "noise"),  # that mark events
     quiet: int = 4,  # steps before a clip in which a step of music has no event either
     most: int = 2000,  # steps of each kind that are used, in training episodes and in those held out
     seed: int = 0,  # of their choice

@@ -416,8 +416,8 @@ def load_weights(
     except (RuntimeError, OSError, safetensors.SafetensorError) as error:
         problem = " ".join(str(error).split())[:200]
         raise UsageError(f"{folder}/{name}.safetensors does not fit {name}.json beside it: {problem}") from None
-    told = {key: value for key, value in about.items() if key != "fingerprint"}
-    if weights_fingerprint(module, told) != about.get("fingerprint"):
+    described = {key: value for key, value in about.items() if key != "fingerprint"}
+    if weights_fingerprint(module, described) != about.get("fingerprint"):
         raise UsageError(f"the {name} in {folder} is not the one that was saved: copy both files again, or train again")
     return module.requires_grad_(False).eval()
 

@@ -518,7 +518,7 @@ class CodecLearner(Learner):
 
     def losses(
         self,
-        batch: Crops,  # a step that is only listened to, and then what is to be told again
+        batch: Crops,  # a step that is only listened to, and then what is to be reconstructed
     ) -> dict[str, Tensor]:  # `wave`, `spectrum`, `level`, `quantizer`
         "What the codec is to make small"
         codec, S = self.codec, self.codec.config.samples

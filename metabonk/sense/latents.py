@@ -357,7 +357,7 @@ def motion_of(
     schema: Schema,  # of a recording
     wanted: str = "auto",  # "auto", "commanded", "realised" or "actions"
 ) -> str:  # "commanded", "realised" or "actions"
-    "How what was done between two rows is told"
+    "How the actions between two rows are described"
     there = [kind for kind in MOTIONS if all(f"{kind}_{name}" in schema.probes for name in _probes)]
     if wanted == "auto":
         return "commanded" if "commanded" in there else "actions"

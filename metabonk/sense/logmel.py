@@ -246,12 +246,12 @@ class LogMelVoice:
     def _column(self, size: np.ndarray) -> np.ndarray:
         "Lay one column (channels, bins) over the end of the sound: the samples that are finished by it"
         n, noise = self.config.n_fft, np.exp(2j * np.pi * self._chance.random(size.shape))
-        told = np.fft.rfft(self._open * self.window)
-        phase = np.where(np.abs(told) > 1e-3 * size, told / np.maximum(np.abs(told), 1e-9), noise)
+        spectrum = np.fft.rfft(self._open * self.window)
+        phase = np.where(np.abs(spectrum) > 1e-3 * size, spectrum / np.maximum(np.abs(spectrum), 1e-9), noise)
         for _ in range(2):
             laid = self._open + np.fft.irfft(size * phase, n) * self.window / 1.5  # 1.5: the squared windows, summed
-            told = np.fft.rfft(laid * self.window)
-            phase = told / np.maximum(np.abs(told), 1e-9)
+            spectrum = np.fft.rfft(laid * self.window)
+            phase = spectrum / np.maximum(np.abs(spectrum), 1e-9)
         laid = self._open + np.fft.irfft(size * phase, n) * self.window / 1.5
         self._open = np.pad(laid[:, self.hop :], ((0, 0), (0, self.hop))).astype(np.float32)
         return laid[:, : self.hop]

@@ -581,7 +581,7 @@ def train_tokenizers(
         sound = sound or SoundConfig.preset("tiny", channels=schema.channels, frames=frames, tokens=frames, **others)
         seed_everything(seeds[1])
         ears = SoundTokenizer(sound)
-    Tokenizers(eyes, ears, logmel if hear else None, schema.game).check(schema)  # told before an hour of training, not after
+    Tokenizers(eyes, ears, logmel if hear else None, schema.game).check(schema)  # an error before an hour of training, not after
     parts = (("picture", eyes, None, training, seeds[2]), ("sound", ears, logmel, sound_training or training, seeds[3]))
     for name, tokenizer, heard, config, data_seed in parts:
         if tokenizer is not None:
