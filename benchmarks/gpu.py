@@ -135,7 +135,7 @@ def tell_dreams(rates: dict[str, float], rounds: int) -> None:
             for _ in range(frames):
                 now = model.advance(now, action)
                 if look:
-                    model.look(now)
+                    model.render(now)
 
         passes = model.shortcut.steps + 1
         arithmetic = passes * 2 * weights * tokens / rates["bfloat16"]

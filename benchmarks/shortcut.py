@@ -60,7 +60,7 @@ def dreams(model: ShortcutModel, batch: int, frames: int, look: bool) -> Callabl
         for _ in range(frames):
             state = model.advance(state, action)
             if look:
-                model.look(state)
+                model.render(state)
 
     return run
 

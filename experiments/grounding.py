@@ -54,7 +54,7 @@ def dreamed(model: ShortcutModel, clip: Clip, swap: bool = False) -> dict[str, f
     with torch.no_grad():
         torch.manual_seed(0)
         state = model.observe(clip.map(lambda x: x[:, :CONTEXT]))
-        seen = model.look(join_states(open_loop_rollout(model, state, action, keep_states=True).states[1:]))["image"]
+        seen = model.render(join_states(open_loop_rollout(model, state, action, keep_states=True).states[1:]))["image"]
     seen = seen.unflatten(0, (AHEAD, B)).movedim(0, 1)
     return far(seen, clip.image[:, CONTEXT:])
 

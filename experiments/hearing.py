@@ -32,7 +32,7 @@ from metabonk.measure.reality import RoundCheck
 from metabonk.measure.statistics import ratio_interval, score_table
 from metabonk.record.sampling import SequenceConfig
 from metabonk.record.store import Store
-from metabonk.sense.tokens import Senses, TokenBatch, TokenCache, TokenData, Tokenizers
+from metabonk.sense.tokens import ObservationEncoder, TokenBatch, TokenCache, TokenData, Tokenizers
 
 MISTAKES = "both senses, mistakes more often"  # rows around rewards and reward sounds that the model got wrong
 ARMS = {"both senses": "both", "pictures only": "picture", "sound only": "sound", "sound shuffled in time": "both",
@@ -64,7 +64,7 @@ class ShuffledData(TokenData):
         return ShuffledCache(super().open())
 
 
-class ShuffledSenses(Senses):
+class ShuffledSenses(ObservationEncoder):
     """Live ears that hear something from another time."""
 
     def __init__(self, tokenizers: Tokenizers, games: int, sounds: np.ndarray):
@@ -115,8 +115,8 @@ def train(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     sounds = np.array(TokenCache(folder / "store.tokens").table["audio"])
     data = partial(sequences, arm, tokenizers, seed)
 
-    def senses(games: int) -> Senses:
-        return ShuffledSenses(tokenizers, games, sounds) if shuffled else Senses(tokenizers, games)
+    def senses(games: int) -> ObservationEncoder:
+        return ShuffledSenses(tokenizers, games, sounds) if shuffled else ObservationEncoder(tokenizers, games)
 
     steps, scale = options.model_steps, options.reward_scale
     model = world_model(arm, seed, tokenizers, folder / "store", folder / "model", steps, scale)

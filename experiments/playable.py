@@ -128,7 +128,7 @@ def train_reader(cache: Cache, tokenizer: CausalTokenizer, codes: Any, steps: in
         image = torch.from_numpy(cache.image[rows.numpy()])
         with torch.no_grad():
             z = torch.from_numpy(codes[rows[::2].numpy()].astype(np.float32))[:, None]
-            image[::2] = tokenizer.look(tokenizer.decode(z))["image"][:, 0]
+            image[::2] = tokenizer.render(tokenizer.decode(z))["image"][:, 0]
         left = (torch.rand(len(rows)) * 4 - 1).clamp(0, 1)  # a quarter gone, a quarter pale
         said, there, which = reader(paled(image, reader.rooms, screen[rows], place[rows], left))
         off = (said - place[rows] / SCREEN).abs().mean(-1)
@@ -225,7 +225,7 @@ def measured(model: ShortcutModel, reader: Reader, played: Store, film: Path) ->
     kept = restored(model.tokenizer, whole).loc["tokenizer"]
     row |= {"tokenizer, psnr": kept.psnr, "tokenizer, lsd": kept.lsd}
     read("game", whole.image[0], real[: CONTEXT + FRAMES])
-    shown = model.tokenizer.look(model.tokenizer.decode(model.codes(whole), whole.first))
+    shown = model.tokenizer.render(model.tokenizer.decode(model.codes(whole), whole.first))
     read("restored", shown["image"][0], real[: CONTEXT + FRAMES])
     row["there, empty rooms"] = float(reader.read(reader.rooms[screen.unique()].round())[1].float().mean())
 
@@ -245,7 +245,7 @@ def measured(model: ShortcutModel, reader: Reader, played: Store, film: Path) ->
     for name, keys in (("after", action), ("other keys, after", action.roll(len(starts) // 2, 0))):
         states = open_loop_rollout(model, state, keys, keep_states=True).states
         for steps in DRIFT:
-            dream, at = model.look(states[steps]), CONTEXT + steps - 1
+            dream, at = model.render(states[steps]), CONTEXT + steps - 1
             read(f"{name} {steps}", dream["image"], truth[:, at])
             row[f"psnr, {name} {steps}"] = float(psnr(dream["image"], clip.image[:, at]).mean())
             row[f"lsd, {name} {steps}"] = float(log_spectral_distance(dream["audio"], clip.audio[:, at]).mean())

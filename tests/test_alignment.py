@@ -213,7 +213,7 @@ def test_controls_leave_the_random_state_alone() -> None:
         config = AlignmentConfig.preset(preset, size=(36, 50))
         image = torch.zeros(2, 4, 36, 50, 3, dtype=torch.uint8)
         sound = torch.zeros(2, 4, 2, 4, config.bands)
-        seen, heard = Alignment(config).see(image), Alignment(config).hear(sound)
+        seen, heard = Alignment(config).encode_image(image), Alignment(config).encode_audio(sound)
         assert seen.shape == heard.shape == (2, config.dimension)
         torch.testing.assert_close(seen.norm(dim=-1), torch.ones(2))
 

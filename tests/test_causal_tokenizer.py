@@ -19,7 +19,7 @@ from metabonk.dream.causal_tokenizer import (
     CausalTokenizerLearner,
     Clip,
     ClipData,
-    ClipSenses,
+    ClipObservationEncoder,
     bouncing_ball,
     structure_loss,
 )
@@ -55,7 +55,7 @@ def test_pictures_of_any_size_are_padded_with_black_and_cropped_back(size):
     patches = model.patches(rows)
     height, width = (-(-side // 4) * 4 for side in size)
     assert patches["image"].shape[2:] == (height * width // 16, 48)
-    again = model.look(patches)
+    again = model.render(patches)
     assert again["image"].equal(rows.image)
     torch.testing.assert_close(again["audio"], rows.audio, atol=1e-5, rtol=0)
     whole = torch.zeros(2, 5, height, width, 3, dtype=torch.uint8)
@@ -65,7 +65,7 @@ def test_pictures_of_any_size_are_padded_with_black_and_cropped_back(size):
 
 def test_padding_to_a_multiple_of_patches():
     model, rows = build(size=(9, 6), multiple=2), clip(size=(9, 6))
-    assert model.config.grids["image"] == (4, 2) and model.look(model.patches(rows))["image"].equal(rows.image)
+    assert model.config.grids["image"] == (4, 2) and model.render(model.patches(rows))["image"].equal(rows.image)
 
 
 def test_silence_is_as_dark_as_black_and_a_power_of_one_as_bright_as_white():
@@ -79,7 +79,8 @@ def test_one_sense_alone():
     for changes in ({"size": None}, {"channels": 0}):
         model, rows = build(**changes), clip(**changes)
         z = model.encode(rows)
-        assert z.shape == (2, 5, 2, 3) and set(model.look(model.decode(z))) == {"audio" if changes == {"size": None} else "image"}
+        shown = model.render(model.decode(z))
+        assert z.shape == (2, 5, 2, 3) and set(shown) == {"audio" if changes == {"size": None} else "image"}
     with pytest.raises(UsageError, match="eyes or ears"):
         build(size=None, channels=0)
 
@@ -300,7 +301,7 @@ def test_clips_come_out_of_stores_with_their_sound(tmp_path: Path):
 
 def heard_live(store: Store) -> dict[tuple[int, int], torch.Tensor]:
     """What live ears hear: for each row, by episode and step, its log-mel frames."""
-    senses, heard = ClipSenses((8, 8), LOGMEL, channels=1), {}
+    senses, heard = ClipObservationEncoder((8, 8), LOGMEL, channels=1), {}
     for episode in store.episodes:
         senses.reset()
         for t, row in enumerate(store.read(episode)):

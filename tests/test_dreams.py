@@ -140,7 +140,7 @@ def test_a_transformer_dreams_of_clips_and_its_sound_has_no_seams():
     assert told["dream"].image.shape == (15, 8, 10, 3)
     states, lengths = model.observe(clip.torch().map(lambda x: x[:1, :8]), every=True), np.full(8, STEP)
     film = film_states(model, [pick_states(states, slice(t, t + 1)) for t in range(8)], lengths)
-    assert np.array_equal(film.sound, frames_to_sound(model.look(states)["audio"], CONFIG, lengths))
+    assert np.array_equal(film.sound, frames_to_sound(model.render(states)["audio"], CONFIG, lengths))
     alone = model.decode(states)["audio"].movedim(0, 1).flatten(1)
     assert alone.shape == film.sound.shape and not np.array_equal(film.sound, alone)  # each step begun anew
     deaf = ShortcutModel(model.tokenizer, model.actions, model.config).eval()  # nobody told it how sound was heard

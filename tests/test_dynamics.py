@@ -34,7 +34,7 @@ from metabonk.dream.causal_tokenizer import (
     Clip,
     ClipCache,
     ClipData,
-    ClipSenses,
+    ClipObservationEncoder,
     bouncing_ball,
 )
 from metabonk.dream.codes import CodeData
@@ -431,7 +431,7 @@ def test_reading_row_by_row_is_reading_at_once(decoder_time, monkeypatch):
         mine = pick_states(every, [t, 7 + t])
         for name in ("latent", "agent", "frames", "start"):
             torch.testing.assert_close(mine[name], state[name], atol=1e-5, rtol=0)
-        assert model.look(mine)["image"].sub(model.look(state)["image"]).abs().float().mean() < 1
+        assert model.render(mine)["image"].sub(model.render(state)["image"]).abs().float().mean() < 1
     torch.testing.assert_close(at_once["agent"], state["agent"], atol=1e-5, rtol=0)
     assert state.keys() == at_once.keys() == every.keys()
 
@@ -724,7 +724,7 @@ def player(actions: int) -> Agent:
 def test_what_is_heard_live_is_what_clips_of_the_recording_hold(bonk_store):
     cache = ClipCache(Cache.build(bonk_store), HEARD)
     first = cache.cache.table["first"]
-    senses = ClipSenses((16, 16), HEARD, 2)
+    senses = ClipObservationEncoder((16, 16), HEARD, 2)
     for begin, end in zip(np.flatnonzero(first), [*np.flatnonzero(first)[1:], len(first)], strict=True):
         clip = cache.gather([[(int(begin), int(end))]])
         rows = bonk_store.read(int(cache.cache.table["episode"][begin]))

@@ -191,4 +191,4 @@ def test_it_dreams_in_half_precision():
         assert state["keys"].dtype == torch.bfloat16
         for _ in range(5):
             state = model.advance(state, action)
-        assert bool(state["latent"].isfinite().all()) and model.look(state)["image"].shape == (3, 8, 8, 3)
+        assert bool(state["latent"].isfinite().all()) and model.render(state)["image"].shape == (3, 8, 8, 3)

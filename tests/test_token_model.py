@@ -147,7 +147,7 @@ def test_one_sense_alone():
         assert tuple(model.encoder.sizes) == names
         losses, states = model.losses(rows())
         assert set(names) == {"image", "audio"} & losses.keys()
-        assert set(model.token_logits(model.features(states))) == set(model.look(model.observe(rows()))) == set(names)
+        assert set(model.token_logits(model.features(states))) == set(model.render(model.observe(rows()))) == set(names)
     with pytest.raises(UsageError, match="no audio"):
         build(tokenizers(sound=False), senses="sound")
 

@@ -26,8 +26,8 @@ from metabonk.sense.picture import PictureConfig, PictureTokenizer
 from metabonk.sense.sound import SoundConfig, SoundTokenizer
 from metabonk.sense.tokens import (
     Hearing,
+    ObservationEncoder,
     RowData,
-    Senses,
     TokenCache,
     TokenData,
     Tokenizers,
@@ -76,8 +76,9 @@ def expected(tokenizers: Tokenizers, store: Store) -> tuple[np.ndarray, np.ndarr
     image, audio = [], []
     for episode in store.episodes:
         steps = store.read(episode)
-        image.append(tokenizers.see(steps.image))
-        audio.append(tokenizers.hear(tokenizers.ears(torch.from_numpy(steps.audio), torch.from_numpy(steps.audio_length))))
+        image.append(tokenizers.encode_image(steps.image))
+        heard = tokenizers.ears(torch.from_numpy(steps.audio), torch.from_numpy(steps.audio_length))
+        audio.append(tokenizers.encode_audio(heard))
     return torch.cat(image).numpy(), torch.cat(audio).numpy()
 
 
@@ -129,7 +130,7 @@ def test_live_tokens_are_those_of_the_recording(tmp_path: Path) -> None:
     logmel = LogMelConfig.preset("tiny", sample_rate=store.schema.sample_rate, n_fft=4096)  # looks back two steps
     ears = SoundTokenizer(SoundConfig(channels=2, frames=4, bands=logmel.bands, tokens=4))
     tokenizers = Tokenizers(PictureTokenizer(PictureConfig()), ears, logmel, "bonk")
-    rows, senses, t = in_order(TokenCache.build(store, tokenizers)), Senses(tokenizers), 0
+    rows, senses, t = in_order(TokenCache.build(store, tokenizers)), ObservationEncoder(tokenizers), 0
     for episode in store.episodes:
         senses.reset()
         for step in store.read(episode):
@@ -149,7 +150,7 @@ def test_live_tokens_of_the_game_itself(tmp_path: Path) -> None:
     game = make_game("bonk", image_size=(64, 64))
     logmel = LogMelConfig.preset("tiny", sample_rate=game.sample_rate)
     ears = SoundTokenizer(SoundConfig(channels=game.channels, bands=logmel.bands))
-    senses = Senses(Tokenizers(PictureTokenizer(PictureConfig()), ears, logmel, "bonk"))
+    senses = ObservationEncoder(Tokenizers(PictureTokenizer(PictureConfig()), ears, logmel, "bonk"))
     first = senses(game.reset(seed=0)[0])
     second = senses(game.step(0)[0])
     game.close()
@@ -160,7 +161,7 @@ def test_live_tokens_of_the_game_itself(tmp_path: Path) -> None:
 
 def test_several_games_are_heard_apart() -> None:
     tokenizers, streams = tokenizers_of(), [play([12], seed) for seed in (1, 2, 3)]
-    together, alone = Senses(tokenizers, 3), [Senses(tokenizers) for _ in streams]
+    together, alone = ObservationEncoder(tokenizers, 3), [ObservationEncoder(tokenizers) for _ in streams]
     for t in range(12):
         rows = [stream[t] for stream in streams]
         first = np.array([False, t == 7, False])
@@ -319,7 +320,7 @@ def test_one_sense_alone(tmp_path: Path) -> None:
     batch = blind.gather([[(0, 12)]])
     assert batch.image is None and batch.audio.shape == (1, 12, 2)
     assert batch.torch().to("cpu").image is None
-    live = Senses(eyes)({"image": play([1])[0].image})
+    live = ObservationEncoder(eyes)({"image": play([1])[0].image})
     assert live.audio is None and live.image.shape == (1, 1, 4)
 
 
@@ -351,7 +352,7 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert loaded.fingerprint() == tokenizers.fingerprint() != tokenizers_of(1).fingerprint()
     assert loaded.sizes == {"image": (4, 50), "audio": (2, 20)} and loaded.game == "test"
     images = np.stack([row.image for row in play([5])])
-    assert torch.equal(loaded.see(images), tokenizers.see(images))
+    assert torch.equal(loaded.encode_image(images), tokenizers.encode_image(images))
     about = json.loads((tmp_path / "t" / "tokenizers.json").read_text())
     assert about["facts"] == {"image_shape": [16, 16, 3], "channels": 2, "sample_rate": 2000}
     assert Tokenizers.load(tokenizers_of(sound=False).save(tmp_path / "blind")).sound is None
@@ -363,7 +364,7 @@ def test_frozen_for_good() -> None:
     assert not any(module.training for module in tokenizers.modules())
     assert not any(p.requires_grad for p in tokenizers.parameters())
     before = tokenizers.fingerprint()
-    tokenizers.see(np.stack([row.image for row in play([5])]))
+    tokenizers.encode_image(np.stack([row.image for row in play([5])]))
     assert tokenizers.fingerprint() == before
 
 
@@ -410,7 +411,7 @@ def test_parts_that_do_not_fit() -> None:
 
 
 def test_observations_that_do_not_fit() -> None:
-    row, senses = play([1])[0], Senses(tokenizers_of())
+    row, senses = play([1])[0], ObservationEncoder(tokenizers_of())
     with pytest.raises(UsageError, match="32 x 32"):
         senses({"image": np.zeros((32, 32, 3), np.uint8), "audio": row.audio})
     with pytest.raises(UsageError, match="1 channels"):
@@ -453,7 +454,7 @@ def test_training_both(tmp_path: Path) -> None:
         assert log["loss/reconstruction"].iloc[-1] < 0.95 * log["loss/reconstruction"].iloc[0], name
     steps = store.read(0)
     kinds = np.unique(steps.image.reshape(60, -1), axis=0, return_inverse=True)[1]
-    tokens = [tuple(row) for row in trained.see(steps.image).tolist()]
+    tokens = [tuple(row) for row in trained.encode_image(steps.image).tolist()]
     assert len(set(tokens)) == 4 == len(set(zip(tokens, kinds.tolist(), strict=True)))
     assert not any(p.requires_grad for p in trained.parameters())
 

@@ -341,7 +341,7 @@ def test_every_tokenizer_reads_and_restores_vectors_of_any_width(body):
     clip, tokenizer = numbers_clip(), numbers_tokenizer(**body)
     patches = tokenizer.patches(clip)
     assert patches["vector"].shape == (8, 4, 3, 8) and tokenizer.config.patches == 4
-    assert torch.allclose(tokenizer.look(patches)["vector"], clip.vector, rtol=1e-4)
+    assert torch.allclose(tokenizer.render(patches)["vector"], clip.vector, rtol=1e-4)
     before = tokenizer.encode(clip)
     for number in (0, 10, 18):
         moved = clip.vector.clone()

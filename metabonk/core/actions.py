@@ -132,7 +132,7 @@ class ActionSpec(Config):
         return () if self.discrete else (self.parts,)
 
     @property
-    def problem(self) -> str:  # for errors
+    def summary(self) -> str:  # for errors
         "The same in words"
         kinds = (self.binary, "keys"), (self.continuous, "controls")
         counted = [f"{count} {name}" for count, name in kinds if count]

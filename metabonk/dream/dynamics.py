@@ -26,7 +26,7 @@ from ..core.text import loads, parse_json
 from ..core.training import Learner
 from ..core.actions import ActionSpec
 from .agent_heads import AgentHeads
-from .causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, Clip, ClipSenses
+from .causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, Clip, ClipObservationEncoder
 from ..nn.distributions import full_precision
 from .interface import State, WorldModel, pick_states
 from ..nn.layers import start_weights
@@ -263,12 +263,12 @@ class ShortcutModel(WorldModel):
         "As the interface says"
         return self.tokenizer.config.size
 
-    def senses(self, games: int = 1) -> ClipSenses:
+    def senses(self, games: int = 1) -> ClipObservationEncoder:
         "As the interface says: pictures and log-mel"
         code = self.tokenizer.config
         if code.channels and self.logmel is None:
             raise UsageError("this model does not know how its sound was heard: build it with logmel")
-        return ClipSenses(code.size, self.logmel if code.channels else None, code.channels, games)
+        return ClipObservationEncoder(code.size, self.logmel if code.channels else None, code.channels, games)
 
     def train(
         self,
@@ -506,7 +506,7 @@ class ShortcutModel(WorldModel):
         return self.heads.continuation(features)
 
     @torch.no_grad()
-    def look(
+    def render(
         self,
         state: State,  # (B, ...)
     ) -> dict[str, Tensor]:  # as `decode`, but "audio" (B, channels, frames, bands) log-mel
@@ -515,11 +515,11 @@ class ShortcutModel(WorldModel):
         if not seen:
             with torch.inference_mode():
                 seen = self.tokenizer.decode(state["latent"][:, None])
-        return {name: x[:, 0] for name, x in self.tokenizer.look(seen).items()}
+        return {name: x[:, 0] for name, x in self.tokenizer.render(seen).items()}
 
     def decode(self, state: State) -> dict[str, Tensor]:
         "As the interface says; the sound of each step stands alone"
-        seen = self.look(state)
+        seen = self.render(state)
         if "audio" in seen:
             if self.logmel is None or self.step_samples < 1:
                 raise UsageError("this model does not know how long a step sounds: build it with logmel and step_samples")

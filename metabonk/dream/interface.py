@@ -192,7 +192,7 @@ class LogMelPredictor(Protocol):
     logmel: LogMelConfig | None  # how it hears; `None`: it has no ears
     step_samples: float  # mean length of a step's sound; 0: it does not say
 
-    def look(
+    def render(
         self,
         state: State,  # (B, ...)
     ) -> dict[str, Tensor]:  # as `decode`, but "audio" (B, channels, frames, bands) log-mel
@@ -360,7 +360,7 @@ class DreamVector(VectorEnv[dict[str, np.ndarray], Any, np.ndarray]):
         self.voices: list[LogMelVoice] = []
         if joined and isinstance(model, LogMelPredictor) and model.logmel is not None:
             with torch.no_grad():
-                channels = model.look(self.state)["audio"].shape[1]
+                channels = model.render(self.state)["audio"].shape[1]
             self.voices = [LogMelVoice(model.logmel, channels, model.step_samples) for _ in range(count)]
         self.single_observation_space = gym.spaces.Dict({name: _box(x[0]) for name, x in self._decode().items()})
         self.single_action_space = model.actions.space() if action_space is None else action_space
@@ -380,7 +380,7 @@ class DreamVector(VectorEnv[dict[str, np.ndarray], Any, np.ndarray]):
         if not self.voices:
             return {name: value.cpu().numpy().copy() for name, value in self.model.decode(self.state).items()}
         assert isinstance(self.model, LogMelPredictor)
-        seen = {name: value.cpu().numpy().copy() for name, value in self.model.look(self.state).items()}
+        seen = {name: value.cpu().numpy().copy() for name, value in self.model.render(self.state).items()}
         return {**seen, "audio": np.stack([voice(step) for voice, step in zip(self.voices, seen["audio"], strict=True)])}
 
     def _begin(self, places: Sequence[int], start: int | None = None) -> None:

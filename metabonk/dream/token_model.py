@@ -32,7 +32,7 @@ from .rssm import RSSMConfig
 from .token_heads import TokenHead, VectorHead
 from ..nn.layers import BlockFan
 from ..sense.logmel import LogMelConfig, each_step
-from ..sense.tokens import Senses, TokenBatch, TokenCache, Tokenizers
+from ..sense.tokens import ObservationEncoder, TokenBatch, TokenCache, Tokenizers
 
 # %% ../../nbs/dream/50_token_model.ipynb #50-token-model-004
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class TokenModel(RecurrentModel):
         return self._decoder("vector").mean(features)
 
     @torch.no_grad()
-    def look(
+    def render(
         self,
         state: State,  # (B, ...)
     ) -> dict[str, Tensor]:  # as `decode`, but "audio" (B, channels, frames, bands) log-mel
@@ -161,8 +161,8 @@ class TokenModel(RecurrentModel):
         return {**seen, "vector": self.numbers(features)} if self.vector_size else seen
 
     def decode(self, state: State) -> dict[str, Tensor]:
-        "Picture, sound and numbers of each state; the sound of each step stands alone (see `look` for frames that can be joined)"
-        seen = self.look(state)
+        "Picture, sound and numbers of each state; the sound of each step stands alone (`render` gives frames that can be joined)"
+        seen = self.render(state)
         if "audio" in seen:
             seen["audio"] = self._sound(seen["audio"])
         return seen
@@ -183,9 +183,9 @@ class TokenModel(RecurrentModel):
         shape = self.tokenizers.image_shape
         return (int(shape[0]), int(shape[1])) if shape else None
 
-    def senses(self, games: int = 1) -> Senses:
+    def senses(self, games: int = 1) -> ObservationEncoder:
         "As the interface says: tokens"
-        return Senses(self.tokenizers, games)
+        return ObservationEncoder(self.tokenizers, games)
 
     def save(
         self,

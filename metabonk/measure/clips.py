@@ -49,7 +49,7 @@ def restored(
     usual = {name: tokenizer.get_buffer(f"usual_{name}").expand_as(x) for name, x in patches.items()}
     seen = {"tokenizer": tokenizer.decode(tokenizer.encode(clip), clip.first), "what is usual": usual}
     came = {name: getattr(clip, name) for name in tokenizer.senses}
-    return pd.DataFrame({who: _far(tokenizer.look(shown), came) for who, shown in seen.items()}).T
+    return pd.DataFrame({who: _far(tokenizer.render(shown), came) for who, shown in seen.items()}).T
 
 
 def _far(shown: dict[str, Tensor], came: dict[str, Any]) -> dict[str, float]:
@@ -73,7 +73,7 @@ def clip_figure(
 ) -> go.Figure:  # a picture
     "Frames above, what is left of them below"
     one = clip.map(lambda x: x[sequence : sequence + 1, :most])
-    back = tokenizer.look(tokenizer.decode(tokenizer.encode(one), one.first))
+    back = tokenizer.render(tokenizer.decode(tokenizer.encode(one), one.first))
     if "image" not in back:
         raise UsageError("this tokenizer has no eyes: there is nothing to show")
     rows = [np.concatenate(list(frames[0].cpu().numpy()), 1) for frames in (one.image, back["image"])]
@@ -97,11 +97,11 @@ def drift(
     clip = clip.map(lambda x: x.to(model.tokenizer.latent.device))
     real = {name: getattr(clip, name) for name in model.tokenizer.senses if getattr(clip, name) is not None}
     if not real:
-        real = model.tokenizer.look(model.tokenizer.decode(model.codes(clip), clip.first))
+        real = model.tokenizer.render(model.tokenizer.decode(model.codes(clip), clip.first))
     state = model.observe(clip.map(lambda x: x[:, :context]))
     action = model.actions.vectors(clip.action)[:, context:]
     dream = open_loop_rollout(model, state, action, keep_states=True)
-    shown = model.look(join_states(dream.states[1:]))  # one step after the other, B of each
+    shown = model.render(join_states(dream.states[1:]))  # one step after the other, B of each
     rows = []
     for t in range(T - context):
         same = ~clip.first[:, context : context + t + 1].any(1)  # a new episode can't be foreseen

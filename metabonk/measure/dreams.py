@@ -173,7 +173,7 @@ def film_states(
     state = join_states(states)  # (T, ...)
     reward = model.reward(model.features(state)).float().cpu().numpy()
     logmel = model.logmel if isinstance(model, LogMelPredictor) else None
-    decoded = model.look(state) if isinstance(model, LogMelPredictor) and logmel else model.decode(state)
+    decoded = model.render(state) if isinstance(model, LogMelPredictor) and logmel else model.decode(state)
     seen = {name: value.cpu() for name, value in decoded.items()}
     image, audio = seen.get("image"), seen.get("audio")
     sound = None

@@ -205,7 +205,7 @@ def show(
     state: Any,  # (n, ...)
 ) -> UInt8[Tensor, "n height width 3"]:  # on the CPU
     "What a model sees in some states; its sound is not made where that can be left out"
-    decoded = model.look(state) if isinstance(model, LogMelPredictor) else model.decode(state)
+    decoded = model.render(state) if isinstance(model, LogMelPredictor) else model.decode(state)
     return decoded["image"].cpu()
 
 # %% ../../nbs/measure/86_movers.ipynb #7652f2f9

@@ -213,7 +213,7 @@ class Alignment(Learner):
         "How sharp the softmax is"
         return self.log_temperature.exp().clamp_min(0.02)
 
-    def see(
+    def encode_image(
         self,
         image: UInt8[Tensor, "count clip height width 3"],  # picture clips
     ) -> Float[Tensor, "count dimension"]:  # v, of length 1
@@ -222,7 +222,7 @@ class Alignment(Learner):
         x = torch.cat([x[:, -1:], x.diff(dim=1)], 1)  # what is there, and what changed: (N, clip, height, width, 3)
         return F.normalize(self.eyes(x.permute(0, 1, 4, 2, 3).flatten(1, 2)), dim=-1)
 
-    def hear(
+    def encode_audio(
         self,
         sound: Float[Tensor, "count clip channels frames bands"],  # log-mel clips
     ) -> Float[Tensor, "count dimension"]:  # a, of length 1
@@ -235,7 +235,7 @@ class Alignment(Learner):
         batch: PairedClips,  # of `AlignmentData`
     ) -> dict[str, Tensor]:  # the only one
         "InfoNCE"
-        seen, heard = self.see(batch.image), self.hear(batch.sound)
+        seen, heard = self.encode_image(batch.image), self.encode_audio(batch.sound)
         if self.config.shuffled:
             heard = heard[torch.randperm(len(heard), device=heard.device)]
         self.watch("top1", (seen @ heard.T).argmax(1).eq(torch.arange(len(seen), device=seen.device)).float())
@@ -274,7 +274,7 @@ def bootstrap_episodes(
 @torch.no_grad()
 def _similarity(alignment: Alignment, clips: PairedClips) -> np.ndarray:
     clips = clips.to(next(alignment.parameters()).device)
-    return (alignment.see(clips.image) @ alignment.hear(clips.sound).T).cpu().numpy()
+    return (alignment.encode_image(clips.image) @ alignment.encode_audio(clips.sound).T).cpu().numpy()
 
 
 def retrieval(
@@ -406,7 +406,7 @@ def event_scores(
         for some in np.array_split(kept[held], -(-len(kept[held]) // 256)):
             sound = cache.moments(some).sound
             for name, network in networks.items():
-                heard = sound.flatten(1) if network is None else network.hear(sound.to(next(network.parameters()).device))
+                heard = sound.flatten(1) if network is None else network.encode_audio(sound.to(next(network.parameters()).device))
                 parts[name].append(heard.cpu())
         for name in networks:
             features[name][held] = torch.cat(parts[name]).double().numpy()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['weights_fingerprint', 'Tokenizers', 'has_sound', 'hear_each', 'Hearing', 'TokenBatch', 'token_type', 'TokenCache',
-           'TokenData', 'pick_senses', 'Senses', 'RowBatch', 'RowCache', 'RowData', 'TokenizerLearner',
+           'TokenData', 'pick_senses', 'ObservationEncoder', 'RowBatch', 'RowCache', 'RowData', 'TokenizerLearner',
            'train_tokenizers']
 
 # %% ../../nbs/sense/34_tokens.ipynb #34-tokens-002
@@ -122,7 +122,7 @@ class Tokenizers(nn.Module):
                     raise UsageError(f"{whose} {getattr(self, name)} {what}, {theirs} {getattr(schema, name)}: {advice}")
 
     @torch.no_grad()
-    def see(
+    def encode_image(
         self,
         images: UInt8[np.ndarray, "count height width 3"] | UInt8[Tensor, "count height width 3"],  # on any device
     ) -> Int[Tensor, "count tokens"]:  # int64, on the device of the weights
@@ -131,7 +131,7 @@ class Tokenizers(nn.Module):
         return self.picture.encode(torch.as_tensor(images).to(self.device))
 
     @torch.no_grad()
-    def hear(
+    def encode_audio(
         self,
         frames: Float[Tensor, "count channels frames bands"],  # log-mel of steps
     ) -> Int[Tensor, "count tokens"]:  # int64, on the device of the weights
@@ -330,9 +330,9 @@ class TokenCache(EncodedRows):
 
         def fill(records: np.ndarray, a: int, b: int) -> None:
             if encoder.picture is not None:
-                records["image"] = encoder.see(np.array(source.image[a:b])).cpu().numpy()
+                records["image"] = encoder.encode_image(np.array(source.image[a:b])).cpu().numpy()
             if hearing is not None:
-                records["audio"] = encoder.hear(hearing.stretch(a, b)).cpu().numpy()
+                records["audio"] = encoder.encode_audio(hearing.stretch(a, b)).cpu().numpy()
 
         return fill
 
@@ -414,7 +414,7 @@ def pick_senses(
     return senses != "sound", senses != "picture" and sound
 
 
-class Senses:
+class ObservationEncoder:
     "Live eyes and ears of one game or several"
 
     def __init__(
@@ -458,14 +458,14 @@ class Senses:
             if pictures.shape != (games, *(tokenizers.image_shape or ())):
                 seen = f"{len(pictures)} pictures of {_size(pictures.shape[1:])}"
                 raise UsageError(f"got {seen}: these senses are for {games} of {_size(tokenizers.image_shape or ())}")
-            image = tokenizers.see(pictures)[:, None]  # (games, 1, tokens)
+            image = tokenizers.encode_image(pictures)[:, None]  # (games, 1, tokens)
         if tokenizers.ears is not None:
             sound = observation["audio"]
             sound = [sound] if isinstance(sound, np.ndarray) and sound.ndim == 2 else list(sound)
             if len(sound) != games or any(part.shape[0] != tokenizers.channels for part in sound):
                 heard = f"{len(sound)} sounds of {sound[0].shape[0]} channels"
                 raise UsageError(f"got {heard}: these senses are for {games} of {tokenizers.channels}")
-            audio = tokenizers.hear(hear_each(tokenizers.ears, self._past, sound))[:, None]  # (games, 1, tokens)
+            audio = tokenizers.encode_audio(hear_each(tokenizers.ears, self._past, sound))[:, None]  # (games, 1, tokens)
             self._past = [_last(before, now) for before, now in zip(self._past, sound, strict=True)]
         device, vector = tokenizers.device, None
         if "vector" in observation:
