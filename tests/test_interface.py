@@ -53,7 +53,7 @@ from metabonk.record.store import Store
 
 PACKAGE = Path(__file__).parent.parent / "metabonk"
 SETTINGS = {"image_size": (32, 32), "sample_rate": 24000, "max_steps": 12}
-PROTOCOLS = ("token_logits", "look", "logmel", "step_samples", "save", "load")
+PROTOCOLS = ("token_logits", "render", "logmel", "step_samples", "save", "load")
 
 
 def asked_by_name(source: str) -> list[str]:

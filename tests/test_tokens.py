@@ -189,8 +189,8 @@ def test_log_mel_of_unrelated_steps() -> None:
 
 def test_only_new_rows_are_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizers, seen = tokenizers_of(), []
-    see = Tokenizers.see
-    monkeypatch.setattr(Tokenizers, "see", lambda self, images: (seen.append(len(images)), see(self, images))[1])
+    see = Tokenizers.encode_image
+    monkeypatch.setattr(Tokenizers, "encode_image", lambda self, images: (seen.append(len(images)), see(self, images))[1])
     store = store_of(tmp_path / "store", play([20]))
     TokenCache.build(store, tokenizers)
     assert sum(seen) == 20
@@ -206,7 +206,7 @@ def test_only_new_rows_are_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_an_interrupted_build_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoded_module, "_commit_rows", 10)
     tokenizers, store = tokenizers_of(), store_of(tmp_path / "store", play([50]))
-    see, calls = Tokenizers.see, []
+    see, calls = Tokenizers.encode_image, []
 
     def cut(self: Tokenizers, images: Any) -> Any:
         calls.append(len(images))
@@ -214,7 +214,7 @@ def test_an_interrupted_build_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
             raise KeyboardInterrupt
         return see(self, images)
 
-    monkeypatch.setattr(Tokenizers, "see", cut)
+    monkeypatch.setattr(Tokenizers, "encode_image", cut)
     with pytest.raises(KeyboardInterrupt):
         TokenCache.build(store, tokenizers)
     part = TokenCache(tmp_path / "store.tokens")
@@ -235,12 +235,12 @@ def test_other_tokenizers_make_it_anew(tmp_path: Path, monkeypatch: pytest.Monke
     kept = old.table.copy()
     with pytest.raises(StoreError, match="other tokenizers"):
         old.check(other)
-    see = Tokenizers.see
-    monkeypatch.setattr(Tokenizers, "see", lambda self, images: 1 / 0)
+    see = Tokenizers.encode_image
+    monkeypatch.setattr(Tokenizers, "encode_image", lambda self, images: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         TokenCache.build(store, other)
     assert len(TokenCache(old.path).check(mine)) == 30  # until the new one is there, the old one is whole
-    monkeypatch.setattr(Tokenizers, "see", see)
+    monkeypatch.setattr(Tokenizers, "encode_image", see)
     new = TokenCache.build(store, other)
     np.testing.assert_array_equal(in_order(new)["image"], expected(other, store)[0])
     assert (new.table["image"] != kept["image"]).any()

@@ -160,7 +160,8 @@ def test_names_that_are_not_ours_stay_in_our_folders(made: SimpleNamespace, tmp_
 
 def test_an_interrupted_first_build_goes_on(made: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache that was killed before it was finished once is known as ours."""
-    for name, part in (("cache", "metabonk.record.cache._Files.append"), ("tokens", "metabonk.sense.tokens.Tokenizers.see"),
+    for name, part in (("cache", "metabonk.record.cache._Files.append"),
+                       ("tokens", "metabonk.sense.tokens.Tokenizers.encode_image"),
                        ("latents", "metabonk.sense.autoencoder.Autoencoder.encode")):  # fmt: skip
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(part, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

@@ -328,7 +328,8 @@ class ShortcutModel(WorldModel):
         tau, d = draw_levels(B, shown * T, few, self.shortcut.finest, first.device)
         if clone_mask is not None and not views:  # what is cloned from is seen as in play
             tau[: B - few].masked_fill_(clone_mask[: B - few], self.shortcut.context_level)
-        agent, task, past, own = z1, self._asked(clip), (), torch.zeros_like(first)
+        agent, task, own = z1, self._asked(clip), torch.zeros_like(first)
+        past: tuple[Tensor, ...] = ()
         if views:
             share = self.shortcut.self_forcing if updates is None or updates >= self.shortcut.warmup else 0.0
             read, own = self._self_forced(z1, share, first, action, known, task) if share else (z1, own)

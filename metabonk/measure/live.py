@@ -110,7 +110,7 @@ class Spectator:
         if not isinstance(self.player, Agent):
             return {}
         expected, model = self.player.predict(), self.player.model
-        seen = (model.look if isinstance(model, LogMelPredictor) else model.decode)(expected.state)
+        seen = (model.render if isinstance(model, LogMelPredictor) else model.decode)(expected.state)
         self.expected = seen["image"][0].cpu().numpy() if "image" in seen else None
         return {"it expects to earn next": f"{expected.reward:+.1f}"}
 
