@@ -1054,3 +1054,29 @@ def test_what_the_model_made_teaches_no_head_and_is_no_target(monkeypatch):
         ShortcutConfig(self_forcing=0.5)
     with pytest.raises(UsageError, match="a share from 0 to 1"):
         ShortcutConfig(views=1, self_forcing=1.5)
+
+
+def test_between_tiny_and_small_there_are_eight_layers(tmp_path):
+    """As large as the preset says it builds, and both parts take a step that moves all but what the loss does not reach."""
+    sizes = {}
+    for preset in ("tiny", "mini", "small"):
+        with torch.device("meta"):
+            code, config = CausalTokenizerConfig.preset(preset), DynamicsConfig.preset(preset)
+            parts = CausalTokenizer(code), Dynamics(config, THREE, 16, 16)
+        sizes[preset] = [sum(p.numel() for p in part.parameters()) for part in parts]
+    assert all(a < b < c for a, b, c in zip(*sizes.values(), strict=True)), sizes
+    code = CausalTokenizerConfig.preset("mini", size=(16, 16), latents=2, bottleneck=4, context=2)
+    assert code.mask_ratio == 0.9 and not code.local and not code.plain
+    torch.manual_seed(0)
+    tokenizer, config = CausalTokenizer(code), TrainConfig(steps=1, warmup=0, accelerator="cpu")
+    model = ShortcutModel(tokenizer, THREE, DynamicsConfig.preset("mini", context=2), ShortcutConfig.preset("mini"))
+    assert len(model.dynamics.transformer.layers) == 8 and model.dynamics.transformer.config.kinds.count("time") == 2
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    film = Clip(torch.randint(256, (2, 3, 16, 16, 3), dtype=torch.uint8))
+    fit(CausalTokenizerLearner(tokenizer.requires_grad_(True)), [film], tmp_path / "tokenizer", config)
+    rows = codes(2, 3)
+    rows.latent = torch.randn(2, 3, 2, 4)
+    fit(DynamicsLearner(model, heads=False), [rows], tmp_path / "dynamics", config)
+    for part in ("tokenizer.", "dynamics."):
+        moved = {name: not p.equal(start[name]) for name, p in model.named_parameters() if name.startswith(part)}
+        assert sum(moved.values()) > 0.8 * len(moved), part

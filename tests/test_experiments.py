@@ -40,7 +40,7 @@ def test_rows_of_other_sizes_do_not_mix(rows, tmp_path):
 
 def test_results_in_the_repository_can_be_read(root):
     keys = ("sizes", "arm", "fusion", "game", "player", "music", "round", "with", "seed", "condition", "mode", "who", "offset",
-            "model", "beams", "depth", "encoder", "measure", "planner", "episode", "what", "ahead")  # fmt: skip
+            "model", "beams", "depth", "encoder", "tokenizer", "measure", "planner", "episode", "what", "ahead")  # fmt: skip
     for path in (root / "experiments/results").glob("*.csv"):
         table = pd.read_csv(path)
         assert len(table) and "seed" in table and not table.duplicated([key for key in keys if key in table]).any(), path
@@ -171,3 +171,23 @@ def test_three_world_models_are_compared_and_what_is_done_is_not_done_again(root
     monkeypatch.setattr(module, "learn", pytest.fail)  # nothing is left to do
     module.main()
     assert capsys.readouterr().out.splitlines()[-20:] == told.splitlines()[-20:]
+
+
+@pytest.mark.slow
+@pytest.mark.whole
+@pytest.mark.timeout(3600)
+def test_tokenizers_are_compared_to_the_end_and_row_by_row(root: Path, tmp_path, monkeypatch, capsys):
+    module = experiment("tokenizers", root, monkeypatch)
+    monkeypatch.setattr("common.__file__", str(tmp_path / "common.py"))
+    words = ["tokenizers.py", "--tiny", "--runs", "1", "--folder", str(tmp_path / "runs")]
+    for tokenizers in (["patch MLP", "masked transformer"], []):
+        monkeypatch.setattr(sys, "argv", [*words, *(["--tokenizers", *tokenizers] if tokenizers else [])])
+        module.main()
+        monkeypatch.setattr(module, "TOKENIZERS", {name: module.TOKENIZERS[name] for name in ("patch MLP", "masked transformer")})
+    rows = pd.read_csv(tmp_path / "results/tokenizers.csv")
+    assert list(rows["tokenizer"]) == ["patch MLP", "masked transformer"]
+    assert np.isfinite(rows.drop(columns=["sizes", "tokenizer"]).to_numpy()).all() and {"dream, 15", "cloned"} <= set(rows)
+    models = sorted((tmp_path / "runs").glob("*/*-0/stages/dynamics/model"))
+    codes = [module.ShortcutModel.load(folder).tokenizer.config for folder in models]
+    assert [(code.local, code.mask_ratio, code.width) for code in codes] == [(False, 0.9, 128), (True, 0.0, 64)]
+    assert "masked transformer" in capsys.readouterr().out

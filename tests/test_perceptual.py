@@ -11,6 +11,7 @@ from scipy.linalg import sqrtm
 from skimage import data
 
 from metabonk.core.errors import MissingLibrary, UsageError
+from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, Clip, bouncing_ball
 from metabonk.measure import perceptual as per
 
 CATS, CUPS = (281, 282, 285), (504, 967)
@@ -167,3 +168,50 @@ def test_without_the_package_it_says_what_to_install(monkeypatch, things, lite):
     monkeypatch.undo()
     with pytest.raises(UsageError, match="uint8"):
         lite(things / 255)
+
+
+def learned_from(judge) -> tuple[dict[str, torch.Tensor], float]:
+    """Losses of a small tokenizer and the size of their gradient."""
+    torch.manual_seed(0)
+    config = CausalTokenizerConfig(size=(32, 32), width=16, layers=2, heads=2, time_every=2, latents=4, bottleneck=4)
+    tokenizer = CausalTokenizer(config, judge).eval()
+    ball = bouncing_ball(2, 3, 32, generator=torch.Generator().manual_seed(0))
+    losses = tokenizer.losses(Clip(ball.image, first=ball.first))
+    name = "perceptual" if judge else "structure"
+    gradient = torch.autograd.grad(losses[name].sum(), tokenizer.restore["image"].weight)[0]
+    assert gradient.isfinite().all()
+    return losses, float(gradient.norm())
+
+
+@pytest.mark.parametrize("name", ["lpips", "efficientnet-lite0"])
+def test_a_perceptual_term_changes_the_loss_and_has_gradients(name, weights):
+    judge = per.perceptual_loss(name, weights)
+    (without, _), (told, gradient) = learned_from(None), learned_from(judge)
+    assert set(without) == {"image", "structure"} and set(told) == {"image", "perceptual"} and gradient > 0
+    assert told["image"].equal(without["image"]) and not told["perceptual"].isclose(without["structure"]).any()
+    frozen = mutant(per._distance, "(unit(a) - unit(b))", "(unit(a) - unit(b)).detach()")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(per, "_distance", frozen)
+        learned_from(judge)
+    picture = torch.rand(2, 3, 32, 40) * 2 - 1
+    assert not judge(picture, picture).any() and (judge(picture, picture.flip(0)) > 0).all()
+
+
+def test_a_term_is_the_distance_of_the_table(weights, things):
+    """At the sizes at which both take pictures as they are."""
+    one = things[:, ::2, ::2]
+    other, planes = np.roll(one, 3, 1), lambda x: torch.from_numpy(x.copy()).movedim(-1, 1) / 127.5 - 1
+    lpips = per.perceptual_loss("lpips", weights)
+    assert np.allclose(lpips(planes(one), planes(other)), per.Lpips(weights)(one, other), rtol=1e-4)
+    lite = per.EfficientNetLite0(size=None)
+    expected = per.feature_distance(lite(one)[0], lite(other)[0])
+    assert np.allclose(per.PerceptualLoss(lite)(planes(one), planes(other)), expected, rtol=1e-4)
+
+
+def test_a_term_without_its_file_says_what_to_do(tmp_path):
+    for path in ("", tmp_path / "nothing.pth"):
+        with pytest.raises(UsageError, match="name it in `alexnet`, or take efficientnet-lite0") as caught:
+            per.perceptual_loss("lpips", path)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match="lpips"):
+        per.perceptual_loss("lpip")

@@ -38,7 +38,9 @@ class DreamConfig(Config):
     reuse: int = 1  # updates from the same dreams; more than 1 needs an objective for it, and replay 0
     objective: str = "reinforce"  # what the actor learns: reinforce, pmpo, ppo or grpo
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {"starts": 128, "discount": 0.97}, "small": {}, "paper": {}}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "tiny": {"starts": 128, "discount": 0.97}, "mini": {}, "small": {}, "paper": {},
+    }  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -195,6 +195,7 @@ class CausalTokenizerConfig(Config):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {},
+        "mini": {"width": 128},
         "small": {"latents": 32, "width": 256, "layers": 8, "heads": 8, "decoder_time": True, "context": 64},
         "paper": {"size": (360, 640), "patch": 16, "multiple": 2, "latents": 512, "width": 1024, "layers": 16, "heads": 16,
                   "decoder_time": True, "context": 192, "checkpointing": True},

@@ -103,6 +103,7 @@ class DynamicsConfig(Config):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {},
+        "mini": {"width": 256, "layers": 8, "heads": 8, "kv_heads": 4, "time_every": 4, "context": 32, "units": 256},
         "small": {"registers": 8, "width": 512, "layers": 12, "heads": 8, "kv_heads": 4, "time_every": 4, "context": 64,
                   "units": 512},
         "paper": {"pack": 2, "registers": 8, "width": 2304, "layers": 28, "heads": 18, "kv_heads": 6, "time_every": 4,

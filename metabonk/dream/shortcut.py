@@ -124,6 +124,7 @@ class ShortcutConfig(Config):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {},
+        "mini": {"warmup": 1_000},
         "small": {"finest": 64, "warmup": 2_000},
         "paper": {"finest": 64, "warmup": 10_000},
     }

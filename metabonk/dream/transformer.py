@@ -39,7 +39,7 @@ class TransformerConfig(Config):
     time_every: int = 4  # every how many layers time is looked at; 0 for never
     context: int = 192  # how many frames back a time layer looks
     soft_cap: float = 50.0  # no attention logit is larger; 0 for no limit
-    fused: bool = True  # whether to cap so that a fused kernel does the rest
+    fused: bool = True  # whether to cap the temperature, so that a fused kernel does the rest; False: each logit, as published
     checkpointing: bool = False  # whether to compute layers again for the gradient, instead of keeping them
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {

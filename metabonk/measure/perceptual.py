@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'LEVELS', 'ALEXNET', 'Pairs', 'Features', 'EMPTY', 'read_weights', 'EfficientNetLite0', 'feature_distance',
-           'frechet_distance', 'Lpips', 'network_scores']
+           'frechet_distance', 'Lpips', 'PerceptualLoss', 'perceptual_loss', 'network_scores']
 
 # %% ../../nbs/measure/87_perceptual.ipynb #87-perceptual-002
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core.errors import MissingLibrary, UsageError
+from ..core.errors import MissingLibrary, UsageError, unknown
 
 # %% ../../nbs/measure/87_perceptual.ipynb #87-perceptual-005
 def read_weights(
@@ -79,7 +79,7 @@ class EfficientNetLite0:
 
     def __init__(
         self,
-        size: int = 128,  # pixels to which pictures are resized
+        size: int | None = 128,  # pixels to which pictures are resized; `None`: they stay as they are
         device: str | torch.device = "cpu",  # where it computes
     ) -> None:
         try:
@@ -113,7 +113,13 @@ class EfficientNetLite0:
         picture: Any,  # (N, height, width, 3) uint8
     ) -> tuple[list[Tensor], Tensor]:  # (N, C, h, w) of each level; (N, 1280) of the whole picture
         "What the network sees, from edges to things"
-        x = _planes(picture, self.size, self.device)
+        return self.features(_planes(picture, self.size, self.device))
+
+    def features(
+        self,
+        x: Float[Tensor, "N 3 height width"],  # pictures between 0 and 255
+    ) -> tuple[list[Tensor], Tensor]:  # (N, C, h, w) of each level; (N, 1280) of the whole picture
+        "The same of pictures that may have a gradient"
         x = F.relu6(self._conv((x - 127) / 128, "_conv_stem", "_bn0", 2))  # (N, 32, 64, 64)
         levels = []
         for i, (channels, inside, _, stride, out) in enumerate(_blocks()):
@@ -153,14 +159,19 @@ def feature_distance(
     weights: list[Tensor] | None = None,  # (C,) of each level; `None`: all 1
 ) -> Float[np.ndarray, " N"]:  # 0: the same to the network
     "Squared differences of features that have unit length"
+    return _distance(one, other, weights).cpu().numpy()
+
+
+def _distance(one: list[Tensor], other: list[Tensor], weights: list[Tensor] | None = None) -> Tensor:
+    "The same as a tensor, with gradients"
     unit = lambda x: x / (x.square().sum(1, keepdim=True) + 1e-8).sqrt()  # noqa: E731
-    total = torch.zeros(len(one[0]))
+    total = torch.zeros(len(one[0]), device=one[0].device)
     for number, (a, b) in enumerate(zip(one, other, strict=True)):
         apart = (unit(a) - unit(b)).square()  # (N, C, h, w)
         if weights is not None:
             apart = apart * weights[number].to(apart)[:, None, None]
-        total += apart.sum(1).mean((-2, -1)).cpu()
-    return total.numpy()
+        total = total + apart.sum(1).mean((-2, -1))
+    return total
 
 # %% ../../nbs/measure/87_perceptual.ipynb #87-perceptual-017
 def frechet_distance(
@@ -205,13 +216,16 @@ class Lpips:
         self.linear = [x.flatten().to(device) for x in read_weights(given, tops).values()]
         self.device = torch.device(device)
 
-    def _levels(self, picture: Any) -> list[Tensor]:
-        "AlexNet's features"
+    def features(
+        self,
+        x: Float[Tensor, "N 3 height width"],  # pictures between 0 and 255, 32 pixels or more
+    ) -> list[Tensor]:  # (N, C, h, w) of each level
+        "AlexNet's features of pictures that may have a gradient"
         mean, spread = (
             torch.tensor(x, device=self.device)[:, None, None]
             for x in ((-0.030, -0.088, -0.188), (0.458, 0.448, 0.450))
         )
-        x, levels = (_planes(picture, None, self.device) / 127.5 - 1 - mean) / spread, []
+        x, levels = (x / 127.5 - 1 - mean) / spread, []
         for number, (place, _, _, _, stride, padding) in enumerate(ALEXNET):
             x = F.max_pool2d(x, 3, 2) if number in (1, 2) else x
             weight, bias = (self.weights[f"features.{place}.{part}"] for part in ("weight", "bias"))
@@ -226,7 +240,53 @@ class Lpips:
         other: Any,  # the same
     ) -> Float[np.ndarray, " N"]:
         "LPIPS of pairs of pictures"
-        return feature_distance(self._levels(one), self._levels(other), self.linear)
+        seen = [self.features(_planes(x, None, self.device)) for x in (one, other)]
+        return feature_distance(*seen, self.linear)
+
+# %% ../../nbs/measure/87_perceptual.ipynb #035f4b70
+class PerceptualLoss:
+    "How far pictures are apart in a network's features, with gradients"
+
+    def __init__(
+        self,
+        network: EfficientNetLite0 | Lpips,  # frozen
+        least: int = 64,  # pixels of the shorter side, to which smaller pictures are enlarged
+    ) -> None:
+        self.network, self.least = network, least
+
+    def __call__(
+        self,
+        picture: Float[Tensor, "n 3 height width"],  # between -1 and 1, on any device
+        target: Float[Tensor, "n 3 height width"],  # the same
+    ) -> Float[Tensor, " n"]:  # 0: the same to the network
+        "Distances of pairs"
+        network, device = self.network, picture.device
+        if network.device != device:
+            network.weights = {name: x.to(device) for name, x in network.weights.items()}
+            network.device = device
+        seen, scale = [], self.least / min(picture.shape[-2:])
+        for x in (picture, target):
+            x = (x.float() + 1) * 127.5
+            x = F.interpolate(x, scale_factor=scale, mode="bilinear") if scale > 1 else x
+            seen.append(network.features(x))
+        if isinstance(network, Lpips):
+            return _distance(*seen, network.linear)
+        return _distance(*(levels for levels, _ in seen))
+
+
+def perceptual_loss(
+    name: str,  # "efficientnet-lite0" or "lpips"
+    alexnet: str | Path = "",  # for LPIPS: the user's file of AlexNet's weights, as torchvision has them
+) -> PerceptualLoss:  # as `CausalTokenizer(perceptual=...)` takes it
+    "The term of that name; `UsageError` if its weights are not there"
+    if name not in ("efficientnet-lite0", "lpips"):
+        raise unknown("perceptual network", name, ("efficientnet-lite0", "lpips"))
+    if name == "efficientnet-lite0":
+        return PerceptualLoss(EfficientNetLite0(size=None))
+    if not Path(alexnet).is_file():
+        raise UsageError(f"lpips needs AlexNet's weights, and {alexnet or 'no file'} is there: download "
+                         "alexnet-owt-7be5be79.pth from PyTorch and name it in `alexnet`, or take efficientnet-lite0")
+    return PerceptualLoss(Lpips(alexnet))
 
 # %% ../../nbs/measure/87_perceptual.ipynb #87-perceptual-023
 Pairs = Callable[[Any, Any], Any]  # two sets of pictures -> a distance for each pair

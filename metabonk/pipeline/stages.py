@@ -17,7 +17,7 @@ import tokenize
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +310,16 @@ class Pipeline:
             raise UsageError(f"{path} has no stages: list at least one notebook of {folder} under `stages:`")
         title = top.get("title", path.stem)
         return cls(path, title, tuple(stages), top.get("parameters", {}), top.get("run", f"runs/{path.stem}"))
+
+    def before(
+        self,
+        name: str,  # of a stage
+    ) -> "Pipeline":  # the stages that come before it
+        "The pipeline as far as one of its stages"
+        names = [stage.name for stage in self.stages]
+        if name not in names:
+            raise unknown(f"stage of {self.path}", name, names)
+        return replace(self, stages=self.stages[: names.index(name)])
 
     @staticmethod
     def _stage(entry: dict[str, Any], top: dict[str, Any], folder: Path, path: Path, before: list[str]) -> Stage:

@@ -47,7 +47,7 @@ class LogMelConfig(Config):
     f_max: float | None = None  # highest; half the sample rate if not given
     floor: float = 1e-4  # power below which everything is silence
 
-    presets = {"tiny": {"n_fft": 512, "bands": 32}, "small": {}, "paper": {}}
+    presets = {**dict.fromkeys(("tiny", "mini"), {"n_fft": 512, "bands": 32}), "small": {}, "paper": {}}
 
     def __post_init__(self) -> None:
         super().__post_init__()
