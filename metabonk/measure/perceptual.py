@@ -264,14 +264,12 @@ class PerceptualLoss:
         if network.device != device:
             network.weights = {name: x.to(device) for name, x in network.weights.items()}
             network.device = device
-        seen, scale = [], self.least / min(picture.shape[-2:])
+        scale, levels = self.least / min(picture.shape[-2:]), []
         for x in (picture, target):
             x = (x.float() + 1) * 127.5
             x = F.interpolate(x, scale_factor=scale, mode="bilinear") if scale > 1 else x
-            seen.append(network.features(x))
-        if isinstance(network, Lpips):
-            return _distance(*seen, network.linear)
-        return _distance(*(levels for levels, _ in seen))
+            levels.append(network.features(x) if isinstance(network, Lpips) else network.features(x)[0])
+        return _distance(levels[0], levels[1], network.linear if isinstance(network, Lpips) else None)
 
 
 def perceptual_loss(
