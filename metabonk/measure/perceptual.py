@@ -240,8 +240,8 @@ class Lpips:
         other: Any,  # the same
     ) -> Float[np.ndarray, " N"]:
         "LPIPS of pairs of pictures"
-        seen = [self.features(_planes(x, None, self.device)) for x in (one, other)]
-        return feature_distance(*seen, self.linear)
+        a, b = (self.features(_planes(x, None, self.device)) for x in (one, other))
+        return feature_distance(a, b, self.linear)
 
 # %% ../../nbs/measure/87_perceptual.ipynb #035f4b70
 class PerceptualLoss:
