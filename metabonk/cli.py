@@ -375,7 +375,7 @@ def parser() -> argparse.ArgumentParser:  # of the whole command line
     )
     run.add_argument("pipeline", help="a pipeline file, or its name in pipelines/")
     run.add_argument("--game", help="which game, as `metabonk games` lists them")
-    run.add_argument("--preset", help="tiny, small or paper")
+    run.add_argument("--preset", help="tiny, small or paper; Dreamer 4 has mini, too")
     run.add_argument("--seed", help="the number from which every random choice follows")
     run.add_argument("--run", type=_path, help="the run folder (default: runs/NAME of the pipeline)")
     run.add_argument("--set", action="append", default=[], metavar="STAGE.PARAMETER=VALUE", help="set one parameter")
@@ -420,9 +420,9 @@ def parser() -> argparse.ArgumentParser:  # of the whole command line
 
     watch = _command(commands, "watch", watch_command, "metabonk watch runs/bonk-dark-tiny")
     watch.add_argument("--planner", default="graph", help="who sets a dual agent's goals: graph, random (default: graph)")
-    dream = _command(commands, "dream", dream_command, "metabonk dream bonk")
+    dream = _command(commands, "dream", dream_command, "metabonk dream runs/bonk-dark-tiny")
     for command in (watch, dream):
-        command.add_argument("run", help="a run folder, its name in runs/, or bonk, which comes with the package")
+        command.add_argument("run", help="a run folder, or its name in runs/")
         command.add_argument("--seed", type=_whole(0), default=0, help="the number from which every random choice follows")
         _on_page(command)
 
