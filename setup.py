@@ -24,9 +24,7 @@ setup(
     license="Apache-2.0",
     python_requires=f">={facts['min_python']}",
     packages=find_packages(include=[name, f"{name}.*"]),
-    package_data={
-        name: ["py.typed", "play/roms/*", "play/profiles/*.yaml", "record/tasks/*.yaml", "pipeline/assets/*", "shipped/**"]
-    },
+    package_data={name: ["py.typed", "play/roms/*", "play/profiles/*.yaml", "record/tasks/*.yaml", "pipeline/assets/*"]},
     install_requires=facts["requirements"].split(),
     extras_require={key.removesuffix(suffix): facts[key].split() for key in facts if key.endswith(suffix)},
     entry_points={

@@ -196,7 +196,7 @@ def watch_command(options: argparse.Namespace) -> int:
     from metabonk.measure.live import Spectator, game_of, player_of
     from metabonk.play.game import make_game
 
-    run = find_run(options.run, shipped=True)
+    run = find_run(options.run)
     player = player_of(run, options.planner, options.seed)
     name, settings, _ = game_of(run)
     with contextlib.closing(make_game(name, **settings)) as game:
@@ -214,7 +214,7 @@ def dream_command(options: argparse.Namespace) -> int:
     from metabonk.core.run import find_run
     from metabonk.measure.live import dream_of
 
-    run = find_run(options.run, shipped=True)
+    run = find_run(options.run)
     dream, keyboard = dream_of(run)
     title = f"The dream of {run.folder.name}"
     print(f"{play_on_page(dream, keyboard, sockets, title, options.host, seed=options.seed)} steps dreamed")
