@@ -191,7 +191,7 @@ def test_a_model_that_cannot_be_saved_says_so(tmp_path):
 def test_the_models_have_what_their_protocols_say():
     for kind, has in ((TokenModel, (TokenPredictor, Saveable)), (ShortcutModel, (Saveable,)), (Strict, ())):
         assert [p for p in (TokenPredictor, Saveable) if issubclass(kind, p)] == list(has)
-    assert {"look", "logmel"} <= set(dir(TokenModel)) and not isinstance(Strict(), LogMelPredictor)
+    assert {"render", "logmel"} <= set(dir(TokenModel)) and not isinstance(Strict(), LogMelPredictor)
 
 
 # Chance
