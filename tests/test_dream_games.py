@@ -27,6 +27,7 @@ from metabonk.sense.picture import PictureConfig, PictureTokenizer
 from metabonk.sense.sound import SoundConfig, SoundTokenizer
 from metabonk.sense.tokens import Tokenizers
 
+pytestmark = pytest.mark.xdist_group("dream games")  # its models are built in one worker
 NAMES = ["noop", "left", "right_a"]
 
 
