@@ -239,9 +239,9 @@ def explore(player: str, music: str, seed: int, base: Path, folder: Path, argume
         explorer = make_explorer(player, model)
         agent = ActorCritic(ActorCriticConfig.preset("tiny", entropy=arguments.entropy), model.feature_size, model.actions)
         learner = ExplorerLearner(model, explorer, agent, DreamConfig.preset("tiny", replay=0.0))
-    for number, generator in enumerate(spawn_seeds(seed + 1, arguments.rounds)):
+    for number, drawn in enumerate(spawn_seeds(seed + 1, arguments.rounds)):
         if number:
-            play(store, music, Agent(model, agent) if curious else "random", arguments.steps, generator >> 1)
+            play(store, music, Agent(model, agent) if curious else "random", arguments.steps, drawn >> 1)
         table, begun = rows_of(store), time.perf_counter()
         row = {"player": player, "music": music, "seed": seed, "round": number, "steps": arguments.steps * (number + 1)}
         row |= coverage(table)
@@ -250,10 +250,10 @@ def explore(player: str, music: str, seed: int, base: Path, folder: Path, argume
             row["held"] = float((table["action"][~table["first"]][-arguments.steps :] == remote).mean())
         if curious:
             if number:
-                train_model(model, store, folder / f"model-{number}", arguments.model_updates, generator)
-            data = TokenData(store, model.tokenizers, SequenceConfig(length=16, batch_size=16, seed=generator))
+                train_model(model, store, folder / f"model-{number}", arguments.model_updates, drawn)
+            data = TokenData(store, model.tokenizers, SequenceConfig(length=16, batch_size=16, seed=drawn))
             updates = arguments.explorer_updates
-            training = TrainConfig(steps=updates, lr=1e-3, warmup=min(20, updates), seed=generator)
+            training = TrainConfig(steps=updates, lr=1e-3, warmup=min(20, updates), seed=drawn)
             fit(learner, data, folder / f"explorer-{number}", training)
             if number in (0, arguments.rounds - 1):
                 row |= noise_check(model, explorer, base / "test", places(rows_of(base / "store")), places(table))
@@ -282,11 +282,11 @@ def summary(table: pd.DataFrame) -> str:
         cells = {name: part.set_index("seed")[[*COVERED, "held"]] for name, part in rows.groupby("player", sort=False)}
         lines = [{"player": name, "runs": len(part), **{key: told(part[key]) for key in part}} for name, part in cells.items()]
         parts.append(shown(f"Covered after {int(rows['steps'].max())} steps, music: {music}", lines))
-        generator, gains = cells.pop("random", None), []
+        random_play, gains = cells.pop("random", None), []
         for name, part in cells.items():
-            both = part.index.intersection(generator.index) if generator is not None else []
+            both = part.index.intersection(random_play.index) if random_play is not None else []
             if len(both) > 1:
-                pairs = {key: (part.loc[both, key], difference_interval, generator.loc[both, key]) for key in COVERED}
+                pairs = {key: (part.loc[both, key], difference_interval, random_play.loc[both, key]) for key in COVERED}
                 gains.append({"player": name, **{key: told(*pair, paired=True) for key, pair in pairs.items()}})
         parts.append(shown(f"More than random play, run by run, music: {music}", gains))
     lines = []

@@ -134,8 +134,8 @@ def explore(game: str, arm: str, seed: int, options: Any, work: Path) -> None:
         else:  # the same first round as all others have
             policies = ["sticky_random", *[arm.replace(" ", "_")] * (plan.rounds - 1)]
             shares = zip(policies, share_out(plan.steps, plan.rounds), spawn_seeds(seed, 2 * plan.rounds), strict=False)
-            for number, (policy, steps, generator) in enumerate(shares):
-                record(made, work / "store", policy, steps, seed=generator >> 1, about={"exploration": number})
+            for number, (policy, steps, drawn) in enumerate(shares):
+                record(made, work / "store", policy, steps, seed=drawn >> 1, about={"exploration": number})
     finally:
         made.close()
 

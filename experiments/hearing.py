@@ -136,10 +136,10 @@ def train(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     best = Agent.load(rounds.best_agent, TokenModel.load, senses=senses)
     fresh = spawn_seeds(1_000 + seed, 1)[0]
     played = play_episodes(best, WORLD, options.episodes, fresh, 10, settings(options))
-    generator = evaluate(WORLD, "random", options.episodes, fresh, settings(options))
+    random_play = evaluate(WORLD, "random", options.episodes, fresh, settings(options))
     if not options.keep:
         shutil.rmtree(folder)
-    return {"arm": arm, "seed": seed, "score": played["return"].mean(), "random": generator["return"].mean(),
+    return {"arm": arm, "seed": seed, "score": played["return"].mean(), "random": random_play["return"].mean(),
             "best round": rounds.best, "steps": options.steps + int(played_rounds["steps"].iloc[-1]),
             "model steps": options.model_steps + options.rounds * options.round_model_steps,
             "minutes": round((time.monotonic() - begun) / 60, 1)}  # fmt: skip

@@ -84,10 +84,10 @@ class Reader(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, size, size, 3) pictures: (N, 2) places from 0 to 1, (N,) logits that he is there, (N, 9) logits of screens."""
         body = self.body(image.movedim(-1, 1).float() / 255 - 0.5)
-        generator = self.where(body).flatten(1).softmax(-1).unflatten(1, body.shape[2:])
+        heatmap = self.where(body).flatten(1).softmax(-1).unflatten(1, body.shape[2:])
         steps = torch.linspace(0, 1, body.shape[2], device=image.device)
-        place = torch.stack([(generator.sum(1) * steps).sum(-1), (generator.sum(2) * steps).sum(-1)], -1)
-        there = self.seen((body * generator[:, None]).sum((2, 3)))[:, 0]
+        place = torch.stack([(heatmap.sum(1) * steps).sum(-1), (heatmap.sum(2) * steps).sum(-1)], -1)
+        there = self.seen((body * heatmap[:, None]).sum((2, 3)))[:, 0]
         return place, there, self.which(F.adaptive_avg_pool2d(body, 8).flatten(1))
 
     @torch.no_grad()

@@ -11,15 +11,12 @@ import pytest
 
 from metabonk.act.navigation import NavigationAgent
 from metabonk.dream.av_world import AVWorld
+from metabonk.pipeline.runner import TINY_RUNS
 from metabonk.record.recorder import record
 from metabonk.record.store import Store
 
 ROOT = Path(__file__).parents[1]
-SMALL = {
-    "record.steps": 2400, "latents.steps": 3, "vision.steps": 3, "audio.steps": 3, "joint.steps": 3, "judge.sequences": 8,
-    "judge.horizon": 7, "navigate.steps": 2, "navigate.clone": 1, "navigate.episodes": 2, "navigate.beams": "[2]",
-    "navigate.depths": "[1]", "navigate.candidates": 2, "report.film_steps": 4,
-}  # fmt: skip
+SMALL = {**TINY_RUNS["avcdit"], "report.film_steps": 4}
 ANSWER = r"untrained: \d+% found the telephone, SPL \d"
 LEARNED = {"vision": ("shared", "vision"), "audio": ("audio",), "joint": ("shared", "vision", "audio")}
 

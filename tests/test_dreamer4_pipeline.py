@@ -14,13 +14,11 @@ from metabonk.act.agent import Agent
 from metabonk.core.run import Run
 from metabonk.core.training import read_log
 from metabonk.dream.dynamics import ShortcutModel
+from metabonk.pipeline.runner import TINY_RUNS
 from metabonk.record.tasks import TaskSet
 
 ROOT = Path(__file__).parents[1]
-SMALL = {
-    "record.steps": 300, "record.episode_steps": 60, "record.ticks_per_step": 4, "encode.steps": 3, "dynamics.steps": 3,
-    "dynamics.agent_steps": 3, "imagine.steps": 2, "imagine.horizon": 3, "imagine.episodes": 2, "imagine.starts": 32,
-}  # fmt: skip
+SMALL = {**TINY_RUNS["dreamer4"], "imagine.episodes": 2}
 
 
 GAMES = {
@@ -59,8 +57,7 @@ def started(pipeline: str, folder: Path, given: dict[str, object], *more: str) -
 @pytest.mark.whole
 @pytest.mark.timeout(1200)
 def test_an_agent_is_asked_for_one_task_after_the_other_from_nothing(tmp_path):
-    given = {**SMALL, "record.ticks_per_step": 12, "evaluate.episodes": 2, "alone.steps": 3, "alone.agent_steps": 4}
-    stages = started("tasks.yaml", tmp_path / "run", given)
+    stages = started("tasks.yaml", tmp_path / "run", {**TINY_RUNS["tasks"], "evaluate.episodes": 2})
     names = list(TaskSet.load("bonk_first").tasks)
     led = pd.read_csv(stages / "evaluate/led.csv")
     reached = pd.read_csv(stages / "evaluate/milestones.csv", index_col=[0, 1], header=[0, 1])

@@ -16,19 +16,14 @@ from metabonk.core.training import read_log
 from metabonk.dream.probes import Heads
 from metabonk.dream.token_model import TokenModel
 from metabonk.measure.live import player_of
+from metabonk.pipeline.runner import TINY_RUNS
 from metabonk.play.course import ROM
 from metabonk.record.store import Store
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
-    "record.steps": 180, "record.beside": "{random: 90}", "record.episode_steps": 90,
-    "tokenise.picture_steps": 2, "tokenise.sound_steps": 2,
-    "model.steps": 2, "model.latents": "gaussian", "model.latent_size": 9, "model.single_rows": 1.0,
-    "model.prior_loss_after": 0.5, "model.lr": 0.01, "model.cooldown": 0.5, "probes.steps": 3, "clone.steps": 3,
-    "imagine.steps": 2, "imagine.starts": 16, "imagine.horizon": 3,
-    "rounds.rounds": 2, "rounds.real_steps": 180, "rounds.model_steps": 2, "rounds.probe_steps": 2,
-    "rounds.policy_steps": 2, "rounds.starts": 16, "rounds.horizon": 3, "rounds.games": 2,
-    "play.episodes": 2, "play.episode_steps": 25, "play.games": 2, "report.held_steps": 120,
+    **TINY_RUNS["dual"], "report.held_steps": 120, "model.latents": "gaussian", "model.latent_size": 9, "model.single_rows": 1.0,
+    "model.prior_loss_after": 0.5, "model.lr": 0.01, "model.cooldown": 0.5,
 }  # fmt: skip
 GAMES = {
     "bonk": {"objective": "grpo", "record.beside": '{"wanderer:0.1": 90, random: 90}'},

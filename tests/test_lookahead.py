@@ -205,11 +205,11 @@ def test_candidates_come_from_the_policy_and_never_stop():
     )
     assert (distinct != 2).all() and all(len(set(row)) == 3 for row in distinct[:50].tolist())
     assert (sampled != 2).all() and (sampled != 3).all()  # what the policy never does is no candidate
-    generator = float(torch.tensor([2.0, 0.0]).softmax(0)[0])
+    likely = float(torch.tensor([2.0, 0.0]).softmax(0)[0])
     for first in (distinct[:, 0], sampled[:, 0], sampled[:, 2]):
-        assert (first == 0).float().mean() == pytest.approx(generator, abs=0.03)
+        assert (first == 0).float().mean() == pytest.approx(likely, abs=0.03)
     same = (sampled[:, 0] == sampled[:, 1]).float().mean()
-    assert same == pytest.approx(generator**2 + (1 - generator) ** 2, abs=0.03)  # each is drawn on its own
+    assert same == pytest.approx(likely**2 + (1 - likely) ** 2, abs=0.03)  # each is drawn on its own
     assert draw_candidates(logits, 2, draw="likeliest")[0, 0].tolist() == [0, 2]
     never = torch.tensor([[[-torch.inf, 0.0, -torch.inf]]])  # the one that stops is the only possible one
     assert sorted(draw_candidates(never, 2, stop=1, draw="distinct")[0, 0].tolist()) == [0, 2]

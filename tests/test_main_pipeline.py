@@ -18,18 +18,14 @@ from metabonk.core.seed import seed_everything
 from metabonk.core.training import TrainConfig, fit
 from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, CausalTokenizerLearner, ClipData
 from metabonk.dream.token_model import TokenModel
+from metabonk.pipeline.runner import TINY_RUNS
 from metabonk.record.recorder import record
 from metabonk.record.sampling import SequenceConfig
 from metabonk.record.store import Store
 from metabonk.sense.logmel import LogMelConfig
 
 ROOT = Path(__file__).parents[1]
-SMALL = {
-    "record.steps": 600, "record.episode_steps": 90,
-    "tokenise.picture_steps": 10, "tokenise.sound_steps": 10, "model.steps": 5,
-    "dream.steps": 3, "play.rounds": 1, "play.round_episodes": 2, "play.episodes": 2,
-    "listen.moments_each": 6, "listen.decoy_steps": 600, "report.dream_steps": 15,
-}  # fmt: skip
+SMALL = {**TINY_RUNS["metabonk"], "report.dream_steps": 15}
 
 
 def metabonk(*arguments: str, **sets: object) -> subprocess.CompletedProcess[str]:

@@ -665,10 +665,10 @@ def test_an_agent_is_evaluated_like_anyone(bonk_agent):
     alone = evaluate("bonk", bonk_agent, 2, settings=SMALL, max_steps=6)
     assert alone["policy"].unique() == ["agent"]
     pd.testing.assert_frame_equal(alone, evaluate("bonk", bonk_agent, 2, settings=SMALL, games=2, max_steps=6))
-    generator = evaluate("bonk", "random", 2, settings=SMALL, max_steps=6)
-    assert unit_scores({"agent": alone, "random": generator})[2]
+    random_play = evaluate("bonk", "random", 2, settings=SMALL, max_steps=6)
+    assert unit_scores({"agent": alone, "random": random_play})[2]
     together = play_episodes(bonk_agent, "bonk", 2, settings={**SMALL, "max_steps": 6})
-    assert unit_scores({"agent": together, "random": generator})[2]
+    assert unit_scores({"agent": together, "random": random_play})[2]
     with pytest.raises(UsageError, match="image_size"):
         evaluate("bonk", bonk_agent, 2)
 

@@ -395,8 +395,8 @@ def interval_table(
     method: Method = "t",  # or "bootstrap"
 ) -> pd.DataFrame:  # a row a name, in the order in which they occur; empty where a column has no such name
     "Means with their intervals, as a page shows them"
-    told = {
+    texts = {
         head: {name: interval_text(values, digits, method) for name, values in column.items()} for head, column in columns.items()
     }
-    names = dict.fromkeys(name for column in told.values() for name in column)
-    return pd.DataFrame(told).reindex(list(names)).fillna("")
+    names = dict.fromkeys(name for column in texts.values() for name in column)
+    return pd.DataFrame(texts).reindex(list(names)).fillna("")

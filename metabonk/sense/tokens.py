@@ -507,7 +507,7 @@ class RowCache:
         self,
         places: Sequence[Sequence[tuple[int, int]]],  # for each sequence, the one row that makes it up: begin, end
     ) -> RowBatch:  # as many
-        "RowBatch, copied out of the maps"
+        "Rows, copied out of the maps"
         rows = np.array([runs[0][0] for runs in places])
         return RowBatch(self.cache.image[rows] if self.hearing is None else self.hearing.rows(rows))
 
