@@ -4,6 +4,8 @@
 by the stages of pipelines/dual.yaml; then two policies go on from the clone in dreams, one by PPO and one by GRPO, with as many
 dreams. All three play the real game under the same seeds and budgets, with each of these planners (`PLANNERS`):
 none; the graph of milestones; legal goals by chance; and the graph's goals, told so many steps late (`--delay`).
+Beside them play planners without a policy: the player that was cloned, without its noise, asked as often and answering as late
+as a planner, whose button is held until the next answer (*buttons*), and the same player in every step (*every step*).
 Before any dreams, is the goal used? The divergence of the cloned policy over goals in one state, and the share of the
 graph's plans that it fulfils, minus the same when the policy is told another goal in place of each (*shuffled*).
 
@@ -18,14 +20,16 @@ import argparse
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from common import Results, begin, run_stages
+from torch import Tensor
 
-from metabonk.act.agent import Agent, play_episodes
+from metabonk.act.agent import Agent, Player, play_episodes
 from metabonk.act.dreaming import DreamConfig
 from metabonk.act.dual import DualAgent, goals_of, make_planner
 from metabonk.act.goal_codes import GoalRows
@@ -42,6 +46,7 @@ from metabonk.dream.token_model import TokenModel
 from metabonk.measure.drift import probe_drift
 from metabonk.measure.milestones import compare_milestones
 from metabonk.measure.statistics import difference_interval, mean_interval
+from metabonk.play.policies import PlayerPolicy
 from metabonk.record.cache import Cache
 from metabonk.record.recorder import record
 from metabonk.record.sampling import SequenceConfig
@@ -49,12 +54,13 @@ from metabonk.record.store import Store
 from metabonk.sense.tokens import TokenCache, TokenData
 
 SIZES = {"steps": 20_000, "wander_steps": 20_000, "chance_steps": 10_000, "episode_steps": 1500, "picture_steps": 300,
-         "sound_steps": 300, "model_steps": 2000, "probe_steps": 500, "clone_steps": 2000, "dream_steps": 300, "starts": 128,
+         "sound_steps": 300, "model_steps": 4000, "probe_steps": 500, "clone_steps": 2000, "dream_steps": 300, "starts": 128,
          "horizon": 15, "episodes": 10, "latency": 15, "delay": 100, "expiry": 300, "held_steps": 3000}  # fmt: skip
 TINY = {"steps": 180, "wander_steps": 90, "chance_steps": 90, "episode_steps": 90, "picture_steps": 2, "sound_steps": 2,
         "model_steps": 2, "probe_steps": 2, "clone_steps": 2, "dream_steps": 2, "starts": 16, "horizon": 3, "episodes": 2,
         "latency": 5, "delay": 10, "expiry": 20, "held_steps": 120}  # fmt: skip
 ARMS, PLANNERS = ("cloned", "ppo", "grpo"), ("none", "graph", "random", "delayed")
+ALONE = ("buttons", "every step")  # planners without a policy
 SCORES = ("milestones", "badges", "return", "fulfilled")
 
 
@@ -88,6 +94,34 @@ class Shuffled(DualAgent):
 
 
 KINDS: dict[str, type[DualAgent]] = {"delayed": Delayed, "shuffled": Shuffled}
+
+
+class Pressing(Player):
+    """A planner that presses buttons itself: the game's own player, asked once in `latency` steps and answering as late."""
+
+    name = "pressing"
+
+    def __init__(self, model: TokenModel, latency: int, seed: int) -> None:
+        self.latency, self.seed = latency, seed
+        super().__init__(model)
+
+    def join(self, games: Sequence[Any]) -> None:
+        super().join(games)
+        self.planners = [PlayerPolicy(game) for game in games]
+        self.steps, self.held, self.answers = ([0] * len(games) for _ in range(3))
+
+    def tell(self, game: int, observation: Mapping[str, np.ndarray], info: Mapping[str, Any], first: bool) -> None:
+        if first:
+            self.planners[game].reset(self.seed)
+            self.steps[game], self.held[game], self.answers[game] = 0, 0, 0  # nothing is pressed before the first answer
+        if self.steps[game] % max(1, self.latency) == 0:
+            self.held[game] = self.answers[game]
+            self.answers[game] = self.planners[game](observation, info)
+        self.steps[game] += 1
+
+    def decide(self, *observed: Any) -> tuple[Any, Tensor]:
+        pressed = torch.tensor(self.held if self.latency else self.answers)
+        return True, self.model.actions.vectors(pressed[:, None])[:, 0]
 
 
 class Trained:
@@ -143,6 +177,10 @@ class Trained:
     def play(self, arm: str, planner: str) -> pd.DataFrame:
         """Episodes of an arm with a planner; the same for all arms and planners of a seed."""
         o, journals = self.options, self.folder / "journals" / f"{arm}-{planner}"
+        judged, games = spawn_seeds(self.seed, 5)[4] >> 1, min(10, self.options.episodes)
+        if planner in ALONE:
+            pressing = Pressing(self.model, o.latency if planner == "buttons" else 0, self.seed)
+            return play_episodes(pressing, "bonk", o.episodes, judged, games, self.settings)
         for old in journals.glob("*.jsonl"):  # of an attempt that was interrupted
             old.unlink()
         config = LoopConfig(latency_steps=o.latency)
@@ -155,12 +193,11 @@ class Trained:
         agent: Agent = self.agent(arm).agent
         Delayed.steps = o.delay
         make = KINDS.get(planner, DualAgent)
-        judged = spawn_seeds(self.seed, 5)[4] >> 1
         with make(agent, self.agent("cloned").vocabulary, self.goals, None if planner == "none" else loop) as dual:
-            return play_episodes(dual, "bonk", o.episodes, judged, min(10, o.episodes), self.settings)
+            return play_episodes(dual, "bonk", o.episodes, judged, games, self.settings)
 
     def fulfilled(self, arm: str, planner: str) -> float:
-        """The share of the plans that were kept whose goal was reached; nan without a planner."""
+        """The share of the plans that were kept whose goal was reached; nan without goals."""
         lines = [line for path in (self.folder / "journals" / f"{arm}-{planner}").glob("*.jsonl") for line in read_journal(path)]
         kept = sum(line["event"] == "call" and line["verdict"] == "kept" for line in lines)
         return sum(line["event"] == "end" and line["how"] == "reached" for line in lines) / kept if kept else float("nan")
@@ -187,6 +224,7 @@ def goal_use(trained: Trained) -> float:
 def measure(seed: int, options: argparse.Namespace, rows: Results, episodes: Results, drift: Results) -> None:
     """All rows of a seed that are not there yet."""
     wanted = [("cloned", "shuffled"), *((arm, planner) for arm in ARMS for planner in PLANNERS)]
+    wanted += [("player", planner) for planner in ALONE]
     wanted = [who for who in wanted if not rows.has(seed=seed, arm=who[0], planner=who[1])]
     if not wanted and drift.has(seed=seed):
         return
@@ -224,6 +262,7 @@ def show(rows: pd.DataFrame, episodes: pd.DataFrame, drift: pd.DataFrame, budget
         print(f"{arm}, planner {planner}: {len(group)} training runs")
         print(*(f"  {name:11} {told(group[name])}" for name in SCORES), sep="\n")
     pairs = [((arm, "graph"), (arm, other)) for arm in ARMS for other in ("none", "random", "delayed")]
+    pairs += [((arm, "graph"), ("player", "buttons")) for arm in ARMS]
     pairs += [(("ppo", "graph"), ("cloned", "graph")), (("grpo", "graph"), ("cloned", "graph"))]
     pairs += [(("grpo", "graph"), ("ppo", "graph")), (("cloned", "graph"), ("cloned", "shuffled"))]
     for one, other in (pair for pair in pairs if set(pair) <= set(groups)):

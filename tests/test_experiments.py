@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from test_dual import BONK, VOCABULARY, acts, dual, graph
+from test_dual import BONK, SETTINGS, VOCABULARY, Eyes, acts, dual, graph
 
 
 @pytest.fixture
@@ -108,6 +108,32 @@ def test_goals_are_told_late_or_in_place_of_others(root: Path, monkeypatch):
     assert all((table == code).all(1).any() for code in told[asked]), "another goal of the game"
 
 
+def test_a_planner_that_presses_buttons_answers_late_and_holds_its_button(root: Path, monkeypatch):
+    module = experiment("dual", root, monkeypatch)
+    pressed, meant = [], []
+    asked = module.PlayerPolicy.__call__
+
+    class Asked(module.PlayerPolicy):
+        def __call__(self, observation, info):
+            meant.append(asked(self, observation, info))
+            return meant[-1]
+
+    def note(episode, action, info):
+        pressed.append(action)
+
+    monkeypatch.setattr(module, "PlayerPolicy", Asked)
+    for latency in (0, 3):
+        pressed.clear(), meant.clear()
+        played = module.play_episodes(module.Pressing(Eyes(), latency, 5), "bonk", 1, 7, 1, SETTINGS, watch=note)
+        assert len(pressed) == 1 + played["length"][0] and pressed.pop(0) is None
+        if latency:
+            held = [0, *meant[:-1]] if len(pressed) % latency == 0 else [0, *meant]
+            assert pressed == [action for action in held for _ in range(latency)][: len(pressed)]
+        else:
+            assert pressed == meant[: len(pressed)]
+        assert len(set(pressed)) > 1
+
+
 @pytest.mark.slow
 @pytest.mark.whole
 @pytest.mark.timeout(1800)
@@ -118,8 +144,8 @@ def test_the_dual_agents_evidence_runs_to_its_end_and_goes_on(root: Path, tmp_pa
     module.main()
     rows = pd.read_csv(tmp_path / "results/dual.csv")
     episodes, drift = (pd.read_csv(tmp_path / f"results/dual_{name}.csv") for name in ("episodes", "drift"))
-    assert len(rows) == 2 * 13 and len(episodes) == 2 * 13 * 2 and len(drift) == 2 * 4 * 4
-    assert rows["divergence"].notna().sum() == 2 and rows["fulfilled"][rows["planner"] == "none"].isna().all()
+    assert len(rows) == 2 * 15 and len(episodes) == 2 * 15 * 2 and len(drift) == 2 * 4 * 4
+    assert rows["divergence"].notna().sum() == 2 and rows["fulfilled"][rows["planner"].isin(["none", *module.ALONE])].isna().all()
     told = capsys.readouterr().out
     compared = ("grpo, graph minus ppo, graph", "cloned, graph minus cloned, shuffled")
     for words in (*compared, "Kaplan-Meier", "drift, stays, 50 steps"):
