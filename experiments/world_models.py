@@ -5,8 +5,8 @@
 Each run records `bonk:lit` once, by sticky random play. Every model of `MODELS` learns from these rows alone, by the stages of
 its own pipeline, encoders included. Then all three are asked the same, on episodes that nothing has learned from:
 
-- `psnr` (dB) and `ssim` of pictures and `lsd` (log10 of power) of sound, in the row that was read last (`0`) and 1, 5 and 15
-  steps into a dream under the actions that were played. Rows `repeat last` are the control: the last picture and sound again.
+- `psnr` (dB) and `ssim` of pictures and `lsd` (log10 of power) of sound, in the row that was read last (`0`) and 1, 5, 15
+  and 50 steps into a dream under the actions that were played. Rows `repeat last` are the control: the last picture and sound again.
 - where the hero is: the share of frames in which he is `there`, and his distance `off` in pixels of the machine, found by
   template (`metabonk.measure.movers`), beside a hero who stays and dreams under the actions of other sequences.
 - `Hz`: steps of a dream a second, picture and sound decoded, for one player on `--threads` cores; `minutes` of training.
@@ -51,10 +51,10 @@ from metabonk.record.sampling import ExperienceData, SequenceConfig
 from metabonk.record.store import Store
 from metabonk.sense.tokens import TokenCache, TokenData
 
-GAME, CONTEXT, AHEAD = "bonk:lit", 16, (1, 5, 15)
+GAME, CONTEXT, AHEAD = "bonk:lit", 16, (1, 5, 15, 50)
 SIZES = {"steps": 30_000, "held_steps": 3_000, "episode_steps": 100, "encoder_steps": 1_000, "model_steps": 4_000,
          "dream_steps": 300, "starts": 128, "horizon": 8, "episodes": 50}  # fmt: skip
-TINY = {"steps": 240, "held_steps": 120, "episode_steps": 40, "encoder_steps": 2, "model_steps": 3, "dream_steps": 1,
+TINY = {"steps": 280, "held_steps": 140, "episode_steps": 70, "encoder_steps": 2, "model_steps": 3, "dream_steps": 1,
         "starts": 4, "horizon": 2, "episodes": 2}  # fmt: skip
 
 

@@ -190,7 +190,7 @@ def test_three_world_models_are_compared_and_what_is_done_is_not_done_again(root
     module.main()
     rows, steps = (pd.read_csv(tmp_path / f"results/{name}.csv") for name in ("world_models", "world_models_steps"))
     assert rows["model"].tolist() == list(module.MODELS) and (rows["Hz"] > 0).all() and rows["random"].nunique() == 1
-    assert len(steps) == 3 * 2 * 4 and steps["psnr"].notna().all() and steps["lsd"].notna().all()
+    assert len(steps) == 3 * 2 * 5 and steps["psnr"].notna().all() and steps["lsd"].notna().all()
     control = steps[steps["who"] == "repeat last"].pivot(index="ahead", columns="model", values="ssim")
     assert (control.nunique(axis=1) == 1).all() and control.iloc[0, 0] == 1, "all are asked the same"
     told = capsys.readouterr().out
