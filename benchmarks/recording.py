@@ -26,7 +26,8 @@ import numpy as np
 
 from metabonk.play.bonk import symbols
 from metabonk.play.game import Game, make_game
-from metabonk.record.recorder import Recorder, Recording, episode_seeds, play_on, record, recording_schema
+from metabonk.record.recorder import record
+from metabonk.record.recording import Recorder, Recording, episode_seeds, play_on, recording_schema
 from metabonk.record.store import Store
 
 

@@ -49,8 +49,9 @@ from metabonk.measure.coverage import covered
 from metabonk.measure.statistics import difference_interval, mean_interval
 from metabonk.play.game import make_game
 from metabonk.record.cache import Cache
-from metabonk.record.recorder import record, share_out
+from metabonk.record.recorder import record
 from metabonk.record.sampling import SequenceConfig
+from metabonk.record.shares import share_out
 from metabonk.record.store import Store
 from metabonk.sense.picture import PictureConfig
 from metabonk.sense.tokens import TokenCache, TokenData, train_tokenizers

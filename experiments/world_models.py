@@ -6,7 +6,8 @@ Each run records `bonk:lit` once, by sticky random play. Every model of `MODELS`
 its own pipeline, encoders included. Then all three are asked the same, on episodes that nothing has learned from:
 
 - `psnr` (dB) and `ssim` of pictures and `lsd` (log10 of power) of sound, in the row that was read last (`0`) and 1, 5, 15
-  and 50 steps into a dream under the actions that were played. Rows `repeat last` are the control: the last picture and sound again.
+  and 50 steps into a dream under the actions that were played. Rows `repeat last` are the control: the last picture and sound
+  again.
 - where the hero is: the share of frames in which he is `there`, and his distance `off` in pixels of the machine, found by
   template (`metabonk.measure.movers`), beside a hero who stays and dreams under the actions of other sequences.
 - `Hz`: steps of a dream a second, picture and sound decoded, for one player on `--threads` cores; `minutes` of training.

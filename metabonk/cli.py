@@ -98,7 +98,7 @@ def games_command(options: argparse.Namespace) -> int:
 
 def record_command(options: argparse.Namespace) -> int:
     "Record a game into a store"
-    from metabonk.record.recorder import record_command as record
+    from metabonk.record.fleet import record_command as record
 
     settings = {name: parse_yaml(value, f"--set {name}") for name, value in _settings(options.set).items()}
     print(
@@ -154,7 +154,7 @@ def play_command(options: argparse.Namespace) -> int:
     game: Any = make_game(options.game, **(settings if options.record else quick_settings(options.game, settings)))
     policy, kept = Keyboard(game), None
     if options.record:
-        from metabonk.record.recorder import Recorder
+        from metabonk.record.recording import Recorder
 
         game = kept = Recorder(game, options.record, policy.name, options.seed)
     seed = None if kept else options.seed  # a recorder chooses those of its episodes

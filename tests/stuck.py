@@ -8,9 +8,10 @@ import signal
 import sys
 from typing import Any
 
-from metabonk.record import recorder
+from metabonk.record.recorder import record
+from metabonk.record.stopping import Stop
 
-recorder.PATIENCE = float(sys.argv[4])  # in the processes that are started from here, too
+Stop.patience = float(sys.argv[4])  # in the processes that are started from here, too
 
 
 class Stuck:
@@ -39,5 +40,5 @@ class Stuck:
 
 if __name__ == "__main__":
     path, where, lock, _ = sys.argv[1:]
-    recorder.record("minatar:freeway", path, Stuck(lock), steps=10**6, games=1 if where == "alone" else 2, chunk_steps=16,
-                    parallel="processes" if where == "processes" else "threads")
+    record("minatar:freeway", path, Stuck(lock), steps=10**6, games=1 if where == "alone" else 2, chunk_steps=16,
+           parallel="processes" if where == "processes" else "threads")

@@ -17,7 +17,8 @@ from metabonk.measure.evaluation import evaluate
 from metabonk.play import bonk, gameboy
 from metabonk.play.game import Game, make_game
 from metabonk.play.profile import PROFILES
-from metabonk.record.recorder import Recorder, record
+from metabonk.record.recorder import record
+from metabonk.record.recording import Recorder
 from metabonk.record.store import Store
 
 ROOT = Path(__file__).parents[1]

@@ -32,7 +32,7 @@ from metabonk.play.course import ROM
 from metabonk.play.game import make_game
 from metabonk.play.keyboard import play
 from metabonk.play.profile import load_profile
-from metabonk.record.recorder import recording_schema
+from metabonk.record.recording import recording_schema
 
 BONK = Goals(load_profile("bonk"))
 VOCABULARY = GoalVocabulary.of(BONK)

@@ -15,9 +15,11 @@ import pytest
 from metabonk.core.errors import MetaBonkError, MissingLibrary, UsageError
 from metabonk.play.game import make_game
 from metabonk.record import fleet as module
-from metabonk.record import recorder
 from metabonk.record.fleet import chunks_of, cluster, record_fleet
-from metabonk.record.recorder import Share, record, recording_schema
+from metabonk.record.recorder import record
+from metabonk.record.recording import recording_schema
+from metabonk.record.shares import Share
+from metabonk.record.stopping import Stop
 from metabonk.record.store import Store, describe_chunk
 
 pytestmark = pytest.mark.xdist_group("ray")
@@ -74,7 +76,7 @@ class Waits:
 
 def test_a_player_that_does_not_return_gives_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once it is asked to stop."""
-    monkeypatch.setattr(recorder, "PATIENCE", 0.1)
+    monkeypatch.setattr(Stop, "patience", 0.1)
     share = make_share(10**9, game="minatar:freeway", policy=Waits(), chunk_steps=10**7)
     stream, got = chunks_of(share, Waits.there.is_set), list[bytes]()
     taking = threading.Thread(target=lambda: got.append(next(stream)), daemon=True)
@@ -180,7 +182,7 @@ def test_a_worker_that_does_not_return(tmp_path: Path, ray: Any, monkeypatch: py
         name = "sleeps"
 
         def reset(self, seed: int) -> None:
-            recorder.PATIENCE, self.calls = 0.5, 0
+            Stop.patience, self.calls = 0.5, 0
 
         def __call__(self, observation: Any, info: Any) -> int:
             self.calls += 1
@@ -195,7 +197,7 @@ def test_a_worker_that_does_not_return(tmp_path: Path, ray: Any, monkeypatch: py
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "interruptible", interrupted)
-        patch.setattr(module, "PATIENCE", 10.0)  # what a busy computer may need to hear it and to send 200 rows
+        patch.setattr(Stop, "patience", 10.0)  # what a busy computer may need to hear it and to send 200 rows
         record_fleet("minatar:freeway", tmp_path / "s", Sleeps(), steps=10**8, workers=2, chunk_steps=10**7)
     assert len(Store.open(tmp_path / "s")) == 200
     record_fleet("minatar:freeway", tmp_path / "t", steps=100, workers=2)

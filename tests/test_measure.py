@@ -54,7 +54,7 @@ from metabonk.measure.statistics import (
     ratio_interval,
     score_table,
 )
-from metabonk.record.recorder import episode_seeds
+from metabonk.record.recording import episode_seeds
 from metabonk.sense.logmel import LogMelConfig
 from metabonk.sense.picture import PictureConfig, PictureTokenizer
 from metabonk.sense.sound import SoundConfig, SoundTokenizer

@@ -25,7 +25,7 @@ from metabonk.play.bonk import ROM
 from metabonk.play.game import make_game
 from metabonk.play.profile import Mover, compile_profile, load_profile
 from metabonk.record.experience import Columns, Schema
-from metabonk.record.recorder import profile_of, recording_schema
+from metabonk.record.recording import profile_of, recording_schema
 
 MOVER = Mover(x="x", y="y", within=(64, 64), size=(12, 12), room="room")
 WAYS = torch.tensor([[4.0, 0.0], [0.0, 4.0], [-4.0, 0.0], [0.0, -4.0]])

@@ -148,7 +148,7 @@ KNOWN = {
     "play.vector.Worker.__init__ subprocess.Popen": "a list of words",
     "play.vector.Worker.answer self.pipe.recv": "from a process that we started",
     "play.vector.serve pipe.recv": "from the process that started us",
-    "record.recorder.Stop._hear self._ear.recv": "from the process that started us",
+    "record.stopping.Stop._hear self._ear.recv": "from the process that started us",
     "record.recorder._in_processes.listen pipe.recv": "from a process that we started",
     "record.recorder._serve_share.hear pipe.recv": "from the process that started us",
 }

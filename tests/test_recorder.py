@@ -36,20 +36,16 @@ from metabonk.measure.evaluation import evaluate
 from metabonk.play.game import make_game
 from metabonk.play.keyboard import Keyboard, play
 from metabonk.record import recorder as module
+from metabonk.record import recording
 from metabonk.record.cache import Cache
 from metabonk.record.experience import Schema, Step, to_step
-from metabonk.record.recorder import (
-    Recorder,
-    Recording,
-    RowQueue,
-    episode_seeds,
-    record,
-    record_command,
-    recording_schema,
-    share_out,
-)
+from metabonk.record.fleet import record_command
+from metabonk.record.recorder import record
+from metabonk.record.recording import Endless, Recorder, Recording, RowQueue, episode_seeds, recording_schema
 from metabonk.record.sampling import Sequences
-from metabonk.record.store import Chunk, ChunkBuilder, Store
+from metabonk.record.shares import share_out
+from metabonk.record.stopping import interruptible
+from metabonk.record.store import Chunk, ChunkBuilder, Store, Writer
 
 SCHEMA = Schema(game="toy", image_shape=(4, 4, 3), channels=1, sample_rate=60, clock_rate=60.0,
                 actions=ActionSpec(categorical=(3,)))
@@ -270,7 +266,7 @@ def test_what_a_game_cuts_off_did_not_end(tmp_path: Path, monkeypatch: pytest.Mo
     no, last = [False] * 4, [False, False, False, True]
     wanted = [(last, no, "terminated"), (no, last, "truncated")] * 2
     assert ends(tmp_path / "right") == wanted
-    monkeypatch.setattr(module, "to_step", mutant(to_step, "bool(terminated), bool(truncated)", wrong))
+    monkeypatch.setattr(recording, "to_step", mutant(to_step, "bool(terminated), bool(truncated)", wrong))
     assert ends(tmp_path / "wrong") != wanted
 
 
@@ -311,14 +307,14 @@ def test_one_of_several_games_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_full_disk_stops_the_game(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`DiskFull` comes out of `record`; the store keeps what was written, opens, and can be appended to."""
-    real, calls = module.Writer.add_chunk, itertools.count()
+    real, calls = Writer.add_chunk, itertools.count()
 
     def add_chunk(self: Any, content: bytes) -> None:
         if next(calls) >= 2:
             raise DiskFull("no space left on the disk while writing a chunk: free some, then run again")
         real(self, content)
 
-    monkeypatch.setattr(module.Writer, "add_chunk", add_chunk)
+    monkeypatch.setattr(Writer, "add_chunk", add_chunk)
     game = Toy(100)
     with pytest.raises(DiskFull, match="64 rows of this recording are safe"):
         record(game, tmp_path / "s", Turns(), steps=100_000, chunk_steps=32)
@@ -486,7 +482,7 @@ def test_an_engine_that_was_killed_is_started_again(tmp_path: Path) -> None:
 
 def test_an_episode_without_an_end_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When it gets long, and when it is twice as long; a limit on steps needs no warning."""
-    monkeypatch.setattr(module.Endless, "rows", 100)
+    monkeypatch.setattr(Endless, "rows", 100)
     with pytest.warns(UserWarning, match="rows, .* a second, and the episode has not ended: max_steps") as told:
         record(Toy(1000), tmp_path / "s", Turns(), episodes=1)
     rows = [int(str(one.message).split(": ")[1].split()[0]) for one in told if "not ended" in str(one.message)]
@@ -747,11 +743,11 @@ def test_signals_that_are_ignored_stay_ignored() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with module.interruptible() as asked:
+        with interruptible() as asked:
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
             os.kill(os.getpid(), signal.SIGHUP)
             assert not asked()
-        with pytest.raises(Interrupted, match="SIGTERM") as error, module.interruptible() as asked:
+        with pytest.raises(Interrupted, match="SIGTERM") as error, interruptible() as asked:
             os.kill(os.getpid(), signal.SIGTERM)
             assert asked() and asked.wait()
     finally:
@@ -761,7 +757,7 @@ def test_signals_that_are_ignored_stay_ignored() -> None:
 
 
 def test_a_second_signal_is_raised_only_where_a_game_plays() -> None:
-    with pytest.raises(Interrupted, match="SIGTERM"), module.interruptible() as asked:
+    with pytest.raises(Interrupted, match="SIGTERM"), interruptible() as asked:
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGTERM)
             assert asked.wait(len(asked.given))
@@ -772,7 +768,7 @@ def test_a_second_signal_is_raised_only_where_a_game_plays() -> None:
 
 
 def test_a_second_signal_while_everything_is_saved_loses_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = module.Writer.add_chunk
+    real = Writer.add_chunk
 
     def add_chunk(self: Any, content: bytes) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -780,7 +776,7 @@ def test_a_second_signal_while_everything_is_saved_loses_no_row(tmp_path: Path, 
         time.sleep(0.5)  # a slow disk
         real(self, content)
 
-    monkeypatch.setattr(module.Writer, "add_chunk", add_chunk)
+    monkeypatch.setattr(Writer, "add_chunk", add_chunk)
     with pytest.raises(KeyboardInterrupt):  # by either name: two that wait side by side are delivered in no order
         record(Toy(), tmp_path / "s", Turns(), steps=25)
     assert check_toy(Store.open(tmp_path / "s")) == 28

@@ -32,7 +32,8 @@ from ..core.text import loads, parse_json
 from ..nn.noise import Generators, make_generators
 from ..play.game import make_game, plays_alone
 from ..record.experience import Batch
-from ..record.recorder import Recorder, Recording, interruptible, recording_schema, saved_when_stuck
+from ..record.recording import Recorder, Recording, recording_schema
+from ..record.stopping import interruptible, saved_when_stuck
 
 # %% ../../nbs/act/64_agent.ipynb #64-agent-005
 class RawSenses:

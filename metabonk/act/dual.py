@@ -29,7 +29,7 @@ from ..core.text import loads, parse_json
 from ..dream.interface import WorldModel
 from ..nn.noise import Generators
 from ..record.experience import Schema
-from ..record.recorder import profile_of
+from ..record.recording import profile_of
 
 # %% ../../nbs/act/75_dual.ipynb #ad82b6d4
 def goals_of(

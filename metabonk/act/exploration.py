@@ -31,7 +31,8 @@ from ..core.training import Learner, TrainConfig, fit
 from ..dream.interface import WorldModel
 from ..nn.actions import ActionChoice
 from ..nn.noise import Generators, uniform
-from ..record.recorder import record, share_out
+from ..record.recorder import record
+from ..record.shares import share_out
 from ..record.store import Store
 from ..sense.tokens import Tokenizers
 

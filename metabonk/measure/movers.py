@@ -24,7 +24,7 @@ from ..dream.interface import LogMelPredictor, WorldModel, open_loop_rollout
 from .statistics import mean_interval
 from ..play.profile import Mover
 from ..record.experience import Schema
-from ..record.recorder import profile_of
+from ..record.recording import profile_of
 
 # %% ../../nbs/measure/86_movers.ipynb #f9ba40bb
 def movers_of(
