@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 
 from metabonk.play.game import make_game
+from metabonk.record.chunks import ChunkBuilder, arrow_schema, describe_chunk, to_arrow
 from metabonk.record.experience import Schema, Step, Steps, to_step
-from metabonk.record.store import ChunkBuilder, Store, arrow_schema, describe_chunk, to_arrow
+from metabonk.record.store import Store
 
 CODECS = [("zstd", 5), ("zstd", 3), ("zstd", 9), ("lz4", 1), ("lz4", 3), ("lz4", 9)]
 

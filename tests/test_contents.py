@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from metabonk.core.errors import StoreError
+from metabonk.core.text import read_yaml
 from metabonk.play.game import make_game
 from metabonk.play.gameboy import tiny_rom
-from metabonk.play.profile import PROFILES, compile_profile, read_yaml
+from metabonk.play.profile import PROFILES, compile_profile
 from metabonk.record.experience import Schema
 from metabonk.record.recorder import record
 from metabonk.record.store import Store

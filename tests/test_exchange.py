@@ -17,6 +17,7 @@ from metabonk.core.actions import ActionBox, ActionSpec, FlatActions
 from metabonk.core.errors import DamagedChunk, FolderError, StoreError, UsageError
 from metabonk.core.run import Run
 from metabonk.play.bonk import ROM
+from metabonk.record.chunks import to_arrow
 from metabonk.record.exchange import (
     copy_store,
     export_media,
@@ -31,7 +32,7 @@ from metabonk.record.exchange import (
 )
 from metabonk.record.experience import Schema, Step
 from metabonk.record.recorder import record
-from metabonk.record.store import Store, to_arrow
+from metabonk.record.store import Store
 
 ROOT = Path(__file__).parent.parent
 RATE, CLOCK, TICKS = 43_900, 4_194_304, 4 * 70_224

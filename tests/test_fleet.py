@@ -15,12 +15,13 @@ import pytest
 from metabonk.core.errors import MetaBonkError, MissingLibrary, UsageError
 from metabonk.play.game import make_game
 from metabonk.record import fleet as module
+from metabonk.record.chunks import describe_chunk
 from metabonk.record.fleet import chunks_of, cluster, record_fleet
 from metabonk.record.recorder import record
 from metabonk.record.recording import recording_schema
 from metabonk.record.shares import Share
 from metabonk.record.stopping import Stop
-from metabonk.record.store import Store, describe_chunk
+from metabonk.record.store import Store
 
 pytestmark = pytest.mark.xdist_group("ray")
 

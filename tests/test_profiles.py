@@ -8,21 +8,13 @@ import pytest
 
 from metabonk.core.errors import MetaBonkError, RomError, UsageError
 from metabonk.core.text import parse_yaml
-from metabonk.play import profile as module
+from metabonk.play import expressions as module
 from metabonk.play.bonk import ROM
+from metabonk.play.expressions import Probe, spans
 from metabonk.play.game import make_game
 from metabonk.play.guide import ProbeSearch, check_output, profile_text, prove
 from metabonk.play.policies import make_policy
-from metabonk.play.profile import (
-    Probe,
-    Profile,
-    ProfileState,
-    compile_profile,
-    load_profile,
-    profile_for,
-    profile_names,
-    spans,
-)
+from metabonk.play.profile import Profile, ProfileState, compile_profile, load_profile, profile_for, profile_names
 from metabonk.play.search import MemorySearch
 
 BASE = """

@@ -38,6 +38,7 @@ from metabonk.play.keyboard import Keyboard, play
 from metabonk.record import recorder as module
 from metabonk.record import recording
 from metabonk.record.cache import Cache
+from metabonk.record.chunks import Chunk, ChunkBuilder
 from metabonk.record.experience import Schema, Step, to_step
 from metabonk.record.fleet import record_command
 from metabonk.record.recorder import record
@@ -45,7 +46,7 @@ from metabonk.record.recording import Endless, Recorder, Recording, RowQueue, ep
 from metabonk.record.sampling import Sequences
 from metabonk.record.shares import share_out
 from metabonk.record.stopping import interruptible
-from metabonk.record.store import Chunk, ChunkBuilder, Store, Writer
+from metabonk.record.store import Store, Writer
 
 SCHEMA = Schema(game="toy", image_shape=(4, 4, 3), channels=1, sample_rate=60, clock_rate=60.0,
                 actions=ActionSpec(categorical=(3,)))

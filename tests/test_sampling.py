@@ -20,6 +20,7 @@ import metabonk
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import DamagedChunk, DiskFull, FolderLocked, StoreError, StoreVersion, UsageError
 from metabonk.record.cache import Cache
+from metabonk.record.chunks import ChunkBuilder
 from metabonk.record.experience import Batch, Schema, Step, Steps
 from metabonk.record.sampling import (
     ExperienceData,
@@ -31,7 +32,7 @@ from metabonk.record.sampling import (
     held_out,
     held_out_pieces,
 )
-from metabonk.record.store import ChunkBuilder, Store, Writer
+from metabonk.record.store import Store, Writer
 
 SCHEMA = Schema(
     game="test",

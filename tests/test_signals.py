@@ -12,9 +12,9 @@ from mutants import mutant
 
 from metabonk.core.actions import ActionSpec
 from metabonk.play.game import OutOfSync, Shrink, area_weights, check_sync
+from metabonk.record.chunks import from_arrow, to_arrow
 from metabonk.record.exchange import picture_times, read_wav, write_wav
 from metabonk.record.experience import Batch, Schema, Step, Steps
-from metabonk.record.store import from_arrow, to_arrow
 from metabonk.sense.logmel import LogMel, LogMelConfig, LogMelStream, frame_ends, to_int16, to_unit
 
 LOUDEST = np.array([-32_768, -32_767, -1, 0, 1, 32_766, 32_767], np.int16)

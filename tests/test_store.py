@@ -33,21 +33,21 @@ from metabonk.core.errors import (
     UsageError,
 )
 from metabonk.core.files import temporary
-from metabonk.record.experience import Schema, Step, Steps, kind_of, to_step
-from metabonk.record.store import (
+from metabonk.record.card import dataset_card
+from metabonk.record.chunks import (
     Chunk,
     ChunkBuilder,
-    Store,
-    _about,
-    _sealed,
-    _unsealed,
+    about_store,
     arrow_schema,
-    dataset_card,
     describe_chunk,
     episode_number,
     from_arrow,
+    seal_json,
     to_arrow,
+    unseal_json,
 )
+from metabonk.record.experience import Schema, Step, Steps, kind_of, to_step
+from metabonk.record.store import Store
 
 SCHEMA = Schema(
     game="test",
@@ -222,7 +222,7 @@ def test_a_chunk_never_takes_the_place_of_another(store: Store, rows: list[Step]
 
 
 def test_chunks_with_other_batches(tmp_path: Path, rows: list[Step], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("metabonk.record.store._batch_steps", 7)
+    monkeypatch.setattr("metabonk.record.chunks._batch_steps", 7)
     builder = ChunkBuilder(SCHEMA, 0, chunk_steps=60)
     (done,) = [found for row in rows if (found := builder.add(row))]
     monkeypatch.undo()
@@ -511,13 +511,13 @@ def test_no_flip_makes_a_chunk_describe_something_else(rows: list[Step]) -> None
 def test_stores_of_format_1_still_open(tmp_path: Path, rows: list[Step], monkeypatch: pytest.MonkeyPatch) -> None:
     """A chunk without checksum and schema, a store without copy: read, appended to, and then as safe as a new one."""
     with monkeypatch.context() as old:
-        old.setattr("metabonk.record.store._sealed", lambda values, indent=None: json.dumps(values))
+        old.setattr("metabonk.record.chunks.seal_json", lambda values, indent=None: json.dumps(values))
         builder = ChunkBuilder(SCHEMA, 0, chunk_steps=60)
         (done,) = [found for row in rows if (found := builder.add(row, {"seed": 7}))]
     path = tmp_path / "store"
     (path / "data").mkdir(parents=True)
     (path / done[0].file).write_bytes(done[1])
-    (path / "store.json").write_text(json.dumps(_about(SCHEMA) | {"version": 1}))
+    (path / "store.json").write_text(json.dumps(about_store(SCHEMA) | {"version": 1}))
     (path / "README.md").write_text("---\nconfigs: []\n---\nold")
     store = Store.open(path)
     assert not store.verify() and same(store.read(2), rows[40:])
@@ -684,8 +684,8 @@ def test_links_in_a_store(tmp_path: Path, rows: list[Step]) -> None:
 
 
 def test_other_versions_and_other_folders(tmp_path: Path, store: Store) -> None:
-    about = _unsealed((store.path / "store.json").read_bytes())
-    (store.path / "store.json").write_text(_sealed(about | {"version": 99}))
+    about = unseal_json((store.path / "store.json").read_bytes())
+    (store.path / "store.json").write_text(seal_json(about | {"version": 99}))
     with pytest.raises(StoreVersion, match="99"):
         Store.open(store.path)
     with pytest.raises(StoreError, match="not a store"):

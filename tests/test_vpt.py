@@ -16,10 +16,11 @@ from metabonk.core.errors import FolderError, StoreError, UsageError
 from metabonk.core.files import temporary
 from metabonk.record import films, vpt
 from metabonk.record.cache import Cache
+from metabonk.record.chunks import to_arrow
 from metabonk.record.exchange import to_dataset
 from metabonk.record.films import FilmSound
 from metabonk.record.sampling import Sequences
-from metabonk.record.store import Store, to_arrow
+from metabonk.record.store import Store
 from metabonk.record.tasks import TaskSet
 from metabonk.record.vpt import (
     KEYS,

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .goals import Goal, Goals
 from ..core.config import Config
 from ..core.errors import MissingLibrary, UsageError, unknown
-from ..play.profile import compile_expressions
+from ..play.expressions import compile_expressions
 from ..record.cache import Cache
 from ..record.tasks import in_time
 

@@ -16,7 +16,8 @@ from typing import Any, Self
 from ..core.config import Config
 from ..core.errors import UsageError, unknown
 from ..core.text import parse_json
-from ..play.profile import Number, Profile, compile_expressions
+from ..play.expressions import Number, compile_expressions
+from ..play.profile import Profile
 
 # %% ../../nbs/act/70_goals.ipynb #fc6b2c28
 LONGEST = 200  # letters of a goal's text

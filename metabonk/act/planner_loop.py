@@ -24,7 +24,7 @@ from .planner import JournalPlanner, Plan, Planner, PlannerFailed, Situation
 from ..core.config import Config
 from ..core.errors import UsageError
 from ..core.files import disk_errors
-from ..play.profile import Number
+from ..play.expressions import Number
 
 # %% ../../nbs/act/73_planner_loop.ipynb #1b82784b
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from ..core.text import parse_yaml
 from .game import make_game, quick_settings
 from .keyboard import Keyboard
 from .page import play_on_page
-from .profile import SPEC, Probe, check_names, compile_probes, rom_title
+from .expressions import SPEC, Probe, compile_probes
+from .profile import check_names, rom_title
 from .search import MemorySearch
 
 # %% ../../nbs/play/16_guide.ipynb #c7ebd67b

@@ -20,7 +20,8 @@ from ..core.files import claim_folder, disk_errors, folder_lock, write_atomic
 from ..core.progress import progress
 from ..core.text import parse_json
 from .experience import Batch, Schema, Steps
-from .store import Chunk, Store, from_arrow
+from .chunks import Chunk, from_arrow
+from .store import Store
 
 # %% ../../nbs/record/22_cache.ipynb #22-cache-005
 _version = 1

@@ -31,7 +31,8 @@ from ..core.actions import FlatActions
 from ..core.errors import FolderError, MissingLibrary, StoreError, UsageError
 from ..core.files import claim_folder, disk_errors, replacing, write_atomic
 from .experience import Schema, Step, Steps
-from .store import Chunk, Episode, Store, arrow_schema, from_arrow
+from .chunks import Chunk, Episode, arrow_schema, from_arrow
+from .store import Store
 
 # %% ../../nbs/record/25_exchange.ipynb #25-exchange-007
 def write_wav(

@@ -24,7 +24,8 @@ from ..core.errors import FolderError, StoreError, UsageError
 from ..core.files import disk_errors, temporary
 from ..core.progress import progress
 from .experience import Schema, Step
-from .store import ChunkBuilder, Episode, Store, Writer
+from .chunks import ChunkBuilder, Episode
+from .store import Store, Writer
 
 # %% ../../nbs/record/29_films.ipynb #29-films-007
 def film_times(

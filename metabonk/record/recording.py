@@ -25,7 +25,8 @@ from ..core.errors import GameDied, GameError, MetaBonkError, StoreError
 from ..play.game import make_game
 from ..play.profile import Profile
 from .experience import Schema, Step, to_step
-from .store import Chunk, ChunkBuilder, Store, Writer, episode_place
+from .chunks import Chunk, ChunkBuilder, episode_place
+from .store import Store, Writer
 
 # %% ../../nbs/record/24_recording.ipynb #24-recorder-005
 class RowQueue:

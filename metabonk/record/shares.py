@@ -21,7 +21,8 @@ from ..play.policies import make_policy
 from .experience import Schema
 from .recording import Recorder, Recording, RowQueue, episode_seeds, play_on
 from .stopping import saved_when_stuck
-from .store import ChunkBuilder, Store, episode_place
+from .chunks import ChunkBuilder, episode_place
+from .store import Store
 
 # %% ../../nbs/record/24_shares.ipynb #24-shares-004
 @dataclass(frozen=True)

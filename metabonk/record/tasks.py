@@ -18,7 +18,8 @@ from jaxtyping import Bool, Int
 import metabonk
 from ..core.config import check_value
 from ..core.errors import UsageError, unknown
-from ..play.profile import compile_expressions, find_yaml, read_sections
+from ..play.expressions import compile_expressions
+from ..play.profile import find_yaml, read_sections
 from .cache import Cache
 
 # %% ../../nbs/record/28_tasks.ipynb #28-tasks-006
