@@ -25,14 +25,8 @@ from scipy.special import expit
 from metabonk.core.seed import seed_everything
 from metabonk.core.training import TrainConfig, fit
 from metabonk.dream.token_model import TokenModel, TokenModelConfig, WorldModelLearner
-from metabonk.measure.listening import (
-    RowKinds,
-    cue_conflict,
-    cue_conflict_claims,
-    cue_conflict_table,
-    every_row,
-    find_moments,
-)
+from metabonk.measure.listening import cue_conflict, cue_conflict_claims, cue_conflict_table
+from metabonk.measure.moments import RowKinds, every_row, find_moments
 from metabonk.measure.reality import RewardSound
 from metabonk.measure.statistics import mean_interval
 from metabonk.record.cache import Cache

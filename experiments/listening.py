@@ -22,7 +22,6 @@ from metabonk.core.training import TrainConfig, fit
 from metabonk.dream.token_model import TokenModel, TokenModelConfig, WorldModelLearner
 from metabonk.measure.listening import (
     KEPT,
-    RowKinds,
     attribute,
     audio_swap,
     audio_swap_table,
@@ -30,9 +29,8 @@ from metabonk.measure.listening import (
     codes_tell,
     cue_conflict,
     cue_conflict_claims,
-    every_row,
-    find_moments,
 )
+from metabonk.measure.moments import RowKinds, every_row, find_moments
 from metabonk.measure.reality import shuffle_weights
 from metabonk.record.sampling import SequenceConfig
 from metabonk.record.store import Store

@@ -41,7 +41,7 @@ from metabonk.dream.recurrent import RecurrentModel
 from metabonk.dream.rssm import RSSMConfig
 from metabonk.dream.token_model import TokenModel
 from metabonk.measure.dreams import dream_video, free_dream_video
-from metabonk.measure.listening import Moments, predict
+from metabonk.measure.moments import Moments, predict
 from metabonk.measure.reality import LiveReality, play_and_compare, reality_check
 from metabonk.nn.actions import ActionChoice
 from metabonk.nn.distributions import Categorical

@@ -15,8 +15,6 @@ from metabonk.dream.fusion import TokenEncoder
 from metabonk.measure import listening
 from metabonk.measure.listening import (
     Attribution,
-    Moments,
-    RowKinds,
     attribute,
     attribution_figure,
     attribution_map,
@@ -32,10 +30,8 @@ from metabonk.measure.listening import (
     cue_conflict_claims,
     cue_conflict_figure,
     cue_conflict_table,
-    every_row,
-    find_moments,
-    predict,
 )
+from metabonk.measure.moments import Moments, RowKinds, every_row, find_moments, predict
 from metabonk.measure.reality import shuffle_weights
 from metabonk.record.experience import Schema, Steps
 from metabonk.record.store import Store
