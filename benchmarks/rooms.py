@@ -32,7 +32,7 @@ from scipy.signal import fftconvolve  # noqa: E402
 
 from metabonk.play.binaural import FADE, HEAD_RADIUS, RATE, STEP, telephone_ring  # noqa: E402
 from metabonk.play.game import Game, make_game  # noqa: E402
-from metabonk.play.homes import EYE, Plan  # noqa: E402
+from metabonk.play.plans import EYE, Plan  # noqa: E402
 from metabonk.play.raycast import FADE as DARK  # noqa: E402
 from metabonk.play.raycast import TEXELS, TILE, Scene, paint  # noqa: E402
 from metabonk.play.rooms import Moment  # noqa: E402

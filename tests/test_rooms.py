@@ -18,9 +18,10 @@ from scipy.sparse import csgraph, csr_matrix
 from scipy.spatial import cKDTree
 
 from metabonk.core.errors import UsageError
-from metabonk.play import homes, raycast, rooms
+from metabonk.play import homes, plans, raycast, rooms
 from metabonk.play.game import games, make_game
-from metabonk.play.homes import BODY, SPLITS, Home, Plan, make_home, make_plan
+from metabonk.play.homes import SPLITS, Home, make_home
+from metabonk.play.plans import BODY, Plan, make_plan
 from metabonk.play.policies import make_policy
 from metabonk.play.synchrony import offset
 from metabonk.play.walks import Walk
@@ -113,10 +114,10 @@ def grid_distances(plan: Plan, points: np.ndarray, step: float = 0.1) -> np.ndar
     pairs = tree.query_pairs(3.7 * step, output_type="ndarray")
     table = np.delete(plan.space.blocks, plan.space.boxes[0], axis=0)
     source = len(nodes) - 1
-    seen = [homes.clear(*nodes[a], *nodes[b], table if source in (a, b) else plan.space.blocks) for a, b in pairs]
+    seen = [plans.clear(*nodes[a], *nodes[b], table if source in (a, b) else plan.space.blocks) for a, b in pairs]
     pairs = pairs[seen]
     near = np.flatnonzero(np.hypot(*(nodes - nodes[-1]).T) < 1.5)  # the table stands in the grid's way
-    near = [n for n in near if n != source and homes.clear(*nodes[n], *nodes[-1], table)]
+    near = [n for n in near if n != source and plans.clear(*nodes[n], *nodes[-1], table)]
     pairs = np.concatenate([pairs, [(n, source) for n in near]])
     lengths = np.hypot(*(nodes[pairs[:, 0]] - nodes[pairs[:, 1]]).T)
     graph = csr_matrix((np.maximum(lengths, 1e-12), pairs.T), (len(nodes),) * 2)
@@ -144,7 +145,7 @@ def test_a_path_is_as_long_as_its_distance_and_free_all_along(number):
             legs = np.hypot(*np.diff(path, axis=0).T)
             assert legs.sum() == pytest.approx(routes.distance(*path[0]))
             blocks = [plan.space.blocks] * (len(path) - 2) + [routes.last]
-            assert all(homes.clear(*a, *b, near) for a, b, near in zip(path, path[1:], blocks, strict=False))
+            assert all(plans.clear(*a, *b, near) for a, b, near in zip(path, path[1:], blocks, strict=False))
 
 
 def test_distance_to_a_point_is_that_from_it():
@@ -166,11 +167,11 @@ def test_a_walker_is_never_inside_anything(number, seed, ahead):
     for _ in range(150):
         heading += 0 if rng.random() < 0.3 + 0.6 * ahead else rng.uniform(-2, 2)
         dx, dy = 0.4 * math.cos(heading), 0.4 * math.sin(heading)
-        to_x, to_y, hit = homes.slide(x, y, dx, dy, plan.space.blocks)
+        to_x, to_y, hit = plans.slide(x, y, dx, dy, plan.space.blocks)
         assert plan.space.free(to_x, to_y), "inside a wall"
         assert math.hypot(to_x - x, to_y - y) <= 0.4 + 1e-9, "a wall does not push"
         assert hit or (to_x, to_y) == pytest.approx((x + dx, y + dy))
-        assert homes.clear(x, y, to_x, to_y, plan.air.blocks), "through a wall"
+        assert plans.clear(x, y, to_x, to_y, plan.air.blocks), "through a wall"
         x, y, met = to_x, to_y, met + hit
         body = np.array([x - BODY, y - BODY, x + BODY, y + BODY])
         assert all(homes._apart(body, box, -1e-8) for box in plan.home.boxes)
@@ -311,7 +312,7 @@ def test_the_foot_of_a_wall_is_in_the_row_that_perspective_says():
     for distance in (1.0, 2.0, 2.5):
         image = raycast.look(scene, 3 - distance, 1.5, 0.0, 0, (128, 128))
         skirting = np.flatnonzero((image[:, 64].std(1) < 1) & (image[:, 64].mean(1) < 61))
-        foot = 64 + 64 * homes.EYE / distance
+        foot = 64 + 64 * plans.EYE / distance
         if foot < 128:
             assert skirting.max() + 1 == pytest.approx(foot, abs=1), distance
 
@@ -325,7 +326,7 @@ def slow_picture(home: Home, scene: raycast.Scene, x: float, y: float, heading: 
     for row, column in np.ndindex(size, size):
         off, dz = 1 - (2 * column + 1) / size, 1 - (2 * row + 1) / size
         dx, dy = math.cos(heading) - off * math.sin(heading), math.sin(heading) + off * math.cos(heading)
-        best, colour = (home.height if dz > 0 else 0.0) - homes.EYE, None
+        best, colour = (home.height if dz > 0 else 0.0) - plans.EYE, None
         best = best / dz
         here = home.room(x + best * dx, y + best * dy)
         if dz > 0:
@@ -336,7 +337,7 @@ def slow_picture(home: Home, scene: raycast.Scene, x: float, y: float, heading: 
         for x0, y0, x1, y1, low, high in upright:
             t = (x0 - x) / dx if x0 == x1 else (y0 - y) / dy
             place = y + t * dy if x0 == x1 else x + t * dx
-            z = homes.EYE + t * dz
+            z = plans.EYE + t * dz
             if 0 < t < best and (y0 <= place <= y1 if x0 == x1 else x0 <= place <= x1) and low <= z <= high:
                 near = home.room(x + (t - 1e-6) * dx, y + (t - 1e-6) * dy)
                 down = min(63, int((home.height - z) / home.height * 64))
@@ -344,7 +345,7 @@ def slow_picture(home: Home, scene: raycast.Scene, x: float, y: float, heading: 
                 best, colour = t, scene.papers[near][down, int(place / raycast.TILE * 64) % 64] * light
         for box, paint in zip(scene.boxes, scene.colours, strict=True):
             times = [sorted(((box[k] - p) / d, (box[k + 2] - p) / d)) for k, p, d in ((0, x, dx), (1, y, dy))]
-            times.append(sorted((box[k] - homes.EYE) / dz for k in (4, 5)))
+            times.append(sorted((box[k] - plans.EYE) / dz for k in (4, 5)))
             enters, leaves = max(t[0] for t in times), min(t[1] for t in times)
             if 0 < enters < leaves and enters < best:
                 axis, front = [t[0] for t in times].index(enters), max(times[0][0], times[1][0])

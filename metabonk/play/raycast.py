@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64, UInt8
 
 from ..core.places import compiled_cache
-from .homes import DOOR_TOP, EYE, TELEPHONE, Home
+from .homes import DOOR_TOP, TELEPHONE, Home
+from .plans import EYE
 
 compiled_cache()
 from numba import njit

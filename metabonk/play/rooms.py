@@ -31,7 +31,8 @@ from metabonk.play.binaural import (
     telephone_ring,
 )
 from .game import GameConfig, Machine, Tick, choose_actions
-from .homes import EYE, Heard, Home, Plan, make_plan, scene_numbers, slide
+from .homes import Home, scene_numbers
+from .plans import EYE, Heard, Plan, make_plan, slide
 from .raycast import Scene, look, paint
 
 # %% ../../nbs/play/13_rooms.ipynb #13-rooms-005

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import UsageError
-from .homes import Routes
+from .plans import Routes
 from .rooms import NEAR, PATTERNS, TURN, Rooms, wrapped
 
 # %% ../../nbs/play/13_walks.ipynb #13-walks-007

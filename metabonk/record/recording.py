@@ -25,7 +25,7 @@ from ..core.errors import GameDied, GameError, MetaBonkError, StoreError
 from ..play.game import make_game
 from ..play.profile import Profile
 from .experience import Schema, Step, to_step
-from .chunks import Chunk, ChunkBuilder, episode_place
+from .chunks import Chunk, ChunkBuilder
 from .store import Store, Writer
 
 # %% ../../nbs/record/24_recording.ipynb #24-recorder-005
