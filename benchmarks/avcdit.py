@@ -26,8 +26,8 @@ from einops import rearrange  # noqa: E402
 from turns import fastest  # noqa: E402
 
 from metabonk.core.actions import ActionSpec  # noqa: E402
+from metabonk.core.learner import TrainConfig  # noqa: E402
 from metabonk.core.products import product  # noqa: E402
-from metabonk.core.training import TrainConfig  # noqa: E402
 from metabonk.dream.av_learner import AVLearner, AVLearnerConfig  # noqa: E402
 from metabonk.dream.av_world import LatentWorld  # noqa: E402
 from metabonk.dream.avcdit import AVCDiT, AVCDiTConfig, CrossAttention, count_operations, modulated, to_parts  # noqa: E402

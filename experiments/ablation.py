@@ -18,8 +18,9 @@ from ball import Codes, make_tokenizer
 from common import begin
 
 from metabonk.core.actions import ActionSpec
+from metabonk.core.learner import TrainConfig
 from metabonk.core.seed import seed_everything
-from metabonk.core.training import TrainConfig, fit
+from metabonk.core.training import fit
 from metabonk.dream.causal_tokenizer import CausalTokenizer, bouncing_ball
 from metabonk.dream.dynamics import DynamicsConfig, DynamicsLearner, ShortcutModel
 from metabonk.dream.interface import open_loop_rollout

@@ -13,8 +13,9 @@ from typing import Any
 import pandas as pd
 from common import begin
 
+from metabonk.core.learner import TrainConfig
 from metabonk.core.seed import seed_everything
-from metabonk.core.training import TrainConfig, fit
+from metabonk.core.training import fit
 from metabonk.measure.statistics import mean_interval
 from metabonk.record.recorder import record
 from metabonk.sense.alignment import Alignment, AlignmentConfig, AlignmentData, event_scores, retrieval, separation

@@ -24,8 +24,9 @@ import numpy as np
 import pandas as pd
 from common import Results, begin
 
+from metabonk.core.learner import TrainConfig
 from metabonk.core.seed import seed_everything
-from metabonk.core.training import TrainConfig, fit
+from metabonk.core.training import fit
 from metabonk.dream.av_learner import AVLearnerConfig, denoising_loss
 from metabonk.dream.av_world import AVWorld, fitted
 from metabonk.dream.avcdit import AVCDiTConfig, count_operations, count_parameters, matched

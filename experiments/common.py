@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from metabonk.core.config import RENAMED
-from metabonk.core.training import TrainConfig
+from metabonk.core.learner import TrainConfig
 from metabonk.measure.statistics import mean_interval
 from metabonk.pipeline.runner import run_pipeline
 from metabonk.record.cache import Cache

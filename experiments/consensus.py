@@ -22,8 +22,9 @@ from listening import SIZES as LISTENING
 from listening import WORLD
 from scipy.special import expit
 
+from metabonk.core.learner import TrainConfig
 from metabonk.core.seed import seed_everything
-from metabonk.core.training import TrainConfig, fit
+from metabonk.core.training import fit
 from metabonk.dream.token_model import TokenModel, TokenModelConfig, WorldModelLearner
 from metabonk.measure.listening import cue_conflict, cue_conflict_claims, cue_conflict_table
 from metabonk.measure.moments import RowKinds, every_row, find_moments

@@ -49,8 +49,9 @@ from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
 from metabonk.act.agent import Agent
 from metabonk.act.curiosity import AudioCuriosity, CuriosityConfig, Explorer, ExplorerLearner, Plan2Explore
 from metabonk.act.dreaming import DreamConfig
+from metabonk.core.learner import TrainConfig
 from metabonk.core.seed import seed_everything, spawn_seeds
-from metabonk.core.training import TrainConfig, fit
+from metabonk.core.training import fit
 from metabonk.dream.token_model import TokenModel, TokenModelConfig, WorldModelLearner
 from metabonk.measure.statistics import difference_interval, mean_interval
 from metabonk.play.game import make_game

@@ -22,8 +22,10 @@ from common import begin, prepare
 from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
 from metabonk.act.agent import Agent, play_episodes
 from metabonk.act.dreaming import DreamConfig, DreamLearner
+from metabonk.core.learner import TrainConfig
+from metabonk.core.logs import read_log
 from metabonk.core.seed import seed_everything, spawn_seeds
-from metabonk.core.training import TrainConfig, fit, read_log
+from metabonk.core.training import fit
 from metabonk.dream.token_model import KeptStates, TokenModel, TokenModelConfig, WorldModelLearner
 from metabonk.measure.statistics import difference_interval, mean_interval
 from metabonk.record.sampling import SequenceConfig, Sequences

@@ -39,8 +39,9 @@ from metabonk.act.goals import Goals
 from metabonk.act.objectives import GRPO, PPO, GRPOConfig
 from metabonk.act.planner import count_rooms, read_journal
 from metabonk.act.planner_loop import LoopConfig, PlannerLoop
+from metabonk.core.learner import TrainConfig
 from metabonk.core.seed import seed_everything, spawn_seeds
-from metabonk.core.training import TrainConfig, fit
+from metabonk.core.training import fit
 from metabonk.dream.probes import Heads
 from metabonk.dream.token_model import TokenModel
 from metabonk.measure.drift import probe_drift

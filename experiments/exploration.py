@@ -42,8 +42,8 @@ from metabonk.act.actor_critic import ActorCriticConfig
 from metabonk.act.curiosity import CuriosityConfig
 from metabonk.act.dreaming import DreamConfig
 from metabonk.act.exploration import CuriousUpdates, Exploration, ExplorationConfig, make_explorer
+from metabonk.core.learner import TrainConfig
 from metabonk.core.seed import seed_everything, spawn_seeds
-from metabonk.core.training import TrainConfig
 from metabonk.dream.token_model import TokenModel, TokenModelConfig, WorldModelLearner
 from metabonk.measure.coverage import covered
 from metabonk.measure.statistics import difference_interval, mean_interval

@@ -17,8 +17,9 @@ import pandas as pd
 import torch
 from common import begin, prepare
 
+from metabonk.core.learner import TrainConfig
 from metabonk.core.seed import seed_everything
-from metabonk.core.training import TrainConfig, fit
+from metabonk.core.training import fit
 from metabonk.dream.token_model import TokenModel, TokenModelConfig, WorldModelLearner
 from metabonk.measure.reality import reality_check
 from metabonk.measure.statistics import mean_interval

@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from playable import first_batch
 
+from metabonk.core.learner import TrainConfig
 from metabonk.core.seed import seed_everything
-from metabonk.core.training import TrainConfig, fit
+from metabonk.core.training import fit
 from metabonk.dream.causal_tokenizer import (
     CausalTokenizer,
     CausalTokenizerConfig,

@@ -24,8 +24,9 @@ from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
 from metabonk.act.agent import Agent, play_episodes
 from metabonk.act.dreaming import DreamConfig, DreamLearner
 from metabonk.act.finetune import FineTune, FineTuneConfig, ShortUpdates
+from metabonk.core.learner import TrainConfig
 from metabonk.core.seed import seed_everything, spawn_seeds
-from metabonk.core.training import TrainConfig, fit
+from metabonk.core.training import fit
 from metabonk.dream.token_model import TokenModel, TokenModelConfig, WorldModelLearner
 from metabonk.measure.evaluation import evaluate
 from metabonk.measure.reality import RoundCheck

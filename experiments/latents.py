@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from common import begin
 
-from metabonk.core.training import TrainConfig
+from metabonk.core.learner import TrainConfig
 from metabonk.record.cache import Cache
 from metabonk.record.recorder import record
 from metabonk.record.store import Store

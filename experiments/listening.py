@@ -17,8 +17,9 @@ from typing import Any
 
 from common import prepare, run
 
+from metabonk.core.learner import TrainConfig
 from metabonk.core.seed import seed_everything
-from metabonk.core.training import TrainConfig, fit
+from metabonk.core.training import fit
 from metabonk.dream.token_model import TokenModel, TokenModelConfig, WorldModelLearner
 from metabonk.measure.listening import (
     KEPT,

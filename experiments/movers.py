@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from common import Results, begin, prepare
 from torch import Tensor, nn
 
+from metabonk.core.learner import TrainConfig
 from metabonk.core.optimizer import LaProp
 from metabonk.core.seed import seed_everything
-from metabonk.core.training import TrainConfig, fit
+from metabonk.core.training import fit
 from metabonk.dream.fusion import TokenEncoder
 from metabonk.dream.latents import CategoricalLatents, GaussianLatents, GumbelLatents, Latents
 from metabonk.dream.token_heads import TokenHead

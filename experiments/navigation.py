@@ -28,7 +28,7 @@ from metabonk.act.navigation import (
     train_navigation,
 )
 from metabonk.core.actions import ActionSpec
-from metabonk.core.training import TrainConfig
+from metabonk.core.learner import TrainConfig
 from metabonk.dream.av_world import AVWorld
 from metabonk.measure.navigation_scores import episode_scores, evaluate_navigation
 from metabonk.measure.statistics import difference_interval, mean_interval

@@ -31,8 +31,9 @@ import torch.nn.functional as F
 from common import Results, begin, show_means
 from torch import Tensor, nn
 
+from metabonk.core.learner import TrainConfig
 from metabonk.core.seed import seed_everything
-from metabonk.core.training import TrainConfig, fit
+from metabonk.core.training import fit
 from metabonk.dream.causal_tokenizer import (
     CausalTokenizer,
     CausalTokenizerConfig,

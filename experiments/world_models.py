@@ -33,9 +33,10 @@ from common import Results, begin, run_stages, show_means
 from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
 from metabonk.act.agent import Agent, play_episodes
 from metabonk.act.dreaming import DreamConfig, DreamLearner
+from metabonk.core.learner import TrainConfig
 from metabonk.core.run import Run
 from metabonk.core.seed import seed_everything, spawn_seeds
-from metabonk.core.training import TrainConfig, fit
+from metabonk.core.training import fit
 from metabonk.dream.av_world import AVWorld
 from metabonk.dream.causal_tokenizer import ClipCache
 from metabonk.dream.codes import CodeData

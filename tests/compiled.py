@@ -11,7 +11,9 @@ from pathlib import Path
 
 import torch
 
-from metabonk.core.training import TrainConfig, fit, read_log
+from metabonk.core.learner import TrainConfig
+from metabonk.core.logs import read_log
+from metabonk.core.training import fit
 from metabonk.dream.dynamics import DynamicsLearner
 
 

@@ -12,7 +12,8 @@ from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
 from metabonk.act.agent import Agent, play_episodes
 from metabonk.act.dreaming import DreamConfig, DreamLearner
 from metabonk.core.actions import ActionSpec, FlatActions
-from metabonk.core.training import TrainConfig, fit
+from metabonk.core.learner import TrainConfig
+from metabonk.core.training import fit
 from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig
 from metabonk.dream.codes import CodeData
 from metabonk.dream.dynamics import DynamicsConfig, DynamicsLearner, ShortcutModel

@@ -20,7 +20,9 @@ from metabonk.act.dreaming import DreamConfig, DreamLearner, check_learnable, la
 from metabonk.act.finetune import FineTune, FineTuneConfig, ShortUpdates
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import FolderError, MetaBonkError, UsageError
-from metabonk.core.training import TrainConfig, fit, read_log
+from metabonk.core.learner import TrainConfig
+from metabonk.core.logs import read_log
+from metabonk.core.training import fit
 from metabonk.dream.interface import WorldModel
 from metabonk.nn.noise import uniform
 from metabonk.play.game import make_game

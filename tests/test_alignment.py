@@ -10,7 +10,9 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import roc_auc_score
 
 from metabonk.core.errors import StoreError, UsageError
-from metabonk.core.training import TrainConfig, fit, read_log
+from metabonk.core.learner import TrainConfig
+from metabonk.core.logs import read_log
+from metabonk.core.training import fit
 from metabonk.record.experience import Schema, Step
 from metabonk.record.recorder import record
 from metabonk.record.store import Store

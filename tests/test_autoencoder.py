@@ -11,7 +11,7 @@ from mutants import mutant
 
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import FolderError, MissingLibrary, UsageError
-from metabonk.core.training import TrainConfig
+from metabonk.core.learner import TrainConfig
 from metabonk.record.experience import Schema, Step
 from metabonk.record.store import Store
 from metabonk.sense.autoencoder import (

@@ -16,8 +16,9 @@ from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
 from metabonk.act.lookahead import FeaturesPolicy, LookAheadConfig, look_ahead
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import FolderError, UsageError
+from metabonk.core.learner import TrainConfig
 from metabonk.core.motion import compose
-from metabonk.core.training import TrainConfig, fit
+from metabonk.core.training import fit
 from metabonk.dream import av_world
 from metabonk.dream.av_learner import AVLearnerConfig
 from metabonk.dream.av_world import (

@@ -11,7 +11,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from metabonk.core.errors import UsageError
-from metabonk.core.training import TrainConfig, fit
+from metabonk.core.learner import TrainConfig
+from metabonk.core.training import fit
 from metabonk.dream import av_learner, avcdit
 from metabonk.dream.av_learner import (
     STAGES,

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import FolderError, UsageError
-from metabonk.core.training import TrainConfig, fit
+from metabonk.core.learner import TrainConfig
+from metabonk.core.training import fit
 from metabonk.dream import causal_tokenizer
 from metabonk.dream.causal_tokenizer import (
     CausalTokenizer,

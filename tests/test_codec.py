@@ -13,7 +13,7 @@ from mutants import mutant
 
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import UsageError
-from metabonk.core.training import TrainConfig
+from metabonk.core.learner import TrainConfig
 from metabonk.record.cache import Cache
 from metabonk.record.experience import Schema, Step
 from metabonk.record.store import Store

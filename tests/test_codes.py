@@ -7,7 +7,9 @@ from mutants import mutant
 
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import StoreError, UsageError
-from metabonk.core.training import TrainConfig, fit, read_log
+from metabonk.core.learner import TrainConfig
+from metabonk.core.logs import read_log
+from metabonk.core.training import fit
 from metabonk.dream import codes
 from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, ClipCache
 from metabonk.dream.codes import CodeCache, CodeData, TaskSequences

@@ -27,7 +27,9 @@ from metabonk.act.dreaming import DreamConfig, DreamLearner
 from metabonk.act.pessimism import PessimisticLearner, RewardDoubt
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import UsageError
-from metabonk.core.training import TrainConfig, fit, read_log
+from metabonk.core.learner import TrainConfig
+from metabonk.core.logs import read_log
+from metabonk.core.training import fit
 from metabonk.dream.interface import ImaginedTrajectory, imagine
 from metabonk.dream.recurrent import RecurrentModel
 from metabonk.dream.rssm import RSSMConfig

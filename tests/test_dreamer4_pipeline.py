@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from metabonk.act.agent import Agent
+from metabonk.core.logs import read_log
 from metabonk.core.run import Run
-from metabonk.core.training import read_log
 from metabonk.dream.dynamics import ShortcutModel
 from metabonk.pipeline.runner import TINY_RUNS
 from metabonk.record.tasks import TaskSet

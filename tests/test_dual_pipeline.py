@@ -11,8 +11,8 @@ import pytest
 
 from metabonk.act.dual import DualAgent, goals_of
 from metabonk.act.planner import read_journal
+from metabonk.core.logs import read_log
 from metabonk.core.run import Run
-from metabonk.core.training import read_log
 from metabonk.dream.probes import Heads
 from metabonk.dream.token_model import TokenModel
 from metabonk.measure.live import player_of

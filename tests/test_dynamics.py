@@ -25,7 +25,9 @@ from metabonk.act.objectives import PMPO
 from metabonk.core.actions import ActionSpec
 from metabonk.core.capture import leaves
 from metabonk.core.errors import FolderError, UsageError
-from metabonk.core.training import TrainConfig, fit, read_log
+from metabonk.core.learner import TrainConfig
+from metabonk.core.logs import read_log
+from metabonk.core.training import fit
 from metabonk.dream import dynamics
 from metabonk.dream.causal_tokenizer import (
     CausalTokenizer,
@@ -251,7 +253,7 @@ def test_larger_steps_wait_for_the_warm_up(monkeypatch):
 def test_heads_learn_only_where_they_are_asked_to(heads):
     model = build().train()
     learner = DynamicsLearner(model, heads=heads)
-    learner.training_step(codes(), 0).backward()
+    learner.total_loss(codes())[0].backward()
     assert model.dynamics.clean.weight.grad.abs().sum() > 0
     assert any(bool(x.grad is not None and x.grad.any()) for x in model.heads.parameters()) == heads
 
@@ -260,7 +262,7 @@ def test_heads_learn_only_where_they_are_asked_to(heads):
 def test_a_policy_is_cloned_without_a_world_model_where_that_is_asked(world):
     """What a frame looks like gets no gradient then; the policy does, through the same transformer."""
     model = build().train()
-    DynamicsLearner(model, world=world).training_step(codes(), 0).backward()
+    DynamicsLearner(model, world=world).total_loss(codes())[0].backward()
     assert bool(model.dynamics.clean.weight.grad.any()) == world
     for part in (model.heads.policy_head, model.dynamics.transformer):
         assert any(p.grad is not None and p.grad.any() for p in part.parameters())

@@ -17,7 +17,7 @@ from metabonk.act.curiosity import CuriosityConfig
 from metabonk.act.exploration import CuriousUpdates, Exploration, ExplorationConfig, StickyEpsilon, make_explorer
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import FolderError, UsageError
-from metabonk.core.training import Learner, TrainConfig
+from metabonk.core.learner import Learner, TrainConfig
 from metabonk.dream.interface import WorldModel
 from metabonk.measure.coverage import covered, picture_cells, sound_cells
 from metabonk.record.cache import Cache

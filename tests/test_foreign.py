@@ -22,9 +22,9 @@ from metabonk.act.agent import Agent
 from metabonk.act.dual import DualAgent
 from metabonk.act.navigation import NavigationAgent, NavigationConfig, NavigationNet
 from metabonk.core.actions import ActionSpec
+from metabonk.core.checkpoints import load_checkpoint
 from metabonk.core.errors import FolderError, MetaBonkError, StoreError
 from metabonk.core.run import Run
-from metabonk.core.training import _load
 from metabonk.dream.av_world import AVWorld
 from metabonk.dream.causal_tokenizer import CausalTokenizer
 from metabonk.dream.codes import CodeCache
@@ -196,7 +196,7 @@ def test_hostile_checkpoints_run_nothing(tmp_path: Path) -> None:
     for _ in range(2):  # as torch writes it, then as a bare pickle
         for look in (False, True):
             with pytest.raises(FolderError):
-                _load(path, look)
+                load_checkpoint(path, look)
         path.write_bytes(pickle.dumps(Touch(marker)))
     assert not marker.exists()
 

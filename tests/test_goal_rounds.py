@@ -19,7 +19,7 @@ from metabonk.act.goal_rounds import AskedRows, GoalRounds, GoalUpdates
 from metabonk.act.planner import GraphPlanner, read_journal
 from metabonk.act.planner_loop import LoopConfig
 from metabonk.core.errors import UsageError
-from metabonk.core.training import Learner, TrainConfig
+from metabonk.core.learner import Learner, TrainConfig
 from metabonk.dream.probes import GoalHead, Heads, Probe, ProbeHeads
 from metabonk.record.cache import Cache
 from metabonk.record.recorder import record

@@ -14,7 +14,9 @@ from metabonk.act.dreaming import DreamConfig, DreamLearner
 from metabonk.act.goal_rewards import GoalReward
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import UsageError
-from metabonk.core.training import TrainConfig, fit, read_log
+from metabonk.core.learner import TrainConfig
+from metabonk.core.logs import read_log
+from metabonk.core.training import fit
 from metabonk.dream.interface import ImaginedTrajectory, WorldModel
 from metabonk.dream.probes import GoalHead, Probe, ProbeHeads, ProbeLearner, precision_recall
 from metabonk.record.lookup import RowLookup

@@ -15,8 +15,10 @@ from test_token_model import rows
 from test_transformer import KINDS, video
 from test_transformer import build as build_transformer
 
+from metabonk.core.learner import TrainConfig
+from metabonk.core.logs import read_log
 from metabonk.core.optimizer import LaProp, Muon
-from metabonk.core.training import TrainConfig, fit, read_log
+from metabonk.core.training import fit
 from metabonk.dream.dynamics import DynamicsLearner
 from metabonk.dream.rssm import RSSM, RSSMConfig
 from metabonk.dream.scan import fast_observe

@@ -19,7 +19,9 @@ from metabonk.act.objectives import GRPO, PPO, GRPOConfig, group_advantages, mak
 from metabonk.act.returns import lambda_returns
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import UsageError
-from metabonk.core.training import TrainConfig, fit, read_log
+from metabonk.core.learner import TrainConfig
+from metabonk.core.logs import read_log
+from metabonk.core.training import fit
 from metabonk.dream.interface import ImaginedTrajectory, imagine
 from metabonk.nn.distributions import Categorical
 from metabonk.nn.layers import MLP

@@ -22,7 +22,8 @@ from metabonk.act.finetune import FineTune, FineTuneConfig, ShortUpdates
 from metabonk.act.objectives import PMPO
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import UsageError
-from metabonk.core.training import TrainConfig, fit
+from metabonk.core.learner import TrainConfig
+from metabonk.core.training import fit
 from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig
 from metabonk.dream.checks import CHECKS, check_world_model
 from metabonk.dream.dynamics import DynamicsConfig, ShortcutModel

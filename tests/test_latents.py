@@ -16,8 +16,10 @@ from mutants import mutant
 import metabonk.sense.latents as module
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import StoreError, UsageError
+from metabonk.core.learner import Learner, TrainConfig
+from metabonk.core.logs import read_log
 from metabonk.core.motion import compose, inverse, relative, walk_path, wrap
-from metabonk.core.training import Learner, TrainConfig, fit, read_log
+from metabonk.core.training import fit
 from metabonk.record.cache import Cache
 from metabonk.record.experience import Schema, Step
 from metabonk.record.store import Store

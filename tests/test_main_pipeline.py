@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from metabonk.act.agent import Agent
+from metabonk.core.learner import TrainConfig
 from metabonk.core.seed import seed_everything
-from metabonk.core.training import TrainConfig, fit
+from metabonk.core.training import fit
 from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, CausalTokenizerLearner, ClipData
 from metabonk.dream.token_model import TokenModel
 from metabonk.pipeline.runner import TINY_RUNS

@@ -26,7 +26,8 @@ from metabonk.act.navigation import (
 )
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import FolderError, UsageError
-from metabonk.core.training import TrainConfig, read_log
+from metabonk.core.learner import TrainConfig
+from metabonk.core.logs import read_log
 from metabonk.dream.interface import WorldModel
 from metabonk.measure.navigation_scores import evaluate_navigation, follower_actions
 from metabonk.nn.distributions import Categorical

@@ -120,7 +120,7 @@ def test_every_reader_has_a_test() -> None:
 KNOWN = {
     "core.places.usable_cache importlib.util.find_spec": "a constant name",
     "core.text.parse_yaml yaml.load": "with our loader, which makes plain values only",
-    "core.training._load torch.load": "with weights_only",
+    "core.checkpoints.load_checkpoint torch.load": "with weights_only",
     "dream.codes.CodeCache.__init__ np.load": "without allow_pickle",
     "measure.live.load_model importlib.import_module": "a module of our own table",
     "measure.evaluation._together pickle.dumps": "written, not read",

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from metabonk.core.files import file_hash
-from metabonk.core.training import read_log
+from metabonk.core.logs import read_log
 
 ROOT = Path(__file__).parents[1]
 TOY = {

@@ -13,9 +13,10 @@ from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
 from metabonk.act.dreaming import DreamConfig, DreamLearner
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import FolderError, TrainingStopped, UsageError
+from metabonk.core.learner import TrainConfig
 from metabonk.core.optimizer import LaProp
 from metabonk.core.seed import spawn_seeds
-from metabonk.core.training import TrainConfig, fit
+from metabonk.core.training import fit
 from metabonk.dream.fusion import TokenEncoder, fusions
 from metabonk.dream.interface import imagine
 from metabonk.dream.latents import kinds

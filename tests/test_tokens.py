@@ -14,7 +14,8 @@ from torch import nn
 import metabonk.record.encoded as encoded_module
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import StoreError, UsageError
-from metabonk.core.training import TrainConfig, read_log
+from metabonk.core.learner import TrainConfig
+from metabonk.core.logs import read_log
 from metabonk.play.game import make_game
 from metabonk.record.cache import Cache
 from metabonk.record.experience import Schema, Step

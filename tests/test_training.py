@@ -23,9 +23,11 @@ from torch.distributed.tensor import DTensor
 from metabonk.core.capture import CapturedStep
 from metabonk.core.errors import DiskFull, FolderError, FolderLocked, TrainingStopped, UsageError
 from metabonk.core.files import folder_lock
+from metabonk.core.learner import Learner, TrainConfig
+from metabonk.core.logs import curves, held_out_verdict, read_log
 from metabonk.core.optimizer import LaProp, Muon, orthogonalize
 from metabonk.core.progress import NOTE, progress
-from metabonk.core.training import Learner, TrainConfig, curves, fit, held_out_verdict, read_log, uninterrupted
+from metabonk.core.training import fit, uninterrupted
 
 Pairs = list[tuple[Tensor, Tensor]]
 
@@ -158,7 +160,7 @@ def test_looking_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     assert same(without, looked_at(tmp_path / "with"))
     with monkeypatch.context() as patch:
-        patch.setattr("metabonk.core.training._untouched", lambda learner, seed: contextlib.nullcontext())
+        patch.setattr("metabonk.core.batches.untouched", lambda learner, seed: contextlib.nullcontext())
         assert not same(without, looked_at(tmp_path / "control"))
 
 
@@ -353,7 +355,7 @@ def test_nan_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
 
 def test_nan_where_numbers_are_read_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: the step and the term are told exactly, and no checkpoint was written after it."""
-    monkeypatch.setattr("metabonk.core.training._Terms.at_once", ())
+    monkeypatch.setattr("metabonk.core.learner.Terms.at_once", ())
     whole = outcome(tmp_path / "late", fit(Noisy(), pairs(), tmp_path / "late", CONFIG))
     with pytest.raises(TrainingStopped, match="loss 'fit' is not a number at step 14: .*last.ckpt .step 10."):
         fit(Sharing(bad=13), pairs(), tmp_path / "nan", CONFIG.change(log_every=100))
@@ -487,7 +489,7 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return open("/dev/full", "wb")
 
     with monkeypatch.context() as patch:
-        patch.setattr("metabonk.core.training.open", full, raising=False)
+        patch.setattr("metabonk.core.checkpoints.open", full, raising=False)
         with pytest.raises(DiskFull, match="while writing .*: free some, then run again"):
             fit(Noisy(), pairs(), tmp_path, CONFIG)
     assert files

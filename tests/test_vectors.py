@@ -11,7 +11,8 @@ import torch
 from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
 from metabonk.act.agent import Agent, RawSenses
 from metabonk.core.errors import UsageError
-from metabonk.core.training import TrainConfig, fit
+from metabonk.core.learner import TrainConfig
+from metabonk.core.training import fit
 from metabonk.dream.causal_tokenizer import (
     CausalTokenizer,
     CausalTokenizerConfig,

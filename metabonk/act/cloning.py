@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .actor_critic import ActorCritic, drop_goals
 from ..core.errors import UsageError
-from ..core.training import Learner
+from ..core.learner import Learner
 from ..dream.interface import WorldModel
 from ..nn.actions import ActionChoice
 

@@ -22,7 +22,7 @@ from .objectives import OBJECTIVES, make_objective
 from .returns import DISCOUNT, lambda_returns
 from ..core.config import Config
 from ..core.errors import UsageError, unknown
-from ..core.training import Learner
+from ..core.learner import Learner
 from ..dream.interface import ImaginedTrajectory, State, WorldModel, imagine
 from ..nn.distributions import TwoHot
 

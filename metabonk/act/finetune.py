@@ -22,7 +22,8 @@ from ..core.config import Config
 from ..core.errors import UsageError
 from ..core.files import disk_errors, write_atomic
 from ..core.seed import spawn_seeds
-from ..core.training import Learner, TrainConfig, fit, uninterrupted
+from ..core.learner import Learner, TrainConfig
+from ..core.training import fit, uninterrupted
 from ..dream.interface import Saveable
 from ..record.store import Store
 

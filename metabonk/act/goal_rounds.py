@@ -30,7 +30,8 @@ from .planner import GraphPlanner, Planner, count_rooms, planned_goals
 from .planner_loop import LoopConfig, PlannerLoop
 from ..core.errors import UsageError, unknown
 from ..core.files import disk_errors, write_atomic
-from ..core.training import Learner, TrainConfig, fit, uninterrupted
+from ..core.learner import Learner, TrainConfig
+from ..core.training import fit, uninterrupted
 from ..record.cache import Cache
 from ..record.lookup import RowLookup
 from ..record.store import Store

@@ -32,7 +32,8 @@ from ..core.config import Config
 from ..core.errors import FolderError, UsageError
 from ..core.files import claim_folder, replacing, write_atomic
 from ..core.text import loads, parse_json
-from ..core.training import Learner, TrainConfig, fit, uninterrupted
+from ..core.learner import Learner, TrainConfig
+from ..core.training import fit, uninterrupted
 from ..dream.interface import ImaginedTrajectory, State, WorldModel
 from ..nn.distributions import Categorical
 from ..nn.noise import Generators

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..core.config import Config
 from ..core.errors import UsageError, unknown
-from ..core.training import Learner
+from ..core.learner import Learner
 from .avcdit import AVCDiT, AVCDiTConfig, Factorised, sense_of, to_parts
 from .diffusion import Diffusion, Parts, diffusion_losses
 

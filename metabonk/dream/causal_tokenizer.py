@@ -27,7 +27,7 @@ from ..core.errors import FolderError, UsageError
 from ..core.files import claim_folder, replacing, write_atomic
 from ..core.products import Linear
 from ..core.text import loads, parse_json
-from ..core.training import Learner
+from ..core.learner import Learner
 from .interface import State
 from ..nn.distributions import full_precision, symexp, symlog
 from ..nn.layers import MLP, start_weights

@@ -23,7 +23,7 @@ from ..core.errors import FolderError, UsageError
 from ..core.files import claim_folder, replacing, write_atomic
 from ..core.products import Linear
 from ..core.text import loads, parse_json
-from ..core.training import Learner
+from ..core.learner import Learner
 from ..core.actions import ActionSpec
 from .agent_heads import AgentHeads
 from .causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, Clip, ClipObservationEncoder

@@ -15,6 +15,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 import lightning as L
 import numpy as np
+import torch
 from jaxtyping import Int
 from torch.utils.data import DataLoader, Dataset
 
@@ -366,8 +367,9 @@ class ExperienceData(L.LightningDataModule):
             return
         cache, config = self.open(), self.config
         out = self.held_out(cache)
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        several = torch.distributed.is_available() and torch.distributed.is_initialized()
+        rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if several else (0, 1)
+        pin = torch.cuda.is_available()
 
         def loader(keep: np.ndarray, repeat: bool) -> SequenceLoader:
             return SequenceLoader(self.sequences(cache, keep), config, rank, world, pin, repeat)

@@ -27,7 +27,8 @@ from ..core.errors import MissingLibrary, UsageError
 from ..core.files import claim_folder, disk_errors, write_atomic
 from ..core.seed import seed_everything, spawn_seeds
 from ..core.text import loads, parse_json
-from ..core.training import Learner, TrainConfig, fit, uninterrupted
+from ..core.learner import Learner, TrainConfig
+from ..core.training import fit, uninterrupted
 from ..record.cache import Cache
 from ..record.store import Store
 from .tokens import RowData, RowBatch, weights_fingerprint

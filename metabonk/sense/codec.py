@@ -25,7 +25,8 @@ from ..core.config import Config
 from ..core.errors import UsageError
 from ..core.seed import seed_everything, spawn_seeds
 from ..core.text import loads
-from ..core.training import Learner, TrainConfig, fit, uninterrupted
+from ..core.learner import Learner, TrainConfig
+from ..core.training import fit, uninterrupted
 from ..record.cache import Cache
 from ..record.encoded import Sounds
 from ..record.experience import Columns, Schema

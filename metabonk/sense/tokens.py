@@ -25,7 +25,8 @@ from ..core.errors import UsageError, unknown
 from ..core.files import claim_folder, disk_errors, write_atomic
 from ..core.seed import seed_everything, spawn_seeds
 from ..core.text import loads, parse_json
-from ..core.training import Learner, TrainConfig, fit, uninterrupted
+from ..core.learner import Learner, TrainConfig
+from ..core.training import fit, uninterrupted
 from ..record.cache import Cache
 from ..record.encoded import EncodedRows, Sounds
 from ..record.experience import Columns, Schema
