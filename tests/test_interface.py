@@ -198,7 +198,7 @@ def test_the_models_have_what_their_protocols_say():
 # Chance
 
 SETTERS = ("torch.manual_seed", "torch.set_rng_state", "torch.random.fork_rng", "torch.cuda.set_rng_state", "torch.seed")
-MAY = {"core/seed.py", "core/training.py", "sense/alignment.py"}  # the seed of a run; epochs; first weights of a control
+MAY = {"core/seed.py", "core/checkpoints.py", "sense/alignment.py"}  # a seed, a resumed training, a control
 
 
 def test_nobody_sets_the_global_random_generator():

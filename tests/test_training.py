@@ -552,6 +552,38 @@ def test_frozen(tmp_path: Path) -> None:
     assert fit(OnTop(), pairs(), tmp_path, CONFIG.change(steps=8)).steps_done == 8
 
 
+def test_a_learner_hears_when_training_begins_and_ends_and_keeps_what_it_wants(tmp_path: Path) -> None:
+    """Also of an error, and of each batch before it is learned from or looked at."""
+    heard: list[str] = []
+
+    class Hearing(Sharing):
+        kept = 0
+
+        def before_training(self) -> None:
+            heard.append(f"begins at {self.steps_done}")
+
+        def check_batch(self, batch: Any) -> None:
+            heard.append("batch" if self.training else "held out")
+
+        def after_training(self) -> None:
+            heard.append("ends")
+
+        def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            checkpoint["kept"] = self.steps_done * 10
+
+        def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            self.kept = checkpoint["kept"]
+
+    config = CONFIG.change(steps=2, log_every=1, validate_every=1)
+    fit(Hearing(), pairs(), tmp_path, config, validation=pairs(1))
+    assert heard == ["begins at 0", "batch", "held out", "batch", "held out", "ends"]
+    heard.clear()
+    again = Hearing(bad=2)
+    with pytest.raises(TrainingStopped, match="step 3"):
+        fit(again, pairs(), tmp_path, config.change(steps=4))
+    assert again.kept == 20 and heard == ["begins at 2", "batch", "ends"]
+
+
 def test_log_survives_a_cut_line(tmp_path: Path) -> None:
     """A row that was cut off is left out; a column that comes later is empty before."""
 

@@ -42,8 +42,8 @@ class CloneLearner(Learner):
         actor_critic.critic.requires_grad_(False)
         self.identity = {"game": model.game, "actions": str(model.actions.size)}
 
-    def on_fit_end(self) -> None:
-        "Lightning's hook: the critic may learn again"
+    def after_training(self) -> None:
+        "The critic may learn again"
         self.actor_critic.critic.requires_grad_(True)
 
     def choice(

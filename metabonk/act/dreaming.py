@@ -125,8 +125,8 @@ class DreamLearner(Learner):
         self._begun = 0.0
         self._kept: list[ImaginedTrajectory] = []  # the same dreams, as many times as they will be used again
 
-    def on_fit_end(self) -> None:
-        "Lightning's hook: it took the model to where the learning was, and here it is taken back"
+    def after_training(self) -> None:
+        "The model goes back to where it was: a training takes it to its own device"
         self.model.to(self._home)
 
     @torch.no_grad()
@@ -204,18 +204,18 @@ class DreamLearner(Learner):
 
     def on_save_checkpoint(
         self,
-        checkpoint: dict[str, Any],  # Lightning's
+        checkpoint: dict[str, Any],  # of a training
     ) -> None:
-        "Lightning's hook: dreams that will be used again are kept, too"
+        "Dreams that will be used again are kept, too"
         names = [field.name for field in dataclasses.fields(ImaginedTrajectory)] if self._kept else []
         dreams = {name: getattr(self._kept[0], name) for name in names}
         checkpoint["futures"] = {"times": len(self._kept), **dreams}
 
     def on_load_checkpoint(
         self,
-        checkpoint: dict[str, Any],  # Lightning's
+        checkpoint: dict[str, Any],  # of a training
     ) -> None:
-        "Lightning's hook"
+        "Go on with them"
         dreams = dict(checkpoint.get("futures", {"times": 0}))
         self._kept = [ImaginedTrajectory(**dreams)] * times if (times := dreams.pop("times")) else []
 

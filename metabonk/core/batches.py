@@ -123,6 +123,7 @@ class HeldOut:
             return {}
         with untouched(learner, spawn_seeds(config.seed, 1)[0]), fabric.autocast():
             for batch in self.batches:
+                learner.check_batch(batch)
                 for name, value in learner.validation_losses(fabric.to_device(batch)).items():
                     terms.count(name, value)
         row = terms.row(fabric.world_size)

@@ -174,6 +174,15 @@ class Learner(torch.nn.Module):
             raise UsageError(f"{type(self).__name__} has no blocks with matrices for Muon: leave TrainConfig.muon at 0")
         return Muon(matrices, others, config.muon, **settings)
 
+    def before_training(self) -> None:
+        "Called before the first step, in each process that trains; a subclass may refuse what `train_config` says"
+
+    def check_batch(
+        self,
+        batch: Any,  # whatever the data gives, not yet on the learner's device
+    ) -> None:
+        "Called with each batch where looking at it costs nothing; a subclass raises what is wrong with it"
+
     def after_step(self) -> None:
         "Called after each change of the weights; a subclass updates its slow copies or schedules here"
 
@@ -190,6 +199,21 @@ class Learner(torch.nn.Module):
             self._watched.append((f"watch/{name}", mean))
         else:
             self._terms.count(f"watch/{name}", float(value))
+
+    def after_training(self) -> None:
+        "Called when a training has ended, for whatever reason"
+
+    def on_save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],  # that is going to be written: plain values and tensors
+    ) -> None:
+        "Called before a checkpoint is written; a subclass adds what it has to keep"
+
+    def on_load_checkpoint(
+        self,
+        checkpoint: dict[str, Any],  # that such a learner has written
+    ) -> None:
+        "Called before a training goes on; a subclass takes what it has kept"
 
     @property
     def device(self) -> torch.device:  # of its first parameter

@@ -197,6 +197,7 @@ class Loop:
             return {}
         checkpoint = load_checkpoint(self.path)
         state, rank = checkpoint["metabonk"], self.fabric.global_rank
+        learner.on_load_checkpoint(checkpoint)
         load_states(learner, self.optimizer, checkpoint, self.config.shard)
         self.stream.load_state_dict(stream_position(checkpoint))
         self.step = learner.steps_done = state["step"]
@@ -214,15 +215,20 @@ class Loop:
             stack.callback(self.request.close)
             self.log = self._open_log(stack) if first else None
             batches = iter(self.stream)
+            learner.before_training()
             if self.random is None:
                 seed_everything(seeds[fabric.global_rank])
             else:  # last, so that nothing draws between this and the first step
                 set_random_state(self.random)
             while self.step < config.steps and not learner.stopped:
-                self._change([fabric.to_device(next(batches)) for _ in range(config.accumulate)])
+                self._change([self._placed(next(batches)) for _ in range(config.accumulate)])
                 self.step = learner.steps_done = self.step + 1
                 learner.after_step()
                 self._between()
+
+    def _placed(self, batch: Any) -> Any:
+        self.learner.check_batch(batch)
+        return self.fabric.to_device(batch)
 
     def _open_log(self, stack: contextlib.ExitStack) -> TrainingLog:
         log = TrainingLog(self.folder, self.step, self.config, self.name)
@@ -301,9 +307,11 @@ class Loop:
         about = {"step": self.step, "seconds": self._seconds(), "stopped": learner.stopped, "best": learner.best,
                  "looks": self.held_out.looks, "learner": self.name, "identity": dict(learner.identity),
                  "config": self.config.to_dict(), **{name: [part[name] for part in parts] for name in own}}  # fmt: skip
+        checkpoint = {"global_step": self.step, "state_dict": trained_part(weights, learner),
+                      "optimizer_states": [averages], "stream": self.stream.state_dict(), "metabonk": about}  # fmt: skip
+        learner.on_save_checkpoint(checkpoint)
         if self.log:
-            save_checkpoint({"global_step": self.step, "state_dict": trained_part(weights, learner),
-                             "optimizer_states": [averages], "stream": self.stream.state_dict(), "metabonk": about}, self.path)
+            save_checkpoint(checkpoint, self.path)
         self._good()
         set_random_state(own["random"])
 
@@ -431,6 +439,7 @@ def _launch(learner: Learner, data: Any, folder: Path, config: TrainConfig, vali
         raise explained from error
     finally:
         learner._terms = Terms()
+        learner.after_training()
         if outer:
             outer.close()
 

@@ -226,15 +226,15 @@ class AVLearner(AveragedLearner):
         if self.ending is not None:
             self.ending.requires_grad_("ending" in groups)
 
-    def on_train_start(self) -> None:
-        "Lightning's hook: `UsageError` unless the training gets as far as the last stage"
+    def before_training(self) -> None:
+        "`UsageError` unless the training gets as far as the last stage"
         *before, last = self.config.stages.items()
         if (needed := sum(steps for _, steps in before)) >= self.train_config.steps:
             raise UsageError(f"a training of {self.train_config.steps} steps ends before stage {last[0]!r} begins: train for "
                              f"{needed + last[1]} steps, or give stages of fewer")  # fmt: skip
 
-    def on_train_end(self) -> None:
-        "Lightning's hook: nothing is frozen any more"
+    def after_training(self) -> None:
+        "Nothing is frozen any more"
         self._thaw(("shared", "vision", "audio", "ending"))
         self.stage = ""
 

@@ -614,15 +614,13 @@ class DynamicsLearner(Learner):
         self.scales = {name: scale * (world if name == "shortcut" else heads) for name, scale in model.scales.items()}
         self.identity = {"game": model.game, "model": model.config.fingerprint(), "actions": model.actions.fingerprint()}
 
-    def on_before_batch_transfer(
+    def check_batch(
         self,
         batch: Clip,  # rows that the data gave
-        dataloader_idx: int,  # Lightning's count of loaders
-    ) -> Clip:  # the same
-        "Lightning's hook: actions are looked at as long as that costs nothing"
+    ) -> None:
+        "`UsageError` for actions that the game does not have"
         if batch.action is not None:
             self.model.actions.check(batch.action)
-        return batch
 
     def losses(
         self,

@@ -311,14 +311,12 @@ class WorldModelLearner(Learner):
         self.identity = {"game": model.game, "model": model.token_config.fingerprint(),
                          "tokenizers": model.tokenizers.fingerprint()}  # fmt: skip
 
-    def on_before_batch_transfer(
+    def check_batch(
         self,
         batch: TokenBatch,  # rows that the data gave
-        dataloader_idx: int,  # Lightning's count of loaders
-    ) -> TokenBatch:  # the same
-        "Lightning's hook: actions are looked at as long as that costs nothing"
+    ) -> None:
+        "`UsageError` for actions that the game does not have"
         self.model.actions.check(batch.action)
-        return batch
 
     def losses(
         self,
