@@ -24,7 +24,8 @@ import torch
 from metabonk.core.actions import ActionSpec
 from metabonk.core.capture import CapturedStep
 from metabonk.core.optimizer import LaProp
-from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, Clip
+from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig
+from metabonk.dream.clips import Clip
 from metabonk.dream.dynamics import DynamicsConfig, DynamicsLearner, ShortcutModel
 from metabonk.dream.shortcut import ShortcutConfig
 from metabonk.dream.token_model import TokenModel, TokenModelConfig, WorldModelLearner

@@ -25,7 +25,8 @@ from torch import nn  # noqa: E402
 from turns import fastest  # noqa: E402
 
 from metabonk.core.actions import ActionSpec  # noqa: E402
-from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, Clip  # noqa: E402
+from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig  # noqa: E402
+from metabonk.dream.clips import Clip  # noqa: E402
 from metabonk.dream.dynamics import DynamicsConfig, ShortcutModel  # noqa: E402
 from metabonk.dream.interface import State  # noqa: E402
 from metabonk.dream.shortcut import ShortcutConfig, advance_level, corrupt, draw_levels  # noqa: E402

@@ -25,9 +25,9 @@ from metabonk.dream.causal_tokenizer import (
     CausalTokenizer,
     CausalTokenizerConfig,
     CausalTokenizerLearner,
-    Clip,
     bouncing_ball,
 )
+from metabonk.dream.clips import Clip
 from metabonk.dream.dynamics import DynamicsConfig, DynamicsLearner, ShortcutModel
 from metabonk.dream.shortcut import ShortcutConfig
 from metabonk.measure.clips import drift, restored

@@ -28,7 +28,8 @@ from metabonk.record.store import Store
 from metabonk.sense.logmel import LogMelConfig
 from metabonk.sense.picture import PictureConfig
 from metabonk.sense.sound import SoundConfig
-from metabonk.sense.tokens import TokenCache, Tokenizers, train_tokenizers
+from metabonk.sense.tokenizers import train_tokenizers
+from metabonk.sense.tokens import TokenCache, Tokenizers
 
 ROOT = Path(__file__).parents[1]  # of the repository
 

@@ -59,7 +59,8 @@ from metabonk.record.cache import Cache
 from metabonk.record.recorder import record
 from metabonk.record.sampling import SequenceConfig
 from metabonk.record.store import Store
-from metabonk.sense.tokens import TokenCache, TokenData, train_tokenizers
+from metabonk.sense.tokenizers import train_tokenizers
+from metabonk.sense.tokens import TokenCache, TokenData
 
 MUSIC = {"tune": 1, "noise": 2, "remote": 0, "off": 0}
 PLAYERS = {"random": (), "curious": ("latent", "sound"), "eyes": ("latent",), "ears": ("sound",), "error": ("latent", "sound")}

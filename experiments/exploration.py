@@ -54,7 +54,8 @@ from metabonk.record.sampling import SequenceConfig
 from metabonk.record.shares import share_out
 from metabonk.record.store import Store
 from metabonk.sense.picture import PictureConfig
-from metabonk.sense.tokens import TokenCache, TokenData, train_tokenizers
+from metabonk.sense.tokenizers import train_tokenizers
+from metabonk.sense.tokens import TokenCache, TokenData
 
 PAID: dict[str, dict[str, str]] = {
     "sticky random": {},

@@ -25,13 +25,8 @@ from playable import first_batch
 from metabonk.core.learner import TrainConfig
 from metabonk.core.seed import seed_everything
 from metabonk.core.training import fit
-from metabonk.dream.causal_tokenizer import (
-    CausalTokenizer,
-    CausalTokenizerConfig,
-    CausalTokenizerLearner,
-    Clip,
-    ClipData,
-)
+from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, CausalTokenizerLearner
+from metabonk.dream.clips import Clip, ClipData
 from metabonk.dream.codes import CodeData
 from metabonk.dream.dynamics import DynamicsConfig, DynamicsLearner, ShortcutModel
 from metabonk.dream.interface import join_states, open_loop_rollout

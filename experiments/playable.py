@@ -34,13 +34,8 @@ from torch import Tensor, nn
 from metabonk.core.learner import TrainConfig
 from metabonk.core.seed import seed_everything
 from metabonk.core.training import fit
-from metabonk.dream.causal_tokenizer import (
-    CausalTokenizer,
-    CausalTokenizerConfig,
-    CausalTokenizerLearner,
-    ClipCache,
-    ClipData,
-)
+from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, CausalTokenizerLearner
+from metabonk.dream.clips import ClipCache, ClipData
 from metabonk.dream.codes import CodeCache, CodeData
 from metabonk.dream.dynamics import DynamicsConfig, DynamicsLearner, ShortcutModel
 from metabonk.dream.interface import open_loop_rollout

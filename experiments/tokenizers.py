@@ -26,7 +26,7 @@ from common import Rows, begin, show_means
 from playable import first_batch
 
 from metabonk.core.run import Run
-from metabonk.dream.causal_tokenizer import ClipData
+from metabonk.dream.clips import ClipData
 from metabonk.dream.dynamics import ShortcutModel
 from metabonk.measure.clips import drift, restored
 from metabonk.pipeline.runner import run_pipeline

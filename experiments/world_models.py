@@ -38,7 +38,7 @@ from metabonk.core.run import Run
 from metabonk.core.seed import seed_everything, spawn_seeds
 from metabonk.core.training import fit
 from metabonk.dream.av_world import AVWorld
-from metabonk.dream.causal_tokenizer import ClipCache
+from metabonk.dream.clips import ClipCache
 from metabonk.dream.codes import CodeData
 from metabonk.dream.dynamics import ShortcutModel
 from metabonk.dream.interface import WorldModel, open_loop_rollout

@@ -18,12 +18,10 @@ from metabonk.dream.causal_tokenizer import (
     CausalTokenizer,
     CausalTokenizerConfig,
     CausalTokenizerLearner,
-    Clip,
-    ClipData,
-    ClipObservationEncoder,
     bouncing_ball,
     structure_loss,
 )
+from metabonk.dream.clips import Clip, ClipData, ClipObservationEncoder
 from metabonk.record.experience import Schema, Step
 from metabonk.record.sampling import SequenceConfig, Sequences
 from metabonk.record.store import Store

@@ -11,7 +11,8 @@ from metabonk.core.learner import TrainConfig
 from metabonk.core.logs import read_log
 from metabonk.core.training import fit
 from metabonk.dream import codes
-from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, ClipCache
+from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig
+from metabonk.dream.clips import ClipCache
 from metabonk.dream.codes import CodeCache, CodeData, TaskSequences
 from metabonk.dream.dynamics import DynamicsConfig, DynamicsLearner, ShortcutModel
 from metabonk.record.cache import Cache

@@ -14,7 +14,8 @@ import torch
 
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import UsageError
-from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, Clip
+from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig
+from metabonk.dream.clips import Clip
 from metabonk.dream.dynamics import DynamicsConfig, ShortcutModel
 from metabonk.dream.interface import WorldModel, pick_states
 from metabonk.dream.token_model import TokenModel, TokenModelConfig

@@ -33,12 +33,9 @@ from metabonk.dream.causal_tokenizer import (
     CausalTokenizer,
     CausalTokenizerConfig,
     CausalTokenizerLearner,
-    Clip,
-    ClipCache,
-    ClipData,
-    ClipObservationEncoder,
     bouncing_ball,
 )
+from metabonk.dream.clips import Clip, ClipCache, ClipData, ClipObservationEncoder
 from metabonk.dream.codes import CodeData
 from metabonk.dream.dynamics import (
     ActionEmbedding,

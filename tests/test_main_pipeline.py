@@ -17,7 +17,8 @@ from metabonk.act.agent import Agent
 from metabonk.core.learner import TrainConfig
 from metabonk.core.seed import seed_everything
 from metabonk.core.training import fit
-from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, CausalTokenizerLearner, ClipData
+from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, CausalTokenizerLearner
+from metabonk.dream.clips import ClipData
 from metabonk.dream.token_model import TokenModel
 from metabonk.pipeline.runner import TINY_RUNS
 from metabonk.record.recorder import record

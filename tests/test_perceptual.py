@@ -11,7 +11,8 @@ from scipy.linalg import sqrtm
 from skimage import data
 
 from metabonk.core.errors import MissingLibrary, UsageError
-from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, Clip, bouncing_ball
+from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, bouncing_ball
+from metabonk.dream.clips import Clip
 from metabonk.measure import perceptual as per
 
 CATS, CUPS = (281, 282, 285), (504, 967)

@@ -25,17 +25,8 @@ from metabonk.record.store import Store
 from metabonk.sense.logmel import LogMel, LogMelConfig
 from metabonk.sense.picture import PictureConfig, PictureTokenizer
 from metabonk.sense.sound import SoundConfig, SoundTokenizer
-from metabonk.sense.tokens import (
-    Hearing,
-    ObservationEncoder,
-    RowData,
-    TokenCache,
-    TokenData,
-    Tokenizers,
-    hear_each,
-    token_type,
-    train_tokenizers,
-)
+from metabonk.sense.tokenizers import RowData, train_tokenizers
+from metabonk.sense.tokens import Hearing, ObservationEncoder, TokenCache, TokenData, Tokenizers, hear_each, token_type
 
 SCHEMA = Schema(game="test", image_shape=(16, 16, 3), channels=2, sample_rate=2000, clock_rate=60.0,
                 actions=ActionSpec(categorical=(5,)))

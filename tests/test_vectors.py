@@ -13,13 +13,8 @@ from metabonk.act.agent import Agent, RawSenses
 from metabonk.core.errors import UsageError
 from metabonk.core.learner import TrainConfig
 from metabonk.core.training import fit
-from metabonk.dream.causal_tokenizer import (
-    CausalTokenizer,
-    CausalTokenizerConfig,
-    CausalTokenizerLearner,
-    Clip,
-    ClipData,
-)
+from metabonk.dream.causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, CausalTokenizerLearner
+from metabonk.dream.clips import Clip, ClipData
 from metabonk.dream.codes import CodeData
 from metabonk.dream.dynamics import DynamicsConfig, DynamicsLearner, ShortcutModel
 from metabonk.dream.interface import DreamEnv, DreamVector, imagine, pick_states

@@ -19,7 +19,8 @@ from ..core.errors import StoreError, UsageError
 from ..core.files import claim_folder, folder_lock, remove_leftovers, replacing, write_atomic
 from ..core.progress import progress
 from ..core.text import parse_json
-from .causal_tokenizer import CausalTokenizer, Clip, ClipCache
+from .causal_tokenizer import CausalTokenizer
+from .clips import Clip, ClipCache
 from ..record.cache import Cache
 from ..record.films import actions_unknown
 from ..record.sampling import BatchSource, ExperienceData, RowSource, SequenceConfig, Sequences, draw

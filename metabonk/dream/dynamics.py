@@ -26,7 +26,8 @@ from ..core.text import loads, parse_json
 from ..core.learner import Learner
 from ..core.actions import ActionSpec
 from .agent_heads import AgentHeads
-from .causal_tokenizer import CausalTokenizer, CausalTokenizerConfig, Clip, ClipObservationEncoder
+from .causal_tokenizer import CausalTokenizer, CausalTokenizerConfig
+from .clips import Clip, ClipObservationEncoder
 from ..nn.distributions import full_precision
 from .interface import State, WorldModel, pick_states
 from ..nn.layers import start_weights

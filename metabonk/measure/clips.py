@@ -16,7 +16,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ..core.errors import UsageError
-from ..dream.causal_tokenizer import CausalTokenizer, Clip
+from ..dream.causal_tokenizer import CausalTokenizer
+from ..dream.clips import Clip
 from ..dream.dynamics import ShortcutModel
 from ..dream.interface import join_states, open_loop_rollout
 from ..nn.distributions import symlog

@@ -31,7 +31,8 @@ from ..core.learner import Learner, TrainConfig
 from ..core.training import fit, uninterrupted
 from ..record.cache import Cache
 from ..record.store import Store
-from .tokens import RowData, RowBatch, weights_fingerprint
+from .tokenizers import RowBatch, RowData
+from .tokens import weights_fingerprint
 
 # %% ../../nbs/sense/36_autoencoder.ipynb #36-autoencoder-007
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['weights_fingerprint', 'Tokenizers', 'has_sound', 'hear_each', 'Hearing', 'TokenBatch', 'token_type', 'TokenCache',
-           'TokenData', 'pick_senses', 'ObservationEncoder', 'RowBatch', 'RowCache', 'RowData', 'TokenizerLearner',
-           'train_tokenizers']
+           'TokenData', 'pick_senses', 'ObservationEncoder']
 
 # %% ../../nbs/sense/34_tokens.ipynb #34-tokens-002
 import hashlib
@@ -23,10 +22,7 @@ from torch import Tensor, nn
 
 from ..core.errors import UsageError, unknown
 from ..core.files import claim_folder, disk_errors, write_atomic
-from ..core.seed import seed_everything, spawn_seeds
 from ..core.text import loads, parse_json
-from ..core.learner import Learner, TrainConfig
-from ..core.training import fit, uninterrupted
 from ..record.cache import Cache
 from ..record.encoded import EncodedRows, Sounds
 from ..record.experience import Columns, Schema
@@ -484,111 +480,3 @@ def _last(before: np.ndarray, now: np.ndarray) -> np.ndarray:
     "As many of the latest samples as `before` has"
     size = before.shape[1]
     return now[:, now.shape[1] - size :].copy() if now.shape[1] >= size else np.concatenate([before[:, now.shape[1] :], now], 1)
-
-# %% ../../nbs/sense/34_tokens.ipynb #34-tokens-037
-@dataclass
-class RowBatch(Columns):
-    "What a tokenizer learns from: single rows of one sense"
-
-    values: Any  # (B, height, width, 3) uint8 pictures, or (B, channels, frames, bands) log-mel
-
-
-class RowCache:
-    "Pictures or log-mel frames of single rows"
-
-    def __init__(
-        self,
-        cache: Cache,  # where the rows are
-        logmel: LogMelConfig | None = None,  # how they sound; `None` for pictures
-    ) -> None:
-        self.cache, self.path, self.pieces = cache, cache.path, cache.pieces
-        self.hearing = Hearing(cache, LogMel(logmel)) if logmel else None
-
-    def gather(
-        self,
-        places: Sequence[Sequence[tuple[int, int]]],  # for each sequence, the one row that makes it up: begin, end
-    ) -> RowBatch:  # as many
-        "Rows, copied out of the maps"
-        rows = np.array([runs[0][0] for runs in places])
-        return RowBatch(self.cache.image[rows] if self.hearing is None else self.hearing.rows(rows))
-
-
-class RowData(ExperienceData):
-    "Single rows of one sense, as Lightning's trainer takes them"
-
-    def __init__(
-        self,
-        store: str | Path,  # folder of the store
-        logmel: LogMelConfig | None = None,  # how the rows sound; `None` for pictures
-        batch_size: int = 64,  # rows in a batch
-        seed: int = 0,  # all draws follow from it
-        cache: str | Path | None = None,  # folder of the training cache; beside the store if not given
-        validation: float = 0.0,  # fraction of the episodes held out
-    ) -> None:
-        super().__init__(store, SequenceConfig(length=1, batch_size=batch_size, seed=seed, validation=validation), cache)
-        self.logmel = logmel
-
-    def open(self) -> RowCache:
-        "The rows"
-        return RowCache(self.training_cache(), self.logmel)
-
-
-class TokenizerLearner(Learner):
-    "A tokenizer in training"
-
-    def __init__(
-        self,
-        tokenizer: PictureTokenizer | SoundTokenizer,  # what learns
-    ) -> None:
-        super().__init__()
-        self.tokenizer = tokenizer
-        self.identity = {"tokenizer configuration": tokenizer.config.fingerprint()}
-
-    def losses(
-        self,
-        batch: RowBatch,  # of the tokenizer's sense
-    ) -> dict[str, Tensor]:  # by name
-        "What the tokenizer is to make small"
-        return self.tokenizer.losses(batch.values)
-
-
-def train_tokenizers(
-    store: Store | str | Path,  # recording to learn from
-    folder: str | Path,  # for logs and checkpoints, and the finished tokenizers
-    picture: PictureConfig | None = None,  # eyes; "tiny", of the store's picture size, if not given
-    sound: SoundConfig | None = None,  # ears; "tiny", as `logmel` and the store have it, if not given
-    logmel: LogMelConfig | None = None,  # in front of the ears; "tiny", at the store's sample rate, if not given
-    training: TrainConfig | None = None,  # how the eyes train
-    sound_training: TrainConfig | None = None,  # how the ears train; like the eyes if not given
-    senses: str = "both",  # "both" (of a silent game: its pictures), "picture" or "sound"
-    batch_size: int = 64,  # rows in a batch
-    seed: int = 0,  # first weights and all draws follow from it
-    cache: str | Path | None = None,  # folder of the training cache; beside the store if not given
-    validation: float = 0.0,  # fraction of the episodes held out
-) -> Tokenizers:  # frozen, and saved in `folder`
-    "Train eyes and ears on a recording; called again after an interruption it goes on where it stood"
-    store, folder = store if isinstance(store, Store) else Store.open(store), Path(folder)
-    see, hear = pick_senses(senses, has_sound(store.schema), f"store {store.path}")
-    training = training or TrainConfig.preset("tiny")
-    schema, seeds = store.schema, spawn_seeds(seed, 4)
-    eyes = ears = None
-    if see:
-        picture = picture or PictureConfig.preset("tiny", size=tuple(schema.image_shape[:2]))
-        seed_everything(seeds[0])
-        eyes = PictureTokenizer(picture)
-    if hear:
-        logmel = logmel or LogMelConfig.preset("tiny", sample_rate=schema.sample_rate)
-        frames, others = logmel.frames_per_step, {"bands": logmel.bands, "floor": logmel.floor}
-        sound = sound or SoundConfig.preset("tiny", channels=schema.channels, frames=frames, tokens=frames, **others)
-        seed_everything(seeds[1])
-        ears = SoundTokenizer(sound)
-    Tokenizers(eyes, ears, logmel if hear else None, schema.game).check(schema)  # an error before an hour of training, not after
-    parts = (("picture", eyes, None, training, seeds[2]), ("sound", ears, logmel, sound_training or training, seeds[3]))
-    for name, tokenizer, heard, config, data_seed in parts:
-        if tokenizer is not None:
-            tokenizer.requires_grad_(True).train()
-            data = RowData(store.path, heard, batch_size, data_seed, cache, validation)
-            uninterrupted(fit(TokenizerLearner(tokenizer), data, folder / name, config))
-    tokenizers = Tokenizers(eyes, ears, logmel if hear else None, schema.game).cpu()
-    tokenizers.save(folder)
-    return tokenizers
