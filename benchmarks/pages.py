@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 LONG_CELL, WIDE_LINE, LONG_MODULE = 40, 88, 500
 
 
-def cells(notebook: Path) -> list[dict[str, float]]:
+def cells(notebook: Path) -> list[dict[str, int]]:
     """A row a cell: lines and wide lines if it is exported, words if it is prose."""
     rows = []
     for cell in nbformat.read(notebook, 4).cells:
