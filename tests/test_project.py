@@ -175,7 +175,8 @@ def test_every_requirement_has_an_exact_version():
 # How a requirement is used where its name is not what one imports.
 IMPORT_NAMES = {
     "vector-quantize-pytorch": "vector_quantize_pytorch", "ale-py": "ale_py", "pyyaml": "yaml", "pypandoc-binary": "pypandoc",
-    "scikit-image": "skimage", "tensorboard": "torch.utils.tensorboard", "jupyterlab": None, "fastcore": None, "execnb": None, "ghapi": None,
+    "scikit-image": "skimage", "tensorboard": "torch.utils.tensorboard", "jupyterlab": None, "fastcore": None, "execnb": None,
+    "ghapi": None,
 }  # fmt: skip
 
 
