@@ -269,7 +269,7 @@ def show(rows: pd.DataFrame, episodes: pd.DataFrame, drift: pd.DataFrame, budget
     for one, other in (pair for pair in pairs if set(pair) <= set(groups)):
         print(f"{', '.join(one)} minus {', '.join(other)}")
         for name in SCORES:
-            both = groups[one][[name]].join(groups[other][name], rsuffix=" other").dropna().to_numpy()
+            both = pd.concat([groups[one][name], groups[other][name]], axis=1).dropna().to_numpy()
             if len(both) > 1:
                 print(f"  {name:11} {difference_interval(both[:, 0], both[:, 1], paired=True, method='t')}")
     print(f"divergence of the cloned policy over goals: {told(rows['divergence'])} nats, of at most {np.log(2):.3f}")
