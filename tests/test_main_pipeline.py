@@ -108,7 +108,7 @@ import metabonk.record.store as store
 
 add, flush, waiting = store.Writer.add_chunk, store.Writer.flush, []
 
-def add_chunk(self, content):
+def add_chunk(self, content, chunk=None):
     waiting.append(content)
 
 def in_turn(self):

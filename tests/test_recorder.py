@@ -310,10 +310,10 @@ def test_a_full_disk_stops_the_game(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """`DiskFull` comes out of `record`; the store keeps what was written, opens, and can be appended to."""
     real, calls = Writer.add_chunk, itertools.count()
 
-    def add_chunk(self: Any, content: bytes) -> None:
+    def add_chunk(self: Any, content: bytes, chunk: Any = None) -> None:
         if next(calls) >= 2:
             raise DiskFull("no space left on the disk while writing a chunk: free some, then run again")
-        real(self, content)
+        real(self, content, chunk)
 
     monkeypatch.setattr(Writer, "add_chunk", add_chunk)
     game = Toy(100)
@@ -771,11 +771,11 @@ def test_a_second_signal_is_raised_only_where_a_game_plays() -> None:
 def test_a_second_signal_while_everything_is_saved_loses_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Writer.add_chunk
 
-    def add_chunk(self: Any, content: bytes) -> None:
+    def add_chunk(self: Any, content: bytes, chunk: Any = None) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             os.kill(os.getpid(), number)
         time.sleep(0.5)  # a slow disk
-        real(self, content)
+        real(self, content, chunk)
 
     monkeypatch.setattr(Writer, "add_chunk", add_chunk)
     with pytest.raises(KeyboardInterrupt):  # by either name: two that wait side by side are delivered in no order

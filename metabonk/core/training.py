@@ -47,6 +47,7 @@ from .capture import CapturedStep
 from metabonk.core.checkpoints import (
     check_checkpoint,
     load_checkpoint,
+    present_names,
     random_state,
     save_checkpoint,
     set_random_state,
@@ -150,7 +151,7 @@ def load_states(
         named = FullyShardedDataParallel.rekey_optim_state_dict(averages, OptimStateKeyType.PARAM_NAME, learner)
         set_optimizer_state_dict(learner, optimizer, named, options=whole)
         return
-    learner.load_state_dict(weights, strict=False)
+    learner.load_state_dict(present_names(weights, learner.renamed), strict=False)
     optimizer.load_state_dict(averages)
     for state in optimizer.state.values():
         state.update({name: x.to(learner.device) for name, x in state.items() if isinstance(x, Tensor)})
@@ -483,7 +484,7 @@ def fit(
 def _take(learner: Trained, checkpoint: dict[str, Any], stopped: str) -> Trained:
     "The learner as it was when a checkpoint was written"
     state = checkpoint["metabonk"]
-    learner.load_state_dict(checkpoint["state_dict"], strict=False)
+    learner.load_state_dict(present_names(checkpoint["state_dict"], learner.renamed), strict=False)
     learner.steps_done, learner.stopped, learner.best = state["step"], stopped, state.get("best")
     return learner
 

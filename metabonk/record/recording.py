@@ -154,7 +154,7 @@ class Recording:
         self.chunk_steps = chunk_steps
         self._exit = contextlib.ExitStack()
         self.writer: Writer = self._exit.enter_context(self.store.writer(chunk_steps))
-        self.queue = RowQueue(lambda chunk, content: self.writer.add_chunk(content), capacity)
+        self.queue = RowQueue(lambda chunk, content: self.writer.add_chunk(content, chunk), capacity)
         self._lock = threading.Lock()
         self._open = True
 

@@ -401,12 +401,14 @@ class Writer:
     def add_chunk(
         self,
         content: bytes,  # what a `ChunkBuilder` finished, here or on another machine
+        chunk: Chunk | None = None,  # what it is, where a builder of this store's schema has just said so; else it is read
     ) -> None:
         "One whole chunk"
-        chunk = describe_chunk(content)
-        columns = pa.ipc.open_file(pa.BufferReader(content)).schema
-        if not columns.equals(arrow_schema(self.store.schema)):
-            raise StoreError(f"a chunk of other columns does not belong into store {self.store.path}: {columns.names}")
+        if chunk is None:
+            chunk = describe_chunk(content)
+            columns = pa.ipc.open_file(pa.BufferReader(content)).schema
+            if not columns.equals(arrow_schema(self.store.schema)):
+                raise StoreError(f"a chunk of other columns does not belong into store {self.store.path}: {columns.names}")
         self.pending.append((chunk, content))
         self._publish()
 
