@@ -163,6 +163,10 @@ def _spec(probe: Probe) -> str:
     return f"0x{probe.address:04X} {probe.kind}"
 
 # %% ../../nbs/play/16_guide.ipynb #16487b16
+def _print(answer: str) -> None:
+    print(answer, flush=True)  # who reads it through a pipe is waiting for it
+
+
 class Guide(Keyboard):
     "A person at the keys who says what a number did"
 
@@ -170,7 +174,7 @@ class Guide(Keyboard):
         self,
         game: Any,  # a `Game` on a machine with memory
         lines: Iterable[str],  # what the person types
-        tell: Callable[[str], Any] = print,  # what shows the answers
+        tell: Callable[[str], Any] = _print,  # what shows the answers
     ) -> None:
         self.game, self.lines, self.tell = game, lines, tell
         self.finder: ProbeSearch | None = None  # from the first moment of play on
