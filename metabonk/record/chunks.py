@@ -168,7 +168,8 @@ def _crc(values: Mapping[str, Any]) -> int:
 # %% ../../nbs/record/21_chunks.ipynb #21-store-010
 _codecs = ("zstd", "lz4")
 _batch_steps = 512  # rows that are compressed together
-CHUNK_KEY, STORE_KEY = "metabonk.chunk", "metabonk.store"  # keys of a chunk's metadata
+CHUNK_KEY = "metabonk.chunk"  # under which a chunk's metadata says what it is
+STORE_KEY = "metabonk.store"  # and what its store is
 _magic = b"ARROW1\0\0"  # what an Arrow file begins with; its schema follows
 _episodes_per_stream = 1_000_000  # in the first block of a stream's numbers; later blocks lie this far apart:
 _block = 10**15
