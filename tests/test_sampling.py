@@ -350,6 +350,22 @@ def test_processes_that_train_together_share_the_batches(cache: Cache) -> None:
     assert [batch for pair in zip(*both, strict=True) for batch in pair] == alone
 
 
+def test_a_data_module_knows_its_process(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that train together draw other batches, between them those of one."""
+
+    def drawn(rank: int, world: int, count: int) -> list[int]:
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: world > 1)
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: world)
+        data = ExperienceData(store.path, SequenceConfig(length=10, batch_size=5, batches_per_epoch=count))
+        data.prepare_data()
+        data.setup("fit")
+        return fingerprints(data.train_dataloader())
+
+    both = [drawn(rank, 2, 3) for rank in (0, 1)]
+    assert [batch for pair in zip(*both, strict=True) for batch in pair] == drawn(0, 1, 6)
+
+
 # --- whatever arrived first
 
 

@@ -312,7 +312,7 @@ def test_a_step_can_be_captured_since_it_never_looks_at_a_number(fusion, latents
             with pytest.raises(RuntimeError, match="meta"):
                 learner.whole_step(batch, optimizer)
         else:
-            assert learner.whole_step(batch, optimizer).shape == (len(learner._names),)
+            assert learner.whole_step(batch, optimizer).shape == (len(learner.step_names),)
             assert optimizer.state[next(iter(optimizer.state))]["step"].device.type == "meta"
 
 

@@ -201,6 +201,42 @@ def test_training_ends_where_what_is_held_out_gets_worse(tmp_path: Path) -> None
     assert {line.name for line in dashed} == {"loss, held out", "loss/fit, held out"}
 
 
+def test_a_checkpoint_of_lightnings_trainer_goes_on(tmp_path: Path) -> None:
+    """It keeps the position in the data where that trainer kept it. Control: another position ends elsewhere."""
+    whole = outcome(tmp_path / "whole", fit(Noisy(), Counting(), tmp_path / "whole", CONFIG))
+
+    def gone_on(folder: Path, batch: int) -> tuple[dict[str, Tensor], pd.DataFrame]:
+        learner = Noisy()
+        learner.after_step = lambda: learner.steps_done == 22 and os.kill(os.getpid(), signal.SIGINT)  # type: ignore
+        fit(learner, Counting(), folder, CONFIG)
+        path = folder / "checkpoints" / "last.ckpt"
+        checkpoint = torch.load(path, weights_only=True)
+        stream = checkpoint.pop("stream")
+        stream["keeper"]["position"] += batch
+        torch.save({**checkpoint, "loops": {"fit_loop": {"state_dict": {"combined_loader": [stream]}}}}, path)
+        return outcome(folder, fit(Noisy(), Counting(), folder, CONFIG))
+
+    assert same(whole, gone_on(tmp_path / "parts", 0)) and not same(whole, gone_on(tmp_path / "control", 1))
+
+
+def test_weights_under_an_earlier_name_are_loaded(tmp_path: Path) -> None:
+    """Not only accepted: a training that goes on, and one that is done, have them."""
+
+    class Now(Noisy):
+        renamed = {"line.": "net."}
+
+    fit(Noisy(), pairs(), tmp_path, CONFIG.change(steps=20))
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    weights = {name.replace("net.", "line."): weight for name, weight in checkpoint["state_dict"].items()}
+    about = {**checkpoint["metabonk"], "learner": "Now"}
+    torch.save({**checkpoint, "state_dict": weights, "metabonk": about}, path)
+    done = fit(Now(), pairs(), tmp_path, CONFIG.change(steps=20))
+    assert torch.equal(done.net.weight, weights["line.weight"]) and not torch.equal(done.net.weight, Noisy().net.weight)
+    on, whole = fit(Now(), pairs(), tmp_path, CONFIG), fit(Noisy(), pairs(), tmp_path / "whole", CONFIG)
+    assert torch.equal(on.net.weight, whole.net.weight)
+
+
 def test_killed(tmp_path: Path) -> None:
     """`kill -9` in the middle: the resumed training has the weights and the log of one that was never killed."""
     code = (

@@ -82,9 +82,9 @@ def untouched(
     "Evaluation mode and random numbers of its own; afterwards all that learning depends on is as it was"
     modules = [module for module in learner.modules() if module.training]
     buffers = {name: buffer.clone() for name, buffer in learner.named_buffers()}
-    terms, names, before = learner._terms, learner._names, random_state()
+    terms, names, before = learner.step_terms, learner.step_names, random_state()
     learner.eval()
-    learner._terms = Terms()
+    learner.step_terms = Terms()
     seed_everything(seed)
     try:
         with torch.no_grad():
@@ -95,7 +95,7 @@ def untouched(
         with torch.no_grad():
             for name, kept in buffers.items():
                 learner.get_buffer(name).copy_(kept)  # that of now: a step may have put another one in its place
-        learner._terms, learner._names = terms, names
+        learner.step_terms, learner.step_names = terms, names
         set_random_state(before)
 
 # %% ../../nbs/core/07_batches.ipynb #d2e604f4

@@ -148,8 +148,8 @@ class Learner(torch.nn.Module):
         self.stopped = ""  # why the last `fit` ended before its last step; "" if it did not
         self.best: tuple[int, float] | None = None  # step and value of the lowest held-out `criterion`
         self.steps_done = 0  # changes of the weights so far
-        self._terms = Terms()
-        self._names: tuple[str, ...] = ()  # of a step's numbers
+        self.step_terms = Terms()  # the numbers of steps, on their way into the log
+        self.step_names: tuple[str, ...] = ()  # of a step's numbers
         self._watched: list[tuple[str, Tensor]] = []  # what else this step gives
 
     def losses(
@@ -198,7 +198,7 @@ class Learner(torch.nn.Module):
             mean = value.mean() if where is None else (value * where).sum() / where.sum()  # 0 / 0 where none counts
             self._watched.append((f"watch/{name}", mean))
         else:
-            self._terms.count(f"watch/{name}", float(value))
+            self.step_terms.count(f"watch/{name}", float(value))
 
     def after_training(self) -> None:
         "Called when a training has ended, for whatever reason"
@@ -237,7 +237,7 @@ class Learner(torch.nn.Module):
                 raise unknown("loss in scales", name, terms)
         total = torch.stack([self.scales.get(name, 1.0) * value for name, value in terms.items()]).sum()
         numbers = [("loss", total), *((f"loss/{name}", value) for name, value in terms.items()), *self._watched]
-        self._names = tuple(name for name, _ in numbers)
+        self.step_names = tuple(name for name, _ in numbers)
         return total, torch.stack([value.detach().to(total.device) for _, value in numbers])
 
     def validation_losses(
@@ -246,7 +246,7 @@ class Learner(torch.nn.Module):
     ) -> dict[str, float]:  # by the names of the log; without those of which nothing counted
         "The numbers of a step, of a batch that is not learned from"
         values = self.total_loss(batch)[1].tolist()
-        return {name: value for name, value in zip(self._names, values, strict=True) if not math.isnan(value)}
+        return {name: value for name, value in zip(self.step_names, values, strict=True) if not math.isnan(value)}
 
     def whole_step(
         self,
@@ -267,4 +267,4 @@ class Learner(torch.nn.Module):
         values: Tensor,  # (numbers,): from `total_loss`
     ) -> None:
         "Keep the numbers of the step for the log; `TrainingStopped` where a loss is not a number"
-        self._terms.add(self.steps_done + 1, self._names, values)
+        self.step_terms.add(self.steps_done + 1, self.step_names, values)

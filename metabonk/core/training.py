@@ -193,7 +193,7 @@ class Loop:
     def _restore(self) -> dict[str, Any]:
         "What the last checkpoint says, once weights, optimizer and data are as they were"
         learner = self.learner
-        learner._terms, learner.stopped, learner.steps_done = Terms(), "", 0
+        learner.step_terms, learner.stopped, learner.steps_done = Terms(), "", 0
         if not self.path.exists():
             return {}
         checkpoint = load_checkpoint(self.path)
@@ -203,7 +203,7 @@ class Loop:
         self.stream.load_state_dict(stream_position(checkpoint))
         self.step = learner.steps_done = state["step"]
         self.earlier, self.random = state["seconds"], state["random"][rank]
-        learner._terms.sums = {name: list(entry) for name, entry in state["sums"][rank].items()}
+        learner.step_terms.sums = {name: list(entry) for name, entry in state["sums"][rank].items()}
         self._good()
         return state
 
@@ -259,7 +259,7 @@ class Loop:
         "After a step: the log, a look at what is held out, requests to stop, a checkpoint"
         config, learner, last = self.config, self.learner, self.step >= self.config.steps
         if last or self.step % config.log_every == 0:
-            row = learner._terms.row(self.fabric.world_size) | self.held_out.look(self.step, self.fabric)
+            row = learner.step_terms.row(self.fabric.world_size) | self.held_out.look(self.step, self.fabric)
             if self.log:
                 self.log.add(self.step, self._seconds(), row)
         waited = {"best": learner.best, "looks": self.held_out.looks}
@@ -295,12 +295,12 @@ class Loop:
     def _save(self) -> None:
         "Write a checkpoint; whether a step leaves one changes nothing for the next one"
         learner = self.learner
-        learner._terms.settle()
+        learner.step_terms.settle()
         for name, weight in learner.named_parameters():
             if weight.requires_grad and not bool(torch.isfinite(weight).all()):
                 raise TrainingStopped(f"weights {name!r} are not numbers at step {self.step}, though all losses were: "
-                                      f"look at the gradients, or lower lr; {learner._terms.good}")
-        own = {"sums": learner._terms.sums, "random": random_state()}
+                                      f"look at the gradients, or lower lr; {learner.step_terms.good}")
+        own = {"sums": learner.step_terms.sums, "random": random_state()}
         parts: list[dict[str, Any]] = [own] * self.fabric.world_size
         if self.fabric.world_size > 1:
             torch.distributed.all_gather_object(parts, own)
@@ -317,7 +317,7 @@ class Loop:
         set_random_state(own["random"])
 
     def _good(self) -> None:
-        self.learner._terms.good = f"last good checkpoint: {self.path} (step {self.step})"
+        self.learner.step_terms.good = f"last good checkpoint: {self.path} (step {self.step})"
 
 # %% ../../nbs/core/07_training.ipynb #07-training-070
 def train_here(
@@ -416,7 +416,7 @@ def _explained(error: Exception, learner: Learner, config: TrainConfig) -> Excep
         lower = f"lower the batch size (and raise accumulate from {config.accumulate} to keep the same steps), " \
                 "the length of the sequences, or the size of the model"
         said = f" ({text.splitlines()[0][:200]})" if text else ""
-        return TrainingStopped(f"out of memory at step {learner.steps_done + 1}{said}: {lower}; {learner._terms.good}")
+        return TrainingStopped(f"out of memory at step {learner.steps_done + 1}{said}: {lower}; {learner.step_terms.good}")
     return error
 
 
@@ -426,7 +426,7 @@ def _launch(learner: Learner, data: Any, folder: Path, config: TrainConfig, vali
         raise UsageError(f"a step of {type(learner).__name__} can't be captured: leave TrainConfig.capture off")
     if isinstance(data, LightningDataModule):
         data.prepare_data()
-    learner._terms = Terms()
+    learner.step_terms = Terms()
     outer = StopRequest() if config.devices > 1 else None  # the processes that train hear Ctrl-C themselves
     try:
         with _quiet():
@@ -439,7 +439,7 @@ def _launch(learner: Learner, data: Any, folder: Path, config: TrainConfig, vali
             raise
         raise explained from error
     finally:
-        learner._terms = Terms()
+        learner.step_terms = Terms()
         learner.after_training()
         if outer:
             outer.close()

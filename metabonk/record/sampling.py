@@ -369,7 +369,7 @@ class ExperienceData(L.LightningDataModule):
         out = self.held_out(cache)
         several = torch.distributed.is_available() and torch.distributed.is_initialized()
         rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if several else (0, 1)
-        pin = torch.cuda.is_available()
+        pin = torch.cuda.is_initialized()  # whoever trains there has begun to use it
 
         def loader(keep: np.ndarray, repeat: bool) -> SequenceLoader:
             return SequenceLoader(self.sequences(cache, keep), config, rank, world, pin, repeat)
