@@ -353,7 +353,7 @@ def test_processes_that_train_together_share_the_batches(cache: Cache) -> None:
 def test_a_data_module_knows_its_process(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two that train together draw other batches, between them those of one."""
 
-    def drawn(rank: int, world: int, count: int) -> list[int]:
+    def drawn(rank: int, world: int, count: int) -> list[tuple[float, ...]]:
         monkeypatch.setattr(torch.distributed, "is_initialized", lambda: world > 1)
         monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
         monkeypatch.setattr(torch.distributed, "get_world_size", lambda: world)
