@@ -22,13 +22,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .actor_critic import ActorCritic, ActorCriticConfig
+from ..core.actions import ActionSpec
 from ..core.errors import FolderError, UsageError
 from ..core.files import claim_folder, replacing, write_atomic
 from ..core.progress import progress
 from ..core.seed import spawn_seeds
-from ..dream.interface import Saveable, State, WorldModel
-from ..core.actions import ActionSpec
 from ..core.text import loads, parse_json
+from ..dream.interface import Saveable, State, WorldModel
 from ..nn.noise import Generators, make_generators
 from ..play.game import make_game, plays_alone
 from ..record.experience import Batch

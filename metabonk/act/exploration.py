@@ -26,8 +26,8 @@ from .rounds import Rounds
 from ..core.config import Config
 from ..core.errors import FolderError, UsageError, unknown
 from ..core.files import disk_errors
-from ..core.seed import seed_everything, spawn_seeds
 from ..core.learner import Learner, TrainConfig
+from ..core.seed import seed_everything, spawn_seeds
 from ..core.training import fit
 from ..dream.interface import WorldModel
 from ..nn.actions import ActionChoice

@@ -21,8 +21,8 @@ from .rounds import Rounds
 from ..core.config import Config
 from ..core.errors import UsageError
 from ..core.files import disk_errors, write_atomic
-from ..core.seed import spawn_seeds
 from ..core.learner import Learner, TrainConfig
+from ..core.seed import spawn_seeds
 from ..core.training import fit, uninterrupted
 from ..dream.interface import Saveable
 from ..record.store import Store

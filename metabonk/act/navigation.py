@@ -31,8 +31,8 @@ from ..core.actions import ActionSpec
 from ..core.config import Config
 from ..core.errors import FolderError, UsageError
 from ..core.files import claim_folder, replacing, write_atomic
-from ..core.text import loads, parse_json
 from ..core.learner import Learner, TrainConfig
+from ..core.text import loads, parse_json
 from ..core.training import fit, uninterrupted
 from ..dream.interface import ImaginedTrajectory, State, WorldModel
 from ..nn.distributions import Categorical

@@ -18,20 +18,17 @@ from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..core.actions import ActionSpec
 from ..core.config import Config
 from ..core.errors import FolderError, UsageError
 from ..core.files import claim_folder, replacing, write_atomic
+from ..core.learner import Learner
 from ..core.products import Linear
 from ..core.text import loads, parse_json
-from ..core.learner import Learner
-from ..core.actions import ActionSpec
 from .agent_heads import AgentHeads
 from .causal_tokenizer import CausalTokenizer, CausalTokenizerConfig
 from .clips import Clip, ClipObservationEncoder
-from ..nn.distributions import full_precision
 from .interface import State, WorldModel, pick_states
-from ..nn.layers import start_weights
-from ..nn.noise import Generators, gaussian
 from .layout import dynamics_layout, join_tokens, take_tokens
 from metabonk.dream.shortcut import (
     RunningRMS,
@@ -46,6 +43,9 @@ from metabonk.dream.shortcut import (
     shortcut_losses,
 )
 from .transformer import Transformer, TransformerConfig
+from ..nn.distributions import full_precision
+from ..nn.layers import start_weights
+from ..nn.noise import Generators, gaussian
 from ..sense.logmel import LogMelConfig, each_step
 
 # %% ../../nbs/dream/56_dynamics.ipynb #56-dynamics-005

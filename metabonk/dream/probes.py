@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from ..core.errors import FolderError, UsageError
 from ..core.files import claim_folder, replacing, write_atomic
-from ..core.text import loads, parse_json
 from ..core.learner import Learner
+from ..core.text import loads, parse_json
 from .interface import WorldModel
 from ..nn.layers import MLP, linear
 from ..record.lookup import RowLookup

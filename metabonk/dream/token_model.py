@@ -22,8 +22,8 @@ from ..core.actions import ActionSpec
 from ..core.config import Config
 from ..core.errors import FolderError, UsageError, unknown
 from ..core.files import claim_folder, replacing, write_atomic
-from ..core.text import loads, parse_json
 from ..core.learner import Learner
+from ..core.text import loads, parse_json
 from .fusion import Fusion, TokenEncoder
 from .interface import State
 from .latents import GumbelLatents

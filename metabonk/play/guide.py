@@ -21,10 +21,10 @@ from ..core.config import check_value
 from ..core.errors import MetaBonkError, UsageError, unknown
 from ..core.files import disk_errors
 from ..core.text import parse_yaml
+from .expressions import SPEC, Probe, compile_probes
 from .game import make_game, quick_settings
 from .keyboard import Keyboard
 from .page import play_on_page
-from .expressions import SPEC, Probe, compile_probes
 from .profile import check_names, rom_title
 from .search import MemorySearch
 

@@ -22,7 +22,16 @@ from ..core.config import check_value
 from ..core.errors import RomError, UsageError, nearest_name, unknown
 from ..core.files import unpinned
 from ..core.text import read_yaml
-from .expressions import LOOK, REMEMBER, Memory, Number, Probe, Translator, compile_expressions, compile_probes
+from metabonk.play.expressions import (
+    LOOK,
+    REMEMBER,
+    Memory,
+    Number,
+    Probe,
+    Translator,
+    compile_expressions,
+    compile_probes,
+)
 from .planning import Planning, read_planning
 
 # %% ../../nbs/play/16_profile.ipynb #16-profile-029

@@ -19,8 +19,8 @@ from ..core.errors import DamagedChunk, StoreError, StoreVersion, UsageError
 from ..core.files import claim_folder, disk_errors, folder_lock, write_atomic
 from ..core.progress import progress
 from ..core.text import parse_json
-from .experience import Batch, Schema, Steps
 from .chunks import Chunk, from_arrow
+from .experience import Batch, Schema, Steps
 from .store import Store
 
 # %% ../../nbs/record/22_cache.ipynb #22-cache-005

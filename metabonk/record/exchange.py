@@ -30,8 +30,8 @@ from jaxtyping import Float, Int, Int16, UInt8
 from ..core.actions import FlatActions
 from ..core.errors import FolderError, MissingLibrary, StoreError, UsageError
 from ..core.files import claim_folder, disk_errors, replacing, write_atomic
-from .experience import Schema, Step, Steps
 from .chunks import Chunk, Episode, arrow_schema, from_arrow
+from .experience import Schema, Step, Steps
 from .store import Store
 
 # %% ../../nbs/record/25_exchange.ipynb #25-exchange-007

@@ -23,8 +23,8 @@ from ..core.config import Config
 from ..core.errors import FolderError, StoreError, UsageError
 from ..core.files import disk_errors, temporary
 from ..core.progress import progress
-from .experience import Schema, Step
 from .chunks import ChunkBuilder, Episode
+from .experience import Schema, Step
 from .store import Store, Writer
 
 # %% ../../nbs/record/29_films.ipynb #29-films-007

@@ -24,8 +24,8 @@ import numpy as np
 from ..core.errors import GameDied, GameError, MetaBonkError, StoreError
 from ..play.game import make_game
 from ..play.profile import Profile
-from .experience import Schema, Step, to_step
 from .chunks import Chunk, ChunkBuilder
+from .experience import Schema, Step, to_step
 from .store import Store, Writer
 
 # %% ../../nbs/record/24_recording.ipynb #24-recorder-005

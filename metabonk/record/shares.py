@@ -18,10 +18,10 @@ import numpy as np
 from ..core.errors import UsageError
 from ..play.game import make_game
 from ..play.policies import make_policy
+from .chunks import ChunkBuilder, episode_place
 from .experience import Schema
 from .recording import Recorder, Recording, RowQueue, episode_seeds, play_on
 from .stopping import saved_when_stuck
-from .chunks import ChunkBuilder, episode_place
 from .store import Store
 
 # %% ../../nbs/record/24_shares.ipynb #24-shares-004

@@ -21,8 +21,16 @@ from typing import Any, Self
 import pyarrow as pa
 
 from ..core.errors import DamagedChunk, FolderError, StoreError, StoreVersion, UsageError
-from ..core.files import claim_folder, disk_errors, file_hash, folder_lock, remove_leftovers, replacing, write_atomic
-from .card import is_card, dataset_card, rows_fingerprint
+from metabonk.core.files import (
+    claim_folder,
+    disk_errors,
+    file_hash,
+    folder_lock,
+    remove_leftovers,
+    replacing,
+    write_atomic,
+)
+from .card import dataset_card, is_card, rows_fingerprint
 from metabonk.record.chunks import (
     STORE_KEY,
     STORE_VERSION,

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from ..core.config import Config
 from ..core.errors import StoreError, UsageError
-from ..core.products import Linear
 from ..core.learner import Learner
+from ..core.products import Linear
 from ..record.cache import Cache
 from ..record.experience import Columns
 from ..record.sampling import ExperienceData, SequenceConfig

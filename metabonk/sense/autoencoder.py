@@ -25,9 +25,9 @@ from torch.nn import functional as F
 from ..core.config import Config
 from ..core.errors import MissingLibrary, UsageError
 from ..core.files import claim_folder, disk_errors, write_atomic
+from ..core.learner import Learner, TrainConfig
 from ..core.seed import seed_everything, spawn_seeds
 from ..core.text import loads, parse_json
-from ..core.learner import Learner, TrainConfig
 from ..core.training import fit, uninterrupted
 from ..record.cache import Cache
 from ..record.store import Store

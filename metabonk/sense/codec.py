@@ -23,9 +23,9 @@ from torch.nn import functional as F
 
 from ..core.config import Config
 from ..core.errors import UsageError
+from ..core.learner import Learner, TrainConfig
 from ..core.seed import seed_everything, spawn_seeds
 from ..core.text import loads
-from ..core.learner import Learner, TrainConfig
 from ..core.training import fit, uninterrupted
 from ..record.cache import Cache
 from ..record.encoded import Sounds
