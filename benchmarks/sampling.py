@@ -137,7 +137,7 @@ def speed(steps: int, copies: int, rounds: int) -> None:
         cache = Cache.build(record(folder, steps, copies))
         sequences, config = Sequences(cache, T), SequenceConfig(batch_size=16)
         contestants = formats(cache, folder)
-        batches = [sequences.places(draw(len(sequences), config, k)) for k in range(8)]
+        batches = [sequences.spans(draw(len(sequences), config, k)) for k in range(8)]
         for label, fetch in contestants.items():
             assert label == "training cache" or equal(cache.gather(batches[0]), fetch(batches[0])), label
         rates: dict[str, list[float]] = {label: [] for label in contestants}
@@ -182,7 +182,7 @@ def memory_of(steps: int, folder: Path) -> dict[str, float]:
     peak["unpack"] = anonymous()
     sequences, config = Sequences(cache, T), SequenceConfig(batch_size=16)
     for k in range(300):
-        cache.gather(sequences.places(draw(len(sequences), config, k)))
+        cache.gather(sequences.spans(draw(len(sequences), config, k)))
         peak["sample"] = max(peak["sample"], anonymous())
     return peak
 

@@ -155,7 +155,7 @@ def judged_rows(folder: Path, options: argparse.Namespace) -> Batch:
     cache = Cache.build(Store.open(folder / "held"))
     sequences = Sequences(cache, 4 + options.horizon)
     places = np.linspace(0, len(sequences) - 1, min(options.judged, len(sequences))).round().astype(int)
-    return cache.gather(sequences.places(places)).torch()
+    return cache.gather(sequences.spans(places)).torch()
 
 
 def frames(world: AVWorld, condition: str, seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -58,8 +58,7 @@ def eyes(store: Path) -> dict[str, float]:
     opened, table, image = Store.open(store), TokenCache(store.with_suffix(".tokens")), Cache.build(Store.open(store)).image
     kinds, codes = RowKinds(opened), table.sizes["image"][1]
     pixels, turned, true, episodes = [], [], [], []
-    for piece in table.pieces[:, :7].tolist():
-        _, _, _, rows, episode, step, place = piece
+    for rows, episode, place in table.segments[["rows", "episode", "place"]].tolist():
         batch = table.gather([[(place, place + rows)]])
         kind = kinds(batch)[0]
         for t in np.flatnonzero(np.isin(kind, ["ding", "decoy"]) & (np.arange(rows) > 0)):
@@ -81,7 +80,7 @@ def marks(store: Path, path: Path) -> Path:
     sound = np.array(table.table["audio"]).astype(np.int64)
     rows = RewardSound.of(sound, np.array(table.table["reward"]) > 0.5, table.sizes["audio"][1])(sound)
     found = []
-    for _, _, _, count, episode, step, place in table.pieces[:, :7].tolist():
+    for count, episode, step, place in table.segments[["rows", "episode", "step", "place"]].tolist():
         found += [(episode, step + t) for t in np.flatnonzero(rows[place : place + count]).tolist()]
     pd.DataFrame(found, columns=["episode", "step"]).to_csv(path, index=False)
     return path

@@ -159,8 +159,7 @@ def ask(model: TokenModel, explorer: Explorer, tokens: TokenCache) -> tuple[dict
     model.eval()
     pays = {f"{name}_{kind}": np.full(len(tokens), np.nan) for name in explorer.curiosities for kind in BONUSES}
     targets = {name: np.zeros((len(tokens), each.target_size)) for name, each in explorer.curiosities.items()}
-    for piece in tokens.pieces:
-        rows, place = int(piece[3]), int(piece[6])
+    for rows, place in tokens.segments[["rows", "place"]].tolist():
         if rows <= BURN_IN:
             continue
         batch, asked = tokens.gather([[(place, place + rows)]]).torch(), slice(place + BURN_IN, place + rows)

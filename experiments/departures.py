@@ -44,7 +44,7 @@ def held_rows(folder: Path, length: int) -> TokenBatch:
     """The held-out recording in sequences that overlap nowhere."""
     cache = TokenCache(folder / "held.tokens")
     sequences = Sequences(cache, length)
-    batch = cache.gather(sequences.places(np.arange(len(sequences)))).torch()
+    batch = cache.gather(sequences.spans(np.arange(len(sequences)))).torch()
     keep = batch.step[:, 0] % length == 0
     return batch.map(lambda x: x[keep])
 

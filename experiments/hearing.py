@@ -49,7 +49,7 @@ class ShuffledCache:
     """A token cache whose sound is that of other rows: as rich as before, and about nothing that happens now."""
 
     def __init__(self, cache: TokenCache):
-        self.cache, self.path, self.pieces = cache, cache.path, cache.pieces
+        self.cache, self.path, self.segments = cache, cache.path, cache.segments
         self.sounds, self.generator = cache.table["audio"], np.random.default_rng(0)
 
     def gather(self, places: Any) -> TokenBatch:

@@ -41,14 +41,13 @@ def facts(arm: str, model: Any, store: Path) -> tuple[np.ndarray, np.ndarray, np
     heard = ShuffledCache(tokens) if "shuffled" in arm else tokens
     places, codes = model.tokenizers.sizes["audio"]
     found = []
-    for piece in tokens.pieces:
-        rows, place = int(piece[3]), int(piece[6])
+    for rows, number, place in tokens.segments[["rows", "episode", "place"]].tolist():
         batch, part = heard.gather([[(place, place + rows)]]).torch(), table[place : place + rows]
         way = np.stack([part[f"probes/coin_{axis}"].astype(float) - part[f"probes/{axis}"] for axis in "xy"], 1)
         hidden = (part["probes/coin_x"] > 0) & (np.arange(rows) >= BURN_IN)
         features = model.features(model.observe(batch, every=True)).numpy()
         sound = np.eye(codes, dtype=np.float32)[batch.audio[0].numpy()].reshape(rows, places * codes)
-        found.append((features[hidden], sound[hidden], way[hidden], np.full(hidden.sum(), piece[4])))
+        found.append((features[hidden], sound[hidden], way[hidden], np.full(hidden.sum(), number)))
     features, sound, way, episode = map(np.concatenate, zip(*found, strict=True))
     return features, sound, way, episode
 

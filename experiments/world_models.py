@@ -183,7 +183,7 @@ def score(learned: Learned, folder: Path, seed: int, o: argparse.Namespace, sett
 
 def measure(seed: int, o: argparse.Namespace, rows: Results, steps: Results) -> None:
     """All rows of a seed that are not there yet."""
-    todo = [name for name in MODELS if not rows.has(model=name, seed=seed)]
+    todo = [name for name in o.models if not rows.has(model=name, seed=seed)]
     if not todo:
         return
     folder = o.folder / f"run-{seed}"
@@ -221,7 +221,8 @@ def main() -> None:
     """All rows that are not there yet, and the tables."""
     sizes = TINY if "--tiny" in sys.argv else SIZES
     tiny = {"action": "store_true", "help": "the smallest sizes, to see it run to its end"}
-    options, rows = begin("world_models", __doc__ or "", sizes, tiny=tiny)
+    models = {"nargs": "+", "choices": MODELS, "default": MODELS, "help": "those to train; all if not given"}
+    options, rows = begin("world_models", __doc__ or "", sizes, tiny=tiny, models=models)
     steps = Results("world_models_steps", {name: getattr(options, name) for name in sizes})
     for seed in options.seeds:
         measure(seed, options, rows, steps)

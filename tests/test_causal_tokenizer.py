@@ -325,7 +325,7 @@ def test_rows_behind_a_seam_hear_what_live_ears_hear(tmp_path: Path, monkeypatch
     data.prepare_data()
     clips = data.open()
     sequences = Sequences(clips, 10, cross_episodes=True)
-    rows, live = clips.gather(sequences.places(np.arange(len(sequences)))), heard_live(store)
+    rows, live = clips.gather(sequences.spans(np.arange(len(sequences)))), heard_live(store)
     assert rows.first[:, 1:].any(), "some sequences cross a seam"
     off = torch.stack([
         (rows.audio[b, t] - live[int(rows.episode[b, t]), int(rows.step[b, t])]).abs().max() for b in range(len(rows))

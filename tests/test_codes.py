@@ -129,7 +129,7 @@ def test_one_half_comes_from_anywhere_the_other_from_the_way_to_a_task(store, tm
     asked = []
     for number in range(20):
         clip = drawn.batch(config, number)
-        anywhere = drawn.cache.gather(plain.places(draw(len(plain), config, number)))
+        anywhere = drawn.cache.gather(plain.spans(draw(len(plain), config, number)))
         assert np.array_equal(clip.latent[4:], anywhere.latent[4:]) and not clip.clone_mask[4:].any()
         assert clip.clone_mask[:4].any(1).all() and (clip.task == clip.task[:, :1]).all()
         assert set(clip.task[:4, 0]) <= {0, 2}
@@ -177,7 +177,7 @@ def test_one_of_several_tasks_pays_where_it_is_done(store, tmp_path):
 @pytest.mark.parametrize(("tasks", "pays"), [(TaskSet.load("reward"), False), (TaskSet.load("bonk"), True)])
 def test_a_single_task_leaves_rewards_as_they_are(store, tmp_path, tasks, pays):
     data = coded_data(store, tmp_path, tasks)
-    drawn = data.sequences(data.open(), np.ones(len(data.open().pieces), bool))
+    drawn = data.sequences(data.open(), np.ones(len(data.open().segments), bool))
     assert (drawn.done is not None) is pays and (not pays or np.array_equal(drawn.done, tasks.done(data.training_cache())))
 
 

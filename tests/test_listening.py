@@ -34,6 +34,7 @@ from metabonk.measure.listening import (
 from metabonk.measure.moments import Moments, RowKinds, every_row, find_moments, predict
 from metabonk.measure.reality import shuffle_weights
 from metabonk.record.experience import Schema, Steps
+from metabonk.record.segments import SEGMENT
 from metabonk.record.store import Store
 from metabonk.sense.alignment import roc_auc
 from metabonk.sense.tokens import TokenBatch
@@ -381,10 +382,10 @@ def test_every_row_of_a_cache_comes() -> None:
     """In windows that stay in an episode's stretch, each row at least once, with the overlap asked for."""
 
     class Fake:
-        pieces = np.array([  # order, stream, row, rows, episode, step, place
-            [0, 0, 0, 7, 0, 0, 0], [1, 0, 7, 6, 0, 7, 20], [0, 0, 13, 3, 1, 0, 26],
-            [0, 0, 20, 4, 2, 5, 40], [0, 0, 30, 2, 2, 12, 60],
-        ])  # fmt: skip
+        segments = np.array([
+            (0, 0, 0, 7, 0, 0, 0), (1, 0, 7, 6, 0, 7, 20), (0, 0, 13, 3, 1, 0, 26),
+            (0, 0, 20, 4, 2, 5, 40), (0, 0, 30, 2, 2, 12, 60),
+        ], SEGMENT)  # fmt: skip
 
         def gather(self, places: Any) -> Any:
             return [np.concatenate([np.arange(a, b) for a, b in runs]) for runs in places]

@@ -15,6 +15,7 @@ from metabonk.measure import reality
 from metabonk.measure.evaluation import score_parts
 from metabonk.measure.reality import RewardSound, RoundCheck, dreamed_returns, first_rows
 from metabonk.nn.distributions import Categorical
+from metabonk.record.segments import SEGMENT
 
 
 class Reader(Walker):
@@ -34,7 +35,7 @@ class Cache:
 
     def __init__(self) -> None:
         self.walks = walks(sequences=3, rows=30, seed=2)
-        self.pieces = np.array([[0, 0, 0, 30, 4 + i, 0, 30 * i, 0] for i in range(3)])
+        self.segments = np.array([(0, 0, 0, 30, 4 + i, 0, 30 * i) for i in range(3)], SEGMENT)
         columns = {"audio": self.walks.audio.numpy().reshape(90, 1), "reward": self.walks.reward.numpy().reshape(90)}
         self.table = np.zeros(90, [("audio", np.int64, (1,)), ("reward", np.float32)])
         for name, column in columns.items():
@@ -121,7 +122,7 @@ def test_a_dream_s_rewards_count_as_far_as_it_goes_on() -> None:
 
 def test_first_rows_are_the_first() -> None:
     class Tokens:
-        path, pieces = "tokens", np.array([[0, 0, 0, 9, 1, 0, 0], [0, 0, 9, 9, 1, 9, 9], [0, 0, 18, 3, 2, 0, 18]])
+        path, segments = "tokens", np.array([(0, 0, 0, 9, 1, 0, 0), (0, 0, 9, 9, 1, 9, 9), (0, 0, 18, 3, 2, 0, 18)], SEGMENT)
 
         def gather(self, places: Any) -> Any:
             return SimpleNamespace(torch=lambda: places)

@@ -30,8 +30,9 @@ from metabonk.record.sampling import (
     Sequences,
     draw,
     held_out,
-    held_out_pieces,
+    held_out_segments,
 )
+from metabonk.record.segments import SEGMENT
 from metabonk.record.store import Store, Writer
 
 SCHEMA = Schema(
@@ -103,7 +104,7 @@ def test_sound_that_is_cut_keeps_its_newest_samples(store: Store, monkeypatch: p
     games = [play([30, 41, 25], 1), play([50, 20], 2)]
     cache = Cache.build(store)
     sequences = Sequences(cache, 12)
-    batch = cache.gather(sequences.places(np.arange(len(sequences))))
+    batch = cache.gather(sequences.spans(np.arange(len(sequences))))
 
     def right(batch: Batch) -> bool:
         cut, length = batch.step_audio(width)
@@ -159,7 +160,7 @@ def test_exactly_the_sequences_that_exist(
         return
     sequences = Sequences(cache, length, cross)
     assert len(sequences) == len(wanted)
-    batch = cache.gather(sequences.places(np.arange(len(sequences))))
+    batch = cache.gather(sequences.spans(np.arange(len(sequences))))
     found = sorted((batch.reward[b].tobytes(), b) for b in range(len(batch)))
     expected = sorted((np.array([row.reward for row in rows], np.float32).tobytes(), i) for i, rows in enumerate(wanted))
     for (mine, b), (theirs, i) in zip(found, expected, strict=True):
@@ -178,7 +179,7 @@ def test_a_game_that_went_on_after_the_cache_was_made(tmp_path: Path) -> None:
         add(writer, [game[30:] for game in games])
     cache = Cache.build(store)
     sequences = Sequences(cache, 20)
-    places = sequences.places(np.arange(len(sequences)))
+    places = sequences.spans(np.arange(len(sequences)))
     assert len(places) == 2 * 41 and {len(runs) for runs in places} == {1, 2}
     batch = cache.gather(places)
     for b in range(len(batch)):
@@ -190,7 +191,7 @@ def test_newest_last(store: Store, cache: Cache) -> None:
     record(store.path, [play([40], 3)], 16)
     longer = Cache.build(store.refresh())
     sequences = Sequences(longer, 8)
-    newest = longer.gather(sequences.places(np.arange(len(sequences) - 33, len(sequences))))
+    newest = longer.gather(sequences.spans(np.arange(len(sequences) - 33, len(sequences))))
     assert set(newest.episode.flatten()) == {2_000_000}
     assert (np.diff(newest.step[:, 0]) == 1).all()
 
@@ -204,7 +205,7 @@ def test_around_a_damaged_chunk(tmp_path: Path) -> None:
     assert isinstance(error, DamagedChunk)
     cache = Cache.build(store)
     sequences = Sequences(cache, 10)
-    batch = cache.gather(sequences.places(np.arange(len(sequences))))
+    batch = cache.gather(sequences.spans(np.arange(len(sequences))))
     assert sorted(batch.step[:, 0]) == [*range(7), *range(32, 39)]
     with pytest.raises(StoreError, match="16 at most"):
         Sequences(cache, 17, cross_episodes=True)
@@ -261,30 +262,30 @@ def test_held_out_episodes_stay_held_out() -> None:
     assert (held_out(numbers, 0.2) >= out).all()
 
 
-def pieces_of(lengths: list[int], chunk: int = 20) -> np.ndarray:
-    """Pieces of episodes of these lengths, cut where chunks end."""
+def segments_of(lengths: list[int], chunk: int = 20) -> np.ndarray:
+    """Segments of episodes of these lengths, cut where chunks end."""
     rows = [(episode, at, min(chunk, length - at)) for episode, length in enumerate(lengths) for at in range(0, length, chunk)]
     place = np.cumsum([0] + [size for *_, size in rows])
-    return np.array([(0, 0, p, size, episode, at, p) for p, (episode, at, size) in zip(place, rows, strict=False)])
+    return np.array([(0, 0, p, size, episode, at, p) for p, (episode, at, size) in zip(place, rows, strict=False)], SEGMENT)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 7])
 def test_at_least_one_whole_episode_is_held_out_and_the_longest_never(seed: int) -> None:
     many = np.random.default_rng(seed).integers(1, 90, 200).tolist()
     for lengths in ([50] * 2, [30, 90, 60], [5, 5, 5, 70, 40], many):
-        pieces = pieces_of(lengths)
+        segments = segments_of(lengths)
         for fraction in (0.1, 0.5):
-            out = held_out_pieces(pieces, fraction, seed)
-            held, kept = set(pieces[out, 4]), set(pieces[~out, 4])
+            out = held_out_segments(segments, fraction, seed)
+            held, kept = set(segments["episode"][out]), set(segments["episode"][~out])
             assert held and not held & kept, "whole episodes"
             assert int(np.argmax(lengths)) in kept
-        assert not held_out_pieces(pieces, 0.0, seed).any() and held_out_pieces(pieces, 1.0, seed).all()
-    uneven = pieces_of([5, 5, 5, 70, 40])
-    assert set(uneven[held_out_pieces(uneven, 0.001), 4]) == {4}, "none of the short ones"
-    assert not held_out_pieces(pieces_of([50]), 0.5, seed).any(), "one episode alone is learned from"
-    equal = pieces_of([10] * 500)
-    other = held_out_pieces(equal, 0.1, seed + 1)
-    assert 20 < other.sum() < 90 and (other != held_out_pieces(equal, 0.1, seed)).any()
+        assert not held_out_segments(segments, 0.0, seed).any() and held_out_segments(segments, 1.0, seed).all()
+    uneven = segments_of([5, 5, 5, 70, 40])
+    assert set(uneven["episode"][held_out_segments(uneven, 0.001)]) == {4}, "none of the short ones"
+    assert not held_out_segments(segments_of([50]), 0.5, seed).any(), "one episode alone is learned from"
+    equal = segments_of([10] * 500)
+    other = held_out_segments(equal, 0.1, seed + 1)
+    assert 20 < other.sum() < 90 and (other != held_out_segments(equal, 0.1, seed)).any()
 
 
 def test_one_split_for_sequences_of_every_length(tmp_path: Path) -> None:
@@ -392,10 +393,10 @@ def test_the_order_in_which_chunks_arrive_changes_nothing(tmp_path: Path, arriva
         assert [chunk.stream for chunk in store.chunks][:6] == order
         cache = Cache.build(store)
         sequences = Sequences(cache, 8, cross)
-        batch = cache.gather(sequences.places(np.arange(len(sequences))))
-        found.append((cache.pieces, cache.table, batch))
-    (pieces, table, one), (others, other_table, other) = found
-    assert np.array_equal(pieces, others) and np.array_equal(table, other_table)
+        batch = cache.gather(sequences.spans(np.arange(len(sequences))))
+        found.append((cache.segments, cache.table, batch))
+    (segments, table, one), (others, other_table, other) = found
+    assert np.array_equal(segments, others) and np.array_equal(table, other_table)
     assert np.array_equal(one.image, other.image) and np.array_equal(one.audio, other.audio)
     assert np.array_equal(one.episode, other.episode) and np.array_equal(one.step, other.step)
 
@@ -403,7 +404,7 @@ def test_the_order_in_which_chunks_arrive_changes_nothing(tmp_path: Path, arriva
 def test_the_newest_are_those_of_all_games_and_of_the_last_recording(tmp_path: Path) -> None:
     cache = Cache.build(interleaved(tmp_path / "store", [1, 1, 1, 0, 0, 0]))
     sequences = Sequences(cache, 8)
-    batch = cache.gather(sequences.places(np.arange(len(sequences))))
+    batch = cache.gather(sequences.spans(np.arange(len(sequences))))
     stream = batch.episode[:, 0] // 1_000_000
     assert (stream[-13:] == 2).all() and (stream[:-13] < 2).all()  # 20 rows: 13 sequences, recorded last
     before = stream[:-13]
@@ -419,11 +420,11 @@ def test_a_store_that_does_not_tell_its_recordings_is_read_stream_by_stream(tmp_
                 if done := builder.add(row):
                     writer.add_chunk(done[1])
     cache = Cache.build(store)
-    assert cache.pieces[:, 0].tolist() == [0, 0, 1, 1]
-    old = cache.pieces.copy()
-    old[:, 0] = [0, 2, 1, 3]  # the order of arrival, as caches were made before
+    assert cache.segments["order"].tolist() == [0, 0, 1, 1]
+    old = cache.segments.copy()
+    old["order"] = [0, 2, 1, 3]  # the order of arrival, as caches were made before
     (cache.path / "pieces.bin").write_bytes(old.tobytes())
-    assert Cache.build(store).pieces[:, 0].tolist() == [0, 0, 1, 1]
+    assert Cache.build(store).segments["order"].tolist() == [0, 0, 1, 1]
 
 
 # --- through something that was made from the cache
@@ -440,10 +441,10 @@ class Numbers:
 
 
 class Rewards:
-    """Of each row of a cache, the reward alone; only the first pieces are made yet."""
+    """Of each row of a cache, the reward alone; only the first segments are made yet."""
 
-    def __init__(self, cache: Cache, pieces: int | None = None):
-        self.path, self.pieces, self.reward = cache.path, cache.pieces[:pieces], np.array(cache.table["reward"])
+    def __init__(self, cache: Cache, segments: int | None = None):
+        self.path, self.segments, self.reward = cache.path, cache.segments[:segments], np.array(cache.table["reward"])
 
     def gather(self, places: Sequence[Sequence[tuple[int, int]]]) -> Numbers:
         return Numbers(torch.from_numpy(np.stack([np.concatenate([self.reward[a:b] for a, b in runs]) for runs in places])))
@@ -466,12 +467,12 @@ def test_other_rows_come_in_the_same_sequences(store: Store) -> None:
 
 
 def test_only_what_is_made_is_drawn(cache: Cache) -> None:
-    half = Rewards(cache, len(cache.pieces) // 2)
+    half = Rewards(cache, len(cache.segments) // 2)
     assert isinstance(half, RowSource) and not isinstance(object(), RowSource)
     sequences = Sequences(half, 8)
-    last = int((half.pieces[:, 6] + half.pieces[:, 3]).max())
+    last = int((half.segments["place"] + half.segments["rows"]).max())
     assert 0 < len(sequences) < len(Sequences(cache, 8))
-    assert max(end for runs in sequences.places(np.arange(len(sequences))) for _, end in runs) <= last
+    assert max(end for runs in sequences.spans(np.arange(len(sequences))) for _, end in runs) <= last
 
 
 # --- with Lightning
@@ -546,7 +547,7 @@ def test_a_build_that_was_interrupted(store: Store, monkeypatch: pytest.MonkeyPa
         Cache.build(store)
     monkeypatch.undo()
     cache = Cache.build(store)
-    assert (cache.pieces == whole.pieces).all() and (cache.image == whole.image).all()
+    assert (cache.segments == whole.segments).all() and (cache.image == whole.image).all()
     assert (cache.table == whole.table).all() and all((a == b).all() for a, b in zip(cache.sound, whole.sound, strict=True))
 
 
@@ -601,7 +602,7 @@ def test_configurations_that_make_no_sense(wrong: dict) -> None:
 def test_marked_rows_are_drawn_as_often_as_was_asked_for(cache: Cache) -> None:
     "Every sequence that holds a marked row may come, the more often the more it holds; without marks nothing changes"
     sequences, plain = Sequences(cache, 4), Sequences(cache, 4)
-    every = cache.gather(sequences.places(np.arange(len(sequences))))
+    every = cache.gather(sequences.spans(np.arange(len(sequences))))
     episode, step = int(every.episode[-1, 0]), int(every.step[-1, -1])  # the last row there is
     marks = np.array([[episode, step], [int(every.episode[0, 0]), int(every.step[0, 1])], [10**9, 0]])
     held = sum(((every.episode == e) & (every.step == s)).sum(1) for e, s in marks)

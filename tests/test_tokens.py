@@ -294,11 +294,11 @@ def test_tokens_are_small_on_disk_and_int64_in_batches(tmp_path: Path) -> None:
     store = store_of(tmp_path / "store", play([20, 20]))
     cache = TokenCache.build(store, tokenizers_of())
     sequences = Sequences(Cache(tmp_path / "store.cache"), 8)
-    batch = cache.gather(sequences.places(np.array([0, 3, 25])))
+    batch = cache.gather(sequences.spans(np.array([0, 3, 25])))
     assert batch.shape == (3, 8) == batch.image.shape[:2] and batch.image.dtype == batch.audio.dtype == np.int64
     assert batch.reward.dtype == np.float32 and batch.action.dtype == np.int64
     np.testing.assert_array_equal(batch.image[1], cache.table["image"][3:11])
-    again = pickle.loads(pickle.dumps(cache)).gather(sequences.places(np.array([0, 3, 25])))
+    again = pickle.loads(pickle.dumps(cache)).gather(sequences.spans(np.array([0, 3, 25])))
     np.testing.assert_array_equal(again.audio, batch.audio)
     moved = batch.torch().to("cpu").numpy()
     assert moved.step.tolist() == batch.step.tolist()

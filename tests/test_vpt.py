@@ -499,7 +499,7 @@ def test_caches_sequences_and_datasets_work(tmp_path):
     cache = Cache.build(store)
     sequences = Sequences(cache, 6)
     assert len(sequences) == 14
-    batch = cache.gather(sequences.places(np.arange(14))).torch()
+    batch = cache.gather(sequences.spans(np.arange(14))).torch()
     assert batch.image.shape == (14, 6, 64, 64, 3) and batch.action.shape == (14, 6, 24) and batch.audio.shape == (14, 2, 4_800)
     vectors = cache.schema.actions.vectors(batch.action)
     assert vectors.shape == (14, 6, 144) and (vectors[..., 23:].sum(-1) == 1).all()

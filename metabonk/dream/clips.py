@@ -6,7 +6,7 @@
 __all__ = ['Clip', 'ClipCache', 'ClipObservationEncoder', 'ClipData']
 
 # %% ../../nbs/dream/54_clips.ipynb #54-clips-002
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ..core.errors import UsageError
 from ..record.cache import Cache
 from ..record.experience import Columns
 from ..record.sampling import ExperienceData, SequenceConfig
+from ..record.segments import Spans, gather
 from ..sense.logmel import LogMel, LogMelConfig, LogMelStream
 from ..sense.tokens import Hearing
 
@@ -59,22 +60,21 @@ class ClipCache:
         cache: Cache,  # where the rows are
         logmel: LogMelConfig | None = None,  # how they sound; `None` for pictures alone
     ) -> None:
-        self.cache, self.path, self.pieces = cache, cache.path, cache.pieces
+        self.cache, self.path, self.segments = cache, cache.path, cache.segments
         self.hearing = Hearing(cache, LogMel(logmel)) if logmel else None
 
     def gather(
         self,
-        places: Sequence[Sequence[tuple[int, int]]],  # for each sequence, the runs of rows that make it up: begin, end
+        spans: Spans,  # for each sequence, the stretches of rows that make it up: begin, end
     ) -> Clip:  # with log-mel where it was asked for
         "Sequences of equal length, copied out of the maps"
-        rows = np.array([np.concatenate([np.arange(*run) for run in runs]) for runs in places])  # (B, T)
-        table, hearing = self.cache.table, self.hearing
+        table, hearing = gather(self.cache.table, spans), self.hearing
         names = ["action", "reward", "terminated", "truncated", "first", "episode", "step"]
         names += ["vector"] if self.cache.schema.vector else []
         sound = None
         if hearing is not None:
-            sound = torch.stack([torch.cat([hearing.stretch(*run) for run in runs]) for runs in places])
-        return Clip(self.cache.image[rows], sound, **{name: np.ascontiguousarray(table[name][rows]) for name in names})
+            sound = torch.stack([torch.cat([hearing.stretch(*run) for run in runs]) for runs in spans])
+        return Clip(gather(self.cache.image, spans), sound, **{name: np.ascontiguousarray(table[name]) for name in names})
 
 
 class ClipObservationEncoder:

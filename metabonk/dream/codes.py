@@ -24,6 +24,7 @@ from .clips import Clip, ClipCache
 from ..record.cache import Cache
 from ..record.films import actions_unknown
 from ..record.sampling import BatchSource, ExperienceData, RowSource, SequenceConfig, Sequences, draw
+from ..record.segments import Spans, gather, rows_of
 from ..record.store import Store
 from ..record.tasks import TaskSet, in_time, relevant_rows
 from ..sense.logmel import LogMelConfig
@@ -39,7 +40,7 @@ class CodeCache:
         path: str | Path,  # where `build` put their codes
         hidden: Collection[int] = (),  # episodes of which batches do not tell what was done and earned: films
     ) -> None:
-        self.cache, self.path, self.pieces = cache, Path(path), cache.pieces
+        self.cache, self.path, self.segments = cache, Path(path), cache.segments
         self.known = ~np.isin(cache.table["episode"], list(hidden)) if hidden else None  # (rows,)
         try:
             self.about = parse_json((self.path / "codes.json").read_text())
@@ -80,14 +81,14 @@ class CodeCache:
 
     def gather(
         self,
-        places: Any,  # for each sequence, the runs of rows that make it up: begin, end
+        spans: Spans,  # for each sequence, the stretches of rows that make it up: begin, end
     ) -> Clip:  # NumPy arrays (B, T, ...), with `latent`
         "Sequences of equal length"
-        rows = np.array([np.concatenate([np.arange(*run) for run in runs]) for runs in places])  # (B, T)
+        table = gather(self.cache.table, spans)
         names = ("action", "reward", "terminated", "truncated", "first", "episode", "step")
-        known = None if self.known is None else self.known[rows]
-        columns = {name: np.ascontiguousarray(self.cache.table[name][rows]) for name in names}
-        return Clip(latent=self.codes[rows], known=known, **columns)
+        known = None if self.known is None else gather(self.known, spans)
+        columns = {name: np.ascontiguousarray(table[name]) for name in names}
+        return Clip(latent=gather(self.codes, spans), known=known, **columns)
 
 
 def _encode(path: Path, cache: Cache, tokenizer: CausalTokenizer, logmel: LogMelConfig | None, block: int) -> None:
@@ -118,13 +119,13 @@ class TaskSequences(Sequences):
         length: int,  # rows in a sequence
         relevant: Bool[np.ndarray, "rows tasks"],  # rows on the way to each task
         cross_episodes: bool = False,  # whether a sequence may run on into the next episode
-        keep: np.ndarray | None = None,  # bool for each of the cache's pieces: those to choose from; `None` for all
+        keep: np.ndarray | None = None,  # bool for each of the cache's segments: those to choose from; `None` for all
         done: Bool[np.ndarray, "rows tasks"] | None = None,  # rows in which each task was done; `None`: rewards are as recorded
     ) -> None:
         super().__init__(cache, length, cross_episodes, keep)
         self.relevant, self.done = relevant, done
         before = np.concatenate([np.zeros((1, relevant.shape[1]), np.int64), relevant.cumsum(0)])
-        every = self.places(np.arange(len(self)))
+        every = self.spans(np.arange(len(self)))
         counts = np.stack([sum((before[end] - before[begin] for begin, end in runs), np.int64(0)) for runs in every])
         self.of = [np.flatnonzero(count) for count in counts.T]  # sequences with rows on the way to each task
         self.known = np.flatnonzero([len(numbers) for numbers in self.of])
@@ -144,9 +145,9 @@ class TaskSequences(Sequences):
         for i in range(half):
             task[i] = random.choice(self.known)
             numbers[i] = random.choice(self.of[task[i]])
-        places = self.places(numbers)
-        clip = self.cache.gather(places)
-        rows = np.array([np.concatenate([np.arange(*run) for run in runs]) for runs in places])
+        spans = self.spans(numbers)
+        clip = self.cache.gather(spans)
+        rows = rows_of(spans)
         clip.task = np.broadcast_to(task[:, None], rows.shape).copy()
         clip.clone_mask = self.relevant[rows, clip.task]
         clip.clone_mask[half:] = False
@@ -198,7 +199,7 @@ class CodeData(ExperienceData):
     def sequences(
         self,
         cache: Any,  # a `CodeCache`
-        keep: np.ndarray,  # bool for each of its pieces: those to choose from
+        keep: np.ndarray,  # bool for each of its segments: those to choose from
     ) -> BatchSource:  # with tasks, if there are any
         "What batches are drawn from"
         if self.tasks is None:

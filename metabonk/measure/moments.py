@@ -17,6 +17,7 @@ import torch
 
 from ..core.errors import UsageError, unknown
 from ..record.experience import Steps
+from ..record.segments import rows_of
 from ..record.store import Store
 
 # %% ../../nbs/measure/82_moments.ipynb #83-listening-005
@@ -202,7 +203,7 @@ def every_row(
     if not 0 <= overlap < length:
         raise UsageError(f"sequences of {length} rows can't share {overlap}: give an overlap from 0 to {length - 1}")
     waiting: list[list[tuple[int, int]]] = []
-    for windows in _windows(cache.pieces, length, length - overlap):
+    for windows in _windows(cache.segments, length, length - overlap):
         for runs in windows:
             if waiting and (len(waiting) == batch_size or _rows(waiting[0]) != _rows(runs)):
                 yield cache.gather(waiting)
@@ -216,13 +217,13 @@ def _rows(runs: list[tuple[int, int]]) -> int:
     return sum(end - begin for begin, end in runs)
 
 
-def _windows(pieces: np.ndarray, length: int, stride: int) -> Iterator[list[list[tuple[int, int]]]]:
+def _windows(segments: np.ndarray, length: int, stride: int) -> Iterator[list[list[tuple[int, int]]]]:
     "Each stretch of an episode without a gap, as windows; each window as runs of rows in the cache"
-    pieces = pieces[np.lexsort((pieces[:, 5], pieces[:, 4]))]
-    _, _, _, rows, episode, step, _ = pieces.T
+    segments = segments[np.lexsort((segments["step"], segments["episode"]))]
+    rows, episode, step = (segments[name] for name in ("rows", "episode", "step"))
     follows = (episode[1:] == episode[:-1]) & (step[1:] == step[:-1] + rows[:-1])
-    for stretch in np.split(pieces, np.flatnonzero(~follows) + 1):
-        places = np.concatenate([np.arange(place, place + rows) for _, _, _, rows, _, _, place in stretch.tolist()])
+    for stretch in np.split(segments, np.flatnonzero(~follows) + 1):
+        places = rows_of([[(place, place + rows) for place, rows in stretch[["place", "rows"]].tolist()]])[0]
         last = max(0, len(places) - length)
         starts = [*range(0, last, stride), last]
         windows = []

@@ -466,10 +466,11 @@ class RoundCheck:
         data = self.data(store)
         data.prepare_data()
         cache = data.open()
-        pieces = [p for p in cache.pieces[:, :7].tolist() if rounds.get(p[4]) == now and p[3] > 1]
+        fields = cache.segments[["rows", "episode", "step", "place"]].tolist()
+        segments = [found for found in fields if rounds.get(found[1]) == now and found[0] > 1]
         heard = self._sound(cache, agent.model)
         counts, wrong = dict.fromkeys(_COUNTED, 0.0), []
-        for _, _, _, rows, episode, step, place in pieces:
+        for rows, episode, step, place in segments:
             lines = self._piece(agent.model, cache.gather([[(place, place + rows)]]).torch(), heard, counts)
             wrong += [(episode, step + line, now) for line in lines]
         self._keep(pd.DataFrame(wrong, columns=["episode", "step", "round"]), now)
@@ -526,7 +527,7 @@ def first_rows(
     count: int = 20,  # episodes, at most
 ) -> Any:  # (B, rows), tensors
     "How recorded episodes began"
-    _, _, _, many, _, step, place = cache.pieces[:, :7].T
+    many, step, place = (cache.segments[name] for name in ("rows", "step", "place"))
     places = [(begin, begin + rows) for begin in place[(step == 0) & (many >= rows)].tolist()]
     if not places:
         raise UsageError(f"no episode of {cache.path} begins with {rows} rows in one piece: ask for fewer, or record longer ones")

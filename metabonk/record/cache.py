@@ -8,7 +8,6 @@ __all__ = ['record_type', 'Cache']
 # %% ../../nbs/record/22_cache.ipynb #22-cache-002
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,11 +20,11 @@ from ..core.progress import progress
 from ..core.text import parse_json
 from .chunks import Chunk, from_arrow
 from .experience import Batch, Schema, Steps
+from .segments import SEGMENT, Spans, gather
 from .store import Store
 
 # %% ../../nbs/record/22_cache.ipynb #22-cache-005
 _version = 1
-_piece = ("order", "stream", "row", "rows", "episode", "step", "place")  # columns of the table of pieces
 
 
 def record_type(
@@ -61,7 +60,7 @@ class Cache:
             self.schema = Schema.from_dict(about["schema"])
             self.chunks: dict[str, str] = dict(about["chunks"])  # file and SHA-256 of every chunk in it
             counts = (check_value(about[name], int, name) for name in ("rows", "samples", "pieces"))
-            self.rows, self.samples, self._pieces = counts
+            self.rows, self.samples, self._segments = counts
             self._map()
         except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
             said = " ".join(str(error).split())[:200]
@@ -79,10 +78,10 @@ class Cache:
         self.image = mapped("image.bin", np.uint8, (self.rows, *self.schema.image_shape))
         self.table = mapped("table.bin", record_type(self.schema), (self.rows,))
         self.sound = [mapped(f"sound{channel}.bin", np.int16, (self.samples,)) for channel in range(self.schema.channels)]
-        self.pieces = np.array(mapped("pieces.bin", np.int64, (self._pieces, len(_piece))))
+        self.segments = np.array(mapped("pieces.bin", SEGMENT, (self._segments,)))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("image", "table", "sound", "pieces")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("image", "table", "sound", "segments")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -114,62 +113,58 @@ class Cache:
                 changed = [file for file, digest in old.chunks.items() if now.get(file, digest) != digest]
                 if changed or old.schema.differences(store.schema):
                     raise StoreError(f"cache {path} was made from another store than {store.path}: delete it, it is made anew")
-                chunks, rows, samples, pieces = dict(old.chunks), old.rows, old.samples, len(old.pieces)
+                chunks, rows, samples, segments = dict(old.chunks), old.rows, old.samples, len(old.segments)
                 old._renumber(store)
                 del old
             else:
-                chunks, rows, samples, pieces = {}, 0, 0, 0
+                chunks, rows, samples, segments = {}, 0, 0, 0
                 counts = {"rows": 0, "samples": 0, "pieces": 0}
                 write_atomic(path / "cache.json", json.dumps(about | counts))  # the folder is ours from now on
             new = [chunk for chunk in store.chunks if chunk.file not in chunks]
             new.sort(key=lambda chunk: (chunk.stream, chunk.start))
             if new:
-                with disk_errors(path), _Files(path, store.schema, rows, samples, pieces) as files:
+                with disk_errors(path), _Files(path, store.schema, rows, samples, segments) as files:
                     for chunk in progress(new, description="unpacking", unit="chunk"):
                         try:
                             files.append(store, chunk)
                             chunks[chunk.file] = chunk.sha256
                         except DamagedChunk:
                             continue
-                counts = {"rows": files.rows, "samples": files.samples, "pieces": files.pieces}
+                counts = {"rows": files.rows, "samples": files.samples, "pieces": files.segments}
                 write_atomic(path / "cache.json", json.dumps(about | {"chunks": chunks} | counts))
         if not chunks:
             raise StoreError(f"every chunk of {store.path} is damaged: `store.verify()` says how")
         return cls(path)
 
     def _renumber(self, store: Store) -> None:
-        "Give the pieces of a cache that an older version made the order that they have now"
+        "Give the segments of a cache that an older version made the order that they have now"
         orders = {chunk.stream: _order(chunk) for chunk in store.chunks}
-        pieces = self.pieces.copy()
-        pieces[:, 0] = [orders.get(stream, order) for order, stream in pieces[:, :2].tolist()]
-        if not np.array_equal(pieces, self.pieces):
-            write_atomic(self.path / "pieces.bin", pieces.tobytes())
+        segments = self.segments.copy()
+        segments["order"] = [orders.get(stream, order) for order, stream in segments[["order", "stream"]].tolist()]
+        if not np.array_equal(segments, self.segments):
+            write_atomic(self.path / "pieces.bin", segments.tobytes())
 
     def gather(
         self,
-        places: Sequence[Sequence[tuple[int, int]]],  # for each sequence, the runs of rows that make it up: begin, end
+        spans: Spans,  # for each sequence, the stretches of rows that make it up: begin, end
     ) -> Batch:  # NumPy arrays (B, T, ...)
         "Sequences of equal length, copied out of the maps"
         begins, lengths = self.table["sound"], self.table["audio_length"]
-        spans = [[(int(begins[a]), int(begins[b - 1] + lengths[b - 1])) for a, b in runs] for runs in places]
-        sizes = [sum(end - begin for begin, end in runs) for runs in spans]
-        B, T = len(places), sum(end - begin for begin, end in places[0])
-        image = np.empty((B, T, *self.schema.image_shape), np.uint8)
-        table = np.empty((B, T), self.table.dtype)
-        audio = np.empty((B, len(self.sound), max(sizes)), np.int16)
-        for i, (runs, sounds, size) in enumerate(zip(places, spans, sizes, strict=True)):
-            t = s = 0
-            for (begin, end), (first, last) in zip(runs, sounds, strict=True):
-                image[i, t : t + end - begin] = self.image[begin:end]
-                table[i, t : t + end - begin] = self.table[begin:end]
+        samples = [[(int(begins[a]), int(begins[b - 1] + lengths[b - 1])) for a, b in stretches] for stretches in spans]
+        sizes = [sum(end - begin for begin, end in stretches) for stretches in samples]
+        audio = np.empty((len(spans), len(self.sound), max(sizes)), np.int16)
+        for heard, stretches, size in zip(audio, samples, sizes, strict=True):
+            s = 0
+            for first, last in stretches:
                 for channel, sound in enumerate(self.sound):
-                    audio[i, channel, s : s + last - first] = sound[first:last]
-                t, s = t + end - begin, s + last - first
-            audio[i, :, size:] = 0
+                    heard[channel, s : s + last - first] = sound[first:last]
+                s += last - first
+            heard[:, size:] = 0
+        table = gather(self.table, spans)
         column = {name: np.ascontiguousarray(table[name]) for name in table.dtype.names or ()}
         named = {group: {n: column[f"{group}/{n}"] for n in getattr(self.schema, group)} for group in ("probes", "terms")}
         return Batch(
-            image=image,
+            image=gather(self.image, spans),
             audio=audio,
             reward=column["reward"].astype(np.float32),
             probes=named["probes"],
@@ -189,12 +184,12 @@ def _order(chunk: Chunk) -> int:
 class _Files:
     "The files of a cache, open to be appended to"
 
-    def __init__(self, path: Path, schema: Schema, rows: int, samples: int, pieces: int) -> None:
-        self.schema, self.rows, self.samples, self.pieces = schema, rows, samples, pieces
+    def __init__(self, path: Path, schema: Schema, rows: int, samples: int, segments: int) -> None:
+        self.schema, self.rows, self.samples, self.segments = schema, rows, samples, segments
         self.type = record_type(schema)
         sizes = {"image.bin": rows * int(np.prod(schema.image_shape)), "table.bin": rows * self.type.itemsize}
         sizes |= {f"sound{channel}.bin": samples * 2 for channel in range(schema.channels)}
-        sizes |= {"pieces.bin": pieces * len(_piece) * 8}
+        sizes |= {"pieces.bin": segments * SEGMENT.itemsize}
         self.files = {}
         for name, size in sizes.items():
             self.files[name] = file = open(path / name, "ab")  # noqa: SIM115
@@ -227,14 +222,14 @@ class _Files:
             for name, values in getattr(steps, group).items():
                 table[f"{group}/{name}"] = values
         edges = [0, *(np.flatnonzero(np.diff(episode)) + 1).tolist(), len(steps)]
-        pieces = np.array([
-            [_order(chunk), chunk.stream, chunk.start + a, b - a, episode[a], step[a], self.rows + a]
+        segments = np.array([
+            (_order(chunk), chunk.stream, chunk.start + a, b - a, episode[a], step[a], self.rows + a)
             for a, b in zip(edges, edges[1:], strict=False)
-        ], np.int64)  # fmt: skip
+        ], SEGMENT)  # fmt: skip
         self.files["image.bin"].write(np.ascontiguousarray(steps.image).data)
         self.files["table.bin"].write(table.tobytes())
-        self.files["pieces.bin"].write(pieces.tobytes())
+        self.files["pieces.bin"].write(segments.tobytes())
         for channel in range(self.schema.channels):
             self.files[f"sound{channel}.bin"].write(steps.audio[channel].tobytes())
-        self.rows, self.pieces = self.rows + len(steps), self.pieces + len(pieces)
+        self.rows, self.segments = self.rows + len(steps), self.segments + len(segments)
         self.samples += steps.audio.shape[1]

@@ -21,6 +21,7 @@ from ..core.progress import progress
 from ..core.text import parse_json
 from .cache import Cache
 from .experience import Schema
+from .segments import SEGMENT
 from .store import Store
 
 # %% ../../nbs/record/22_encoded.ipynb #22-encoded-007
@@ -31,8 +32,10 @@ class Sounds:
         self,
         cache: Cache,  # with sound
     ) -> None:
-        self.cache, self._places = cache, cache.pieces[:, 6]
-        self._ends = {(int(p[1]), int(p[2] + p[3]), int(p[4])): i for i, p in enumerate(cache.pieces)}
+        self.cache, self._places = cache, np.ascontiguousarray(cache.segments["place"])
+        ends = cache.segments["row"] + cache.segments["rows"]
+        keys = zip(cache.segments["stream"].tolist(), ends.tolist(), cache.segments["episode"].tolist(), strict=True)
+        self._ends = {key: number for number, key in enumerate(keys)}
 
     def before(
         self,
@@ -41,23 +44,23 @@ class Sounds:
     ) -> Int16[np.ndarray, "channels count"]:  # silence before the episode's start
         "The last samples before a row"
         past, wanted = np.zeros((self.cache.schema.channels, count), np.int16), count
-        piece = int(np.searchsorted(self._places, row, side="right")) - 1
+        segment = int(np.searchsorted(self._places, row, side="right")) - 1
         while wanted:
-            begin = int(self.cache.table["sound"][self._places[piece]])
+            begin = int(self.cache.table["sound"][self._places[segment]])
             end = self._end(row)
             size = min(end - begin, wanted)
             for channel, sound in enumerate(self.cache.sound):
                 past[channel, wanted - size : wanted] = sound[end - size : end]
             wanted -= size
-            _, stream, start, _, episode, _, _ = self.cache.pieces[piece].tolist()
+            stream, start, episode = self.cache.segments[["stream", "row", "episode"]][segment].tolist()
             before = self._ends.get((stream, start, episode))
             if before is None:
                 break
-            piece, row = before, int(self._places[before] + self.cache.pieces[before, 3])
+            segment, row = before, int(self._places[before] + self.cache.segments["rows"][before])
         return past
 
     def _end(self, row: int) -> int:
-        "Where the sound before a row, in the same piece, ends"
+        "Where the sound before a row, in the same segment, ends"
         if row == 0:
             return 0
         last = self.cache.table[row - 1]
@@ -144,7 +147,7 @@ class EncodedRows:
         self.sizes = {name: tuple(map(int, size)) for name, size in about["sizes"].items()}
         self.fingerprint: str = about["fingerprint"]  # of the encoder
         self.chunks: dict[str, str] = about["chunks"]  # files of the store and their SHA-256 when it was made
-        self.rows, self.generation, self._pieces = int(about["rows"]), int(about["generation"]), int(about["pieces"])
+        self.rows, self.generation, self._segments = int(about["rows"]), int(about["generation"]), int(about["pieces"])
         self._map()
 
     def _map(self) -> None:
@@ -152,14 +155,13 @@ class EncodedRows:
         try:
             shape = (self.rows, self.dtype.itemsize)
             self._raw = np.memmap(_rows_file(self.path, self.generation), np.uint8, "r", shape=shape)
-            pieces = np.fromfile(_pieces_file(self.path, self.generation), np.int64, self._pieces * 7)
-            self.pieces = pieces.reshape(self._pieces, 7)  # as those of the training cache
+            self.segments = np.fromfile(_segments_file(self.path, self.generation), SEGMENT, self._segments)
         except (OSError, ValueError) as error:
             raise StoreError(f"{self.kind} {self.path} is damaged ({error}): delete it, it is made anew") from None
         self.table = self._raw.view(self.dtype)[:, 0]  # (rows,)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_raw", "table", "pieces")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_raw", "table", "segments")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -196,19 +198,19 @@ class EncodedRows:
             rows, done, generation = cls._goes_on(path, about, source)
             if not page.exists():  # the folder is ours from now on
                 write_atomic(page, json.dumps(about | {"rows": 0, "pieces": 0, "generation": 0}))
-            kept = {place(path, number) for place in (_rows_file, _pieces_file) for number in (generation, generation - 1)}
+            kept = {place(path, number) for place in (_rows_file, _segments_file) for number in (generation, generation - 1)}
             for file in {*path.glob("rows-*.bin"), *path.glob("pieces-*.bin")} - kept:
                 file.unlink()  # nothing speaks of them any more
-            if done < len(source.pieces) or not rows:
+            if done < len(source.segments) or not rows:
                 kind, fill = cls.row_type(source.schema, encoder.sizes), cls.encoding(source, encoder)
                 _append(page, about, source, kind, fill, rows, done, generation, block)
-            for place in (_rows_file, _pieces_file):
+            for place in (_rows_file, _segments_file):
                 place(path, generation - 1).unlink(missing_ok=True)
         return cls(path)
 
     @classmethod
     def _goes_on(cls, path: Path, about: dict[str, Any], source: Cache) -> tuple[int, int, int]:
-        "Rows and pieces that can stay, and the number that the files bear"
+        "Rows and segments that can stay, and the number that the files bear"
         old = _read_about(path, cls.name)
         if old is None:
             return 0, 0, 0
@@ -219,14 +221,15 @@ class EncodedRows:
         if any(old[name] != json.loads(json.dumps(about[name])) for name in ("fingerprint", "sizes", "schema")):
             return anew
         try:
-            pieces = cls(path).pieces
+            segments = cls(path).segments
         except StoreError:
             return anew
-        now = source.pieces
-        if len(now) < done or not np.array_equal(pieces, now[:done]):
+        now = source.segments
+        if len(now) < done or not np.array_equal(segments, now[:done]):
             return anew  # the training cache was made anew, its rows lie in another order
-        before = {(stream, row, episode) for stream, row, episode in now[:done, [1, 2, 4]].tolist()}
-        if any((stream, row + count, episode) in before for _, stream, row, count, episode, _, _ in now[done:].tolist()):
+        before = set(now[:done][["stream", "row", "episode"]].tolist())
+        later = now[done:][["stream", "row", "rows", "episode"]].tolist()
+        if any((stream, row + rows, episode) in before for stream, row, rows, episode in later):
             return anew  # a chunk that was lost is back: rows that follow it were encoded as if silence were before them
         return rows, done, generation
 
@@ -248,7 +251,7 @@ def _rows_file(path: Path, generation: int) -> Path:
     return path / f"rows-{generation}.bin"
 
 
-def _pieces_file(path: Path, generation: int) -> Path:
+def _segments_file(path: Path, generation: int) -> Path:
     return path / f"pieces-{generation}.bin"
 
 # %% ../../nbs/record/22_encoded.ipynb #22-encoded-014
@@ -256,19 +259,20 @@ def _append(
     page: Path, about: dict[str, Any], source: Cache, kind: np.dtype, fill: Callable[[np.ndarray, int, int], None],
     rows: int, done: int, generation: int, block: int,
 ) -> None:  # fmt: skip
-    "Write the records of the pieces behind `done`, and commit them now and then"
-    fresh, copied = source.pieces[done:], [name for name in kind.names or () if name in (source.table.dtype.names or ())]
+    "Write the records of the segments behind `done`, and commit them now and then"
+    fresh, copied = source.segments[done:], [name for name in kind.names or () if name in (source.table.dtype.names or ())]
     with (
         open(_rows_file(page.parent, generation), "ab") as records,
-        open(_pieces_file(page.parent, generation), "ab") as pieces,
-        progress(range(int(fresh[:, 3].sum())), description="encoding", unit="row") as bar,
+        open(_segments_file(page.parent, generation), "ab") as segments,
+        progress(range(int(fresh["rows"].sum())), description="encoding", unit="row") as bar,
     ):
-        for file, size in ((records, rows * kind.itemsize), (pieces, done * 7 * 8)):
+        for file, size in ((records, rows * kind.itemsize), (segments, done * SEGMENT.itemsize)):
             file.truncate(size)
             file.seek(size)
         saved = rows
-        for number, piece in enumerate(fresh, 1):
-            begin, end = int(piece[6]), int(piece[6] + piece[3])
+        for number, segment in enumerate(fresh, 1):
+            begin = int(segment["place"])
+            end = begin + int(segment["rows"])
             for a in range(begin, end, block):
                 b = min(a + block, end)
                 some = np.zeros(b - a, kind)
@@ -277,10 +281,10 @@ def _append(
                 fill(some, a, b)
                 records.write(some.tobytes())
                 bar.update(b - a)
-            pieces.write(piece.tobytes())
+            segments.write(segment.tobytes())
             rows, done = end, done + 1
             if rows - saved >= _commit_rows or number == len(fresh):
-                for file in (records, pieces):
+                for file in (records, segments):
                     file.flush()
                     os.fsync(file.fileno())
                 write_atomic(page, json.dumps(about | {"rows": rows, "pieces": done, "generation": generation}))

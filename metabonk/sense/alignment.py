@@ -29,6 +29,7 @@ from ..core.products import Linear
 from ..record.cache import Cache
 from ..record.experience import Columns
 from ..record.sampling import ExperienceData, SequenceConfig
+from ..record.segments import Spans, rows_of
 from ..record.store import Store
 from .logmel import LogMel, LogMelConfig
 from .tokens import Hearing, pick_senses
@@ -84,7 +85,7 @@ class PairedClipCache:
         logmel: LogMelConfig,  # how they sound
         config: AlignmentConfig,  # what a clip is
     ) -> None:
-        self.cache, self.config, self.path, self.pieces = cache, config, cache.path, cache.pieces
+        self.cache, self.config, self.path, self.segments = cache, config, cache.path, cache.segments
         self.hearing = Hearing(cache, LogMel(logmel))
 
     def last_rows(
@@ -106,7 +107,7 @@ class PairedClipCache:
         count, length = rows.shape
         if (rows[:, -1] - rows[:, 0] == length - 1).all():
             sound = self.hearing.clips(rows[:, 0], length)
-        else:  # an episode whose pieces lie apart in the cache
+        else:  # an episode whose segments lie apart in the cache
             sound = self.hearing.rows(rows.reshape(-1)).unflatten(0, (count, length))
         last = rows[:, -1]
         return PairedClips(self.cache.image[rows], sound, last, np.array(self.cache.table["episode"][last]))
@@ -120,11 +121,11 @@ class PairedClipCache:
 
     def gather(
         self,
-        places: Sequence[Sequence[tuple[int, int]]],  # for each stretch of play, the runs of rows that make it up: begin, end
+        spans: Spans,  # for each stretch of play, the rows that make it up: begin, end
     ) -> PairedClips:  # `moments` of each stretch
         "Clips at regular intervals"
         config = self.config
-        rows = np.array([np.concatenate([np.arange(*run) for run in runs]) for runs in places])  # (stretches, rows)
+        rows = rows_of(spans)  # (stretches, rows)
         index = np.arange(config.moments)[:, None] * config.gap + np.arange(config.clip)  # (moments, clip)
         return self.clips(rows[:, index].reshape(-1, config.clip))
 
@@ -166,7 +167,7 @@ class AlignmentData(ExperienceData):
         "Which episodes are for what"
         self.prepare_data()
         cache = self.open()
-        chosen = np.unique(cache.pieces[self.held_out(cache) == held, 4])
+        chosen = np.unique(cache.segments["episode"][self.held_out(cache) == held])
         if not len(chosen):
             raise StoreError(f"no episode of {self.store} is {'held out' if held else 'left to train on'}: record more of them")
         return chosen

@@ -31,6 +31,7 @@ from ..record.cache import Cache
 from ..record.encoded import Sounds
 from ..record.experience import Columns, Schema
 from ..record.sampling import ExperienceData, SequenceConfig
+from ..record.segments import Spans
 from ..record.store import Store
 from metabonk.sense.autoencoder import (
     load_weights,
@@ -464,7 +465,7 @@ class CropCache:
         cache: Cache,  # where the rows are
         samples: int,  # of each
     ) -> None:
-        self.cache, self.path, self.pieces = cache, cache.path, cache.pieces
+        self.cache, self.path, self.segments = cache, cache.path, cache.segments
         self.sounds, self.samples = Sounds(cache), samples
 
     def until(
@@ -478,10 +479,10 @@ class CropCache:
 
     def gather(
         self,
-        places: Sequence[Sequence[tuple[int, int]]],  # for each crop, the one row that it ends with: begin, end
+        spans: Spans,  # for each crop, the one row that it ends with: begin, end
     ) -> Crops:  # as many
         "Crops of sound"
-        return Crops(np.stack([self.until(runs[0][0]) for runs in places]))
+        return Crops(np.stack([self.until(runs[0][0]) for runs in spans]))
 
 
 class CropData(ExperienceData):

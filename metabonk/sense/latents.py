@@ -23,6 +23,7 @@ from ..record.encoded import EncodedRows, Sounds
 from ..record.experience import Columns, Schema
 from ..record.films import check_actions_known
 from ..record.sampling import ExperienceData, SequenceConfig, draw
+from ..record.segments import Spans, gather
 from ..record.store import Store
 from .autoencoder import ImageEncoder
 from .codec import SoundCodec
@@ -152,11 +153,10 @@ class LatentStore(EncodedRows):
 
     def gather(
         self,
-        places: Sequence[Sequence[tuple[int, int]]],  # for each sequence, the runs of rows that make it up: begin, end
+        spans: Spans,  # for each sequence, the stretches of rows that make it up: begin, end
     ) -> LatentClip:  # NumPy arrays (B, T, ...)
         "Sequences of equal length"
-        rows = np.array([np.concatenate([np.arange(*run) for run in runs]) for runs in places])  # (B, T)
-        records = self._raw[rows].view(self.dtype)[..., 0]  # (B, T)
+        records = gather(self._raw, spans).view(self.dtype)[..., 0]  # (B, T)
         columns = {name: np.ascontiguousarray(records[name]) for name in records.dtype.names or () if name not in self.sizes}
         columns["reward"] = columns["reward"].astype(np.float32)
         return LatentClip(**self._single(records), **columns)
@@ -247,7 +247,7 @@ class LatentWindows:
         store: LatentStore,  # where the rows are
         config: WindowConfig | None = None,  # what a window holds; the defaults if not given
         scenes: Iterable[int] | None = None,  # numbers of the scenes to choose from; all if not given
-        keep: np.ndarray | None = None,  # bool for each of the store's pieces: those to choose from; all if not given
+        keep: np.ndarray | None = None,  # bool for each of the store's segments: those to choose from; all if not given
     ) -> None:
         self.store, self.config = store, config or WindowConfig()
         rows = kept_rows(store, scenes, keep)
@@ -370,14 +370,14 @@ def motion_of(
 def kept_rows(
     store: LatentStore,  # where the rows are
     scenes: Iterable[int] | None = None,  # numbers of the scenes to choose from; all if not given
-    keep: np.ndarray | None = None,  # bool for each of the store's pieces; all if not given
+    keep: np.ndarray | None = None,  # bool for each of the store's segments; all if not given
 ) -> Int[np.ndarray, " rows"]:  # numbers of rows
-    "Rows of some scenes and some pieces"
+    "Rows of some scenes and some segments"
     chosen = np.ones(len(store), bool)
     if keep is not None:
         chosen[:] = False
-        for piece in store.pieces[keep]:
-            chosen[piece[6] : piece[6] + piece[3]] = True
+        for place, rows in store.segments[["place", "rows"]][keep].tolist():
+            chosen[place : place + rows] = True
     if scenes is not None:
         chosen &= np.isin(scenes_of(store), list(scenes))
     return np.flatnonzero(chosen)
@@ -425,17 +425,17 @@ class LatentData(ExperienceData):
     def held_out(
         self,
         cache: Any,  # a `LatentStore`
-    ) -> np.ndarray:  # bool for each of its pieces
+    ) -> np.ndarray:  # bool for each of its segments
         "Pieces of the scenes that are held out, or of the episodes"
         if not self.held_scenes and self.scenes is None:
             return super().held_out(cache)
-        scene = scenes_of(cache)[cache.pieces[:, 6]]
+        scene = scenes_of(cache)[cache.segments["place"]]
         return np.isin(scene, list(self.held_scenes))
 
     def sequences(
         self,
         cache: Any,  # a `LatentStore`
-        keep: np.ndarray,  # bool for each of its pieces: those to choose from
+        keep: np.ndarray,  # bool for each of its segments: those to choose from
     ) -> LatentWindows:  # of the chosen scenes
         "What batches are drawn from"
         assert isinstance(self.config, WindowConfig)

@@ -6,7 +6,6 @@
 __all__ = ['RowBatch', 'RowCache', 'RowData', 'TokenizerLearner', 'train_tokenizers']
 
 # %% ../../nbs/sense/35_tokenizers.ipynb #35-tokenizers-002
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ..core.training import fit, uninterrupted
 from ..record.cache import Cache
 from ..record.experience import Columns
 from ..record.sampling import ExperienceData, SequenceConfig
+from ..record.segments import Spans
 from ..record.store import Store
 from .logmel import LogMel, LogMelConfig
 from .picture import PictureConfig, PictureTokenizer
@@ -42,15 +42,15 @@ class RowCache:
         cache: Cache,  # where the rows are
         logmel: LogMelConfig | None = None,  # how they sound; `None` for pictures
     ) -> None:
-        self.cache, self.path, self.pieces = cache, cache.path, cache.pieces
+        self.cache, self.path, self.segments = cache, cache.path, cache.segments
         self.hearing = Hearing(cache, LogMel(logmel)) if logmel else None
 
     def gather(
         self,
-        places: Sequence[Sequence[tuple[int, int]]],  # for each sequence, the one row that makes it up: begin, end
+        spans: Spans,  # for each sequence, the one row that makes it up: begin, end
     ) -> RowBatch:  # as many
         "Rows, copied out of the maps"
-        rows = np.array([runs[0][0] for runs in places])
+        rows = np.array([runs[0][0] for runs in spans])
         return RowBatch(self.cache.image[rows] if self.hearing is None else self.hearing.rows(rows))
 
 

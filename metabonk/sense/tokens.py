@@ -28,6 +28,7 @@ from ..record.encoded import EncodedRows, Sounds
 from ..record.experience import Columns, Schema
 from ..record.films import check_actions_known
 from ..record.sampling import ExperienceData, SequenceConfig
+from ..record.segments import Spans, gather
 from ..record.store import Store
 from .logmel import LogMel, LogMelConfig
 from .picture import PictureConfig, PictureTokenizer
@@ -355,17 +356,10 @@ class TokenCache(EncodedRows):
 
     def gather(
         self,
-        places: Sequence[Sequence[tuple[int, int]]],  # for each sequence, the runs of rows that make it up: begin, end
+        spans: Spans,  # for each sequence, the stretches of rows that make it up: begin, end
     ) -> TokenBatch:  # NumPy arrays (B, T, ...)
         "Sequences of equal length, copied out of the map"
-        B, T = len(places), sum(end - begin for begin, end in places[0])
-        raw = np.empty((B, T, self.dtype.itemsize), np.uint8)
-        for i, runs in enumerate(places):
-            t = 0
-            for begin, end in runs:
-                raw[i, t : t + end - begin] = self._raw[begin:end]
-                t += end - begin
-        rows = raw.view(self.dtype)[..., 0]  # (B, T)
+        rows = gather(self._raw, spans).view(self.dtype)[..., 0]  # (B, T)
         tokens = {name: rows[name].astype(np.int64) if name in self.sizes else None for name in ("image", "audio")}
         names = ["action", "reward", "terminated", "truncated", "first", "episode", "step"]
         names += ["vector"] if self.schema.vector else []
