@@ -38,8 +38,10 @@ from metabonk.record.experience import Batch
 from metabonk.record.recorder import record
 from metabonk.record.sampling import Sequences
 from metabonk.record.store import Store
-from metabonk.sense.autoencoder import Autoencoder, train_autoencoder
-from metabonk.sense.codec import SoundCodec, fit_pca, load_codec
+from metabonk.sense.autoencoder import Autoencoder
+from metabonk.sense.autoencoder_training import train_autoencoder
+from metabonk.sense.codec import SoundCodec, load_codec
+from metabonk.sense.codec_training import fit_pca
 from metabonk.sense.latents import LatentData, LatentStore, LatentWindows, WindowConfig, encode_latents
 
 BASE = "AV-CDiT"

@@ -22,8 +22,10 @@ from metabonk.core.learner import TrainConfig
 from metabonk.record.cache import Cache
 from metabonk.record.recorder import record
 from metabonk.record.store import Store
-from metabonk.sense.autoencoder import Autoencoder, AutoencoderConfig, spread_rows, train_autoencoder
-from metabonk.sense.codec import CodecConfig, CropCache, SoundCodec, codec_errors, fit_pca, train_codec
+from metabonk.sense.autoencoder import Autoencoder, AutoencoderConfig
+from metabonk.sense.autoencoder_training import spread_rows, train_autoencoder
+from metabonk.sense.codec import CodecConfig, SoundCodec, codec_errors
+from metabonk.sense.codec_training import CropCache, fit_pca, train_codec
 
 SIZES = {"steps": 3000, "codec_steps": 150, "picture_steps": 200}  # rows of the training walks; changes of the weights
 LATENTS = (32, 64, 128)  # numbers in a token of the linear codecs

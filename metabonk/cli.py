@@ -117,7 +117,7 @@ def import_command(options: argparse.Namespace) -> int:
     settings = {name: parse_yaml(value, f"--set {name}") for name, value in _settings(options.set).items()}
     faults: Any = {}
     if options.kind == "minari":
-        from metabonk.record.exchange import import_minari
+        from metabonk.record.minari import import_minari
 
         if settings:
             raise UsageError("a data set of Minari is taken as it is: leave --set out")

@@ -14,13 +14,8 @@ from metabonk.core.errors import FolderError, MissingLibrary, UsageError
 from metabonk.core.learner import TrainConfig
 from metabonk.record.experience import Schema, Step
 from metabonk.record.store import Store
-from metabonk.sense.autoencoder import (
-    Autoencoder,
-    AutoencoderConfig,
-    DiffusersEncoder,
-    ImageEncoder,
-    train_autoencoder,
-)
+from metabonk.sense.autoencoder import Autoencoder, AutoencoderConfig, DiffusersEncoder, ImageEncoder
+from metabonk.sense.autoencoder_training import train_autoencoder
 
 SMALL = {"widths": (16, 32), "patch": 4, "groups": 4, "blocks": 1, "attention": False}
 

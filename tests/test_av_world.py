@@ -37,7 +37,8 @@ from metabonk.nn.noise import make_generators
 from metabonk.record.recorder import record
 from metabonk.record.sampling import ExperienceData, SequenceConfig
 from metabonk.sense.autoencoder import Autoencoder, AutoencoderConfig
-from metabonk.sense.codec import CodecConfig, PCACodec, fit_pca
+from metabonk.sense.codec import CodecConfig, PCACodec
+from metabonk.sense.codec_training import fit_pca
 from metabonk.sense.latents import LatentWindows, WindowConfig, encode_latents
 
 TURN = math.radians(10)

@@ -20,21 +20,16 @@ from metabonk.record.store import Store
 from metabonk.sense.codec import (
     Codec,
     CodecConfig,
-    CodecLearner,
-    CropCache,
-    Crops,
     PCACodec,
     SoundCodec,
     codec_errors,
     decode_steps,
     encode_steps,
-    fit_pca,
     level_difference,
     load_codec,
-    sound_sizes,
     stft_distance,
-    train_codec,
 )
+from metabonk.sense.codec_training import CodecLearner, CropCache, Crops, fit_pca, sound_sizes, train_codec
 
 CONFIG = CodecConfig(samples=960, strides=(4, 5, 4), latents=24, width=4, sample_rate=6400)  # a step of 0.15 s
 

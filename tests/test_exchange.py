@@ -21,9 +21,7 @@ from metabonk.record.chunks import to_arrow
 from metabonk.record.exchange import (
     copy_store,
     export_media,
-    export_minari,
     from_dataset,
-    import_minari,
     picture_times,
     read_wav,
     to_dataset,
@@ -31,6 +29,7 @@ from metabonk.record.exchange import (
     write_wav,
 )
 from metabonk.record.experience import Schema, Step
+from metabonk.record.minari import export_minari, import_minari
 from metabonk.record.recorder import record
 from metabonk.record.store import Store
 
@@ -418,7 +417,7 @@ def test_no_code_comes_with_a_minari_dataset(tmp_path: Path) -> None:
     )
     for drop in ((), ("observation_space",), ("action_space",)):
         (folder / "data" / "metadata.json").write_text(json.dumps({k: v for k, v in about.items() if k not in drop}))
-        code = "import sys; from metabonk.record.exchange import import_minari; import_minari(*sys.argv[1:])"
+        code = "import sys; from metabonk.record.minari import import_minari; import_minari(*sys.argv[1:])"
         command = [sys.executable, "-c", code, str(folder), str(tmp_path / f"store{drop}")]
         done = subprocess.run(
             command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}

@@ -15,8 +15,9 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from metabonk.core.errors import MissingLibrary, RomError, SilentSound, UsageError
-from metabonk.play import doom, game, gameboy, vector
-from metabonk.play.game import GameConfig, Shrink, Sound, games, make_game
+from metabonk.play import doom, game, gameboy, machine, vector
+from metabonk.play.game import GameConfig, games, make_game
+from metabonk.play.machine import Shrink, Sound
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ALL = ["bonk", "atari:ms_pacman", "doom:defend_the_center", "rooms", "gym:CartPole-v1", "minatar:breakout"]
@@ -227,7 +228,7 @@ def test_shrinking_is_exact(source, target, channels):
 def test_shrinking_works_without_scipys_inner_function(monkeypatch):
     picture = np.random.default_rng(1).integers(0, 256, (144, 160, 4), np.uint8)
     fast = Shrink((144, 160), (64, 64))(picture)
-    monkeypatch.setattr(game, "csr_matvecs", None)
+    monkeypatch.setattr(machine, "csr_matvecs", None)
     assert (Shrink((144, 160), (64, 64))(picture) == fast).all()
 
 

@@ -12,8 +12,9 @@ from metabonk.play.anygym import as_picture, own_name
 from metabonk.play.game import OutOfSync, make_game
 from metabonk.play.synchrony import clock_error, take
 from metabonk.record.cache import Cache
-from metabonk.record.exchange import export_minari, from_dataset, import_minari, to_dataset
+from metabonk.record.exchange import from_dataset, to_dataset
 from metabonk.record.experience import Schema
+from metabonk.record.minari import export_minari, import_minari
 from metabonk.record.recorder import record
 from metabonk.record.sampling import SequenceConfig, SequenceLoader, Sequences
 from metabonk.record.store import Store

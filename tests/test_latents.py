@@ -24,7 +24,8 @@ from metabonk.record.cache import Cache
 from metabonk.record.experience import Schema, Step
 from metabonk.record.store import Store
 from metabonk.sense.autoencoder import Autoencoder, AutoencoderConfig
-from metabonk.sense.codec import Codec, CodecConfig, PCACodec, encode_steps, fit_pca
+from metabonk.sense.codec import Codec, CodecConfig, PCACodec, encode_steps
+from metabonk.sense.codec_training import fit_pca
 from metabonk.sense.latents import (
     LatentBatch,
     LatentData,

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from mutants import mutant
 
 from metabonk.core.actions import ActionSpec
-from metabonk.play.game import OutOfSync, Shrink, area_weights, check_sync
+from metabonk.play.game import OutOfSync, check_sync
+from metabonk.play.machine import Shrink, area_weights
 from metabonk.record.chunks import from_arrow, to_arrow
 from metabonk.record.exchange import picture_times, read_wav, write_wav
 from metabonk.record.experience import Batch, Schema, Step, Steps

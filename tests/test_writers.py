@@ -30,7 +30,8 @@ from metabonk.dream.token_model import TokenModel
 from metabonk.pipeline.execute import execute
 from metabonk.pipeline.site import _replace
 from metabonk.record.cache import Cache
-from metabonk.record.exchange import export_media, export_minari, import_minari, write_wav
+from metabonk.record.exchange import export_media, write_wav
+from metabonk.record.minari import export_minari, import_minari
 from metabonk.record.recorder import record
 from metabonk.record.store import Store
 from metabonk.record.vpt import import_vpt

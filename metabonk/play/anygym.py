@@ -29,7 +29,8 @@ from jaxtyping import Float32, Int16, UInt8
 from ..core.actions import FlatActions
 from ..core.config import Config
 from ..core.errors import MetaBonkError, UsageError, nearest_name, unknown
-from .game import GameConfig, Machine, Tick, choose_actions
+from .game import GameConfig, choose_actions
+from .machine import Machine, Tick
 
 # %% ../../nbs/play/14_gymnasium.ipynb #14-gymnasium-005
 class Silent(Machine):

@@ -16,7 +16,8 @@ from jaxtyping import Int16, UInt8
 
 from ..core.config import Config
 from ..core.errors import SilentSound, UsageError, unknown
-from .game import GameConfig, Machine, Tick, choose_actions
+from .game import GameConfig, choose_actions
+from .machine import Machine, Tick
 
 # %% ../../nbs/play/12_atari.ipynb #12-atari-009
 SAMPLES = 512  # sound samples of one frame, on every television

@@ -24,7 +24,8 @@ from jaxtyping import Int16, UInt8
 from ..core.actions import ActionBox, camera_degrees
 from ..core.config import Config
 from ..core.errors import GameDied, MissingLibrary, SilentSound, UsageError, unknown
-from .game import GameConfig, Machine, Tick, choose_actions
+from .game import GameConfig, choose_actions
+from .machine import Machine, Tick
 
 # %% ../../nbs/play/13_doom.ipynb #13-doom-005
 RATES = {

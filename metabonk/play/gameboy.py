@@ -29,7 +29,8 @@ from ..core.config import Config
 from ..core.errors import RomError, SilentSound, UsageError, unknown
 from ..core.files import unpinned
 from . import bonk
-from .game import GameConfig, Machine, Tick, choose_actions
+from .game import GameConfig, choose_actions
+from .machine import Machine, Tick
 from .policies import ScriptedPolicy
 from .profile import load_profile, rom_title
 

@@ -18,7 +18,8 @@ from jaxtyping import Int16, UInt8
 
 from ..core.config import Config
 from ..core.errors import RomError, UsageError, unknown
-from .game import GameConfig, Machine, Shrink, Tick, choose_actions
+from .game import GameConfig, choose_actions
+from .machine import Machine, Shrink, Tick
 
 # %% ../../nbs/play/14_retro.ipynb #14-retro-005
 EXACT = ("Genesis", "Sms", "GameGear", "Gb")  # consoles whose sound keeps to its clock

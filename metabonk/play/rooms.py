@@ -30,8 +30,9 @@ from metabonk.play.binaural import (
     doorway_loss,
     telephone_ring,
 )
-from .game import GameConfig, Machine, Tick, choose_actions
+from .game import GameConfig, choose_actions
 from .homes import Home, scene_numbers
+from .machine import Machine, Tick
 from .plans import EYE, Heard, Plan, make_plan, slide
 from .raycast import Scene, look, paint
 

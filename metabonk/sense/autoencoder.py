@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AutoencoderConfig', 'ResidualBlock', 'CellAttention', 'Halve', 'make_encoder', 'make_decoder', 'ImageEncoder',
            'principal_components', 'Autoencoder', 'save_weights', 'read_description', 'load_weights',
-           'AutoencoderLearner', 'spread_rows', 'train_autoencoder', 'DiffusersEncoder']
+           'DiffusersEncoder']
 
 # %% ../../nbs/sense/36_autoencoder.ipynb #36-autoencoder-002
 import json
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
 
-import numpy as np
 import safetensors.torch
 import torch
 from einops import rearrange
@@ -25,13 +24,7 @@ from torch.nn import functional as F
 from ..core.config import Config
 from ..core.errors import MissingLibrary, UsageError
 from ..core.files import claim_folder, disk_errors, write_atomic
-from ..core.learner import Learner, TrainConfig
-from ..core.seed import seed_everything, spawn_seeds
 from ..core.text import loads, parse_json
-from ..core.training import fit, uninterrupted
-from ..record.cache import Cache
-from ..record.store import Store
-from .tokenizers import RowBatch, RowData
 from .tokens import weights_fingerprint
 
 # %% ../../nbs/sense/36_autoencoder.ipynb #36-autoencoder-007
@@ -422,68 +415,6 @@ def load_weights(
     if weights_fingerprint(module, described) != about.get("fingerprint"):
         raise UsageError(f"the {name} in {folder} is not the one that was saved: copy both files again, or train again")
     return module.requires_grad_(False).eval()
-
-# %% ../../nbs/sense/36_autoencoder.ipynb #36-autoencoder-029
-class AutoencoderLearner(Learner):
-    "An autoencoder in training"
-
-    frozen = ("perceptual",)
-
-    def __init__(
-        self,
-        autoencoder: Autoencoder,  # what learns
-        perceptual: nn.Module | None = None,  # compares (n, 3, height, width) from -1 to 1: a distance each
-        weight: float = 0.1,  # of that distance
-    ) -> None:
-        super().__init__()
-        self.autoencoder, self.perceptual = autoencoder, perceptual or nn.Identity()
-        self._compare = perceptual is not None
-        self.scales = {"perceptual": weight} if self._compare else {}
-        self.identity = {"autoencoder configuration": autoencoder.config.fingerprint()}
-
-    def losses(
-        self,
-        batch: RowBatch,  # of pictures
-    ) -> dict[str, Tensor]:  # by name
-        "What the autoencoder is to make small"
-        return self.autoencoder.losses(batch.values, self.perceptual if self._compare else None)
-
-
-def spread_rows(
-    cache: Cache,  # what to choose from
-    count: int,  # how many rows, if there are as many
-) -> np.ndarray:  # numbers of rows, in order
-    "Rows from all of a recording, evenly spaced"
-    return np.unique(np.linspace(0, len(cache) - 1, min(count, len(cache))).round().astype(np.int64))
-
-
-def train_autoencoder(
-    store: Store | str | Path,  # recording to learn from
-    folder: str | Path,  # for logs and checkpoints, and the finished autoencoder
-    config: AutoencoderConfig | None = None,  # "tiny", of the store's picture size, if not given
-    training: TrainConfig | None = None,  # how to train; "tiny" if not given
-    batch_size: int = 32,  # pictures in a batch
-    seed: int = 0,  # first weights and all draws follow from it
-    cache: str | Path | None = None,  # folder of the training cache; beside the store if not given
-    perceptual: nn.Module | None = None,  # compares (n, 3, height, width) from -1 to 1: a distance each
-    validation: float = 0.0,  # fraction of the episodes held out
-) -> Autoencoder:  # frozen, and saved in `folder`
-    "Train an autoencoder on a recording; called again after an interruption it goes on where it stood"
-    store = store if isinstance(store, Store) else Store.open(store)
-    seeds, height, width = spawn_seeds(seed, 2), *store.schema.image_shape[:2]
-    config = config or AutoencoderConfig.preset("tiny", size=(height, width))
-    if config.size != (height, width):
-        raise UsageError(f"this autoencoder takes pictures of {config.size[0]} x {config.size[1]}, those of {store.path} "
-                         f"are {height} x {width}: set AutoencoderConfig.size")
-    source = Cache.build(store, cache)
-    images = torch.from_numpy(source.image[spread_rows(source, 4096)])
-    seed_everything(seeds[0])
-    autoencoder = Autoencoder(config).start_from(images)
-    data = RowData(store.path, None, batch_size, seeds[1], cache, validation)
-    uninterrupted(fit(AutoencoderLearner(autoencoder, perceptual), data, folder, training or TrainConfig.preset("tiny")))
-    autoencoder.cpu().requires_grad_(False).eval().calibrate(images)
-    autoencoder.save(folder)
-    return autoencoder
 
 # %% ../../nbs/sense/36_autoencoder.ipynb #36-autoencoder-031
 class DiffusersEncoder(_Scaled):

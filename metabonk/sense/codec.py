@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['FULL', 'CodecConfig', 'SoundCodec', 'PCACodec', 'CausalConv', 'CausalUpsample', 'ResidualUnit', 'Codec',
-           'encode_steps', 'decode_steps', 'level_difference', 'stft_distance', 'Crops', 'CropCache', 'CropData',
-           'CodecLearner', 'sound_sizes', 'fit_pca', 'train_codec', 'load_codec', 'codec_errors']
+           'encode_steps', 'decode_steps', 'level_difference', 'stft_distance', 'codec_errors', 'load_codec']
 
 # %% ../../nbs/sense/37_codec.ipynb #37-codec-002
 import math
@@ -14,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
 
-import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int16
@@ -23,23 +21,9 @@ from torch.nn import functional as F
 
 from ..core.config import Config
 from ..core.errors import UsageError
-from ..core.learner import Learner, TrainConfig
-from ..core.seed import seed_everything, spawn_seeds
 from ..core.text import loads
-from ..core.training import fit, uninterrupted
-from ..record.cache import Cache
-from ..record.encoded import Sounds
-from ..record.experience import Columns, Schema
-from ..record.sampling import ExperienceData, SequenceConfig
-from ..record.segments import Spans
-from ..record.store import Store
-from metabonk.sense.autoencoder import (
-    load_weights,
-    principal_components,
-    read_description,
-    save_weights,
-    spread_rows,
-)
+from ..record.experience import Schema
+from .autoencoder import load_weights, principal_components, read_description, save_weights
 from .tokens import weights_fingerprint
 
 # %% ../../nbs/sense/37_codec.ipynb #37-codec-007
@@ -404,6 +388,23 @@ class Codec(_Codec):
         self.scale.copy_(torch.where(strength > 1e-7, strength, 1.0))
         return self
 
+    def losses(
+        self,
+        sound: Int16[Tensor, "n ears length"],  # a step that is only listened to, and then what is to be reconstructed
+    ) -> dict[str, Float[Tensor, "..."]]:  # `wave`, `spectrum`, `level`, `quantizer`
+        "What training makes small"
+        S, x = self.config.samples, sound.float() / FULL
+        z, commitment = self._quantize(self._encode(x))
+        y, x = ((wave * self.gain)[..., S:] for wave in (self._decode(z), x))
+        losses = {
+            "wave": (y - x).square().mean((1, 2)),
+            "spectrum": stft_distance(y.flatten(0, 1), x.flatten(0, 1)),
+            "quantizer": commitment,
+        }
+        pair = self.config.channels == 2
+        level = [level_difference(s, 4 * self.config.frame, 1e-3) for s in (y, x)] if pair else [x.new_zeros(1)] * 2
+        return losses | {"level": (level[0] - level[1]).abs()}
+
 # %% ../../nbs/sense/37_codec.ipynb #37-codec-022
 def encode_steps(
     codec: SoundCodec,  # of any make
@@ -449,165 +450,6 @@ def stft_distance(
         total = total + (a - b).abs().mean((1, 2))
     return total / len(sizes)
 
-# %% ../../nbs/sense/37_codec.ipynb #37-codec-031
-@dataclass
-class Crops(Columns):
-    "What a codec learns from: sound, as long as the caller wished, of any rows"
-
-    sound: Any  # (B, ears, samples) int16
-
-
-class CropCache:
-    "The sound before the end of single rows"
-
-    def __init__(
-        self,
-        cache: Cache,  # where the rows are
-        samples: int,  # of each
-    ) -> None:
-        self.cache, self.path, self.segments = cache, cache.path, cache.segments
-        self.sounds, self.samples = Sounds(cache), samples
-
-    def until(
-        self,
-        row: int,  # number of a row
-    ) -> Int16[np.ndarray, "ears samples"]:  # silence before its episode's start
-        "What was heard up to the end of a row"
-        now, _ = self.sounds.sound(row, row + 1)
-        missing = self.samples - now.shape[1]
-        return np.concatenate([self.sounds.before(row, missing), now], 1) if missing > 0 else now[:, -self.samples :]
-
-    def gather(
-        self,
-        spans: Spans,  # for each crop, the one row that it ends with: begin, end
-    ) -> Crops:  # as many
-        "Crops of sound"
-        return Crops(np.stack([self.until(runs[0][0]) for runs in spans]))
-
-
-class CropData(ExperienceData):
-    "Crops of sound, as Lightning's trainer takes them"
-
-    def __init__(
-        self,
-        store: str | Path,  # folder of the store
-        samples: int,  # of a crop
-        batch_size: int = 16,  # crops in a batch
-        seed: int = 0,  # all draws follow from it
-        cache: str | Path | None = None,  # folder of the training cache; beside the store if not given
-        validation: float = 0.0,  # fraction of the episodes held out
-    ) -> None:
-        super().__init__(store, SequenceConfig(length=1, batch_size=batch_size, seed=seed, validation=validation), cache)
-        self.samples = samples
-
-    def open(self) -> CropCache:
-        "The crops"
-        return CropCache(self.training_cache(), self.samples)
-
-# %% ../../nbs/sense/37_codec.ipynb #37-codec-032
-class CodecLearner(Learner):
-    "A codec in training"
-
-    scales = {"wave": 1.0, "spectrum": 0.1, "level": 0.01, "quantizer": 1.0}
-
-    def __init__(
-        self,
-        codec: Codec,  # what learns
-    ) -> None:
-        super().__init__()
-        self.codec = codec
-        self.identity = {"codec configuration": codec.config.fingerprint()}
-
-    def losses(
-        self,
-        batch: Crops,  # a step that is only listened to, and then what is to be reconstructed
-    ) -> dict[str, Tensor]:  # `wave`, `spectrum`, `level`, `quantizer`
-        "What the codec is to make small"
-        codec, S = self.codec, self.codec.config.samples
-        x = batch.sound.float() / FULL
-        z, commitment = codec._quantize(codec._encode(x))
-        y, x = ((sound * codec.gain)[..., S:] for sound in (codec._decode(z), x))
-        losses = {
-            "wave": (y - x).square().mean((1, 2)),
-            "spectrum": stft_distance(y.flatten(0, 1), x.flatten(0, 1)),
-            "quantizer": commitment,
-        }
-        pair = codec.config.channels == 2
-        level = [level_difference(s, 4 * codec.config.frame, 1e-3) for s in (y, x)] if pair else [x.new_zeros(1)] * 2
-        return losses | {"level": (level[0] - level[1]).abs()}
-
-
-def sound_sizes(
-    cache: Cache,  # with sound
-    frame: int = 160,  # samples of a token: steps are made a multiple of them
-) -> dict[str, Any]:  # "samples", "channels" and "sample_rate", for a `CodecConfig`
-    "What the sound of a recording's steps is like"
-    longest = int(cache.table["audio_length"].max(initial=1))
-    schema = cache.schema
-    return {"samples": math.ceil(max(1, longest) / frame) * frame, "channels": max(1, schema.channels),
-            "sample_rate": max(1, schema.sample_rate)}  # fmt: skip
-
-
-def fit_pca(
-    store: Store | str | Path,  # recording to learn from
-    config: CodecConfig | None = None,  # sizes; the store's sound, 2400 samples a step, if not given
-    cache: str | Path | None = None,  # folder of the training cache; beside the store if not given
-    rows: int = 2048,  # from how many rows, evenly spaced
-) -> PCACodec:  # of the store's sound
-    "The linear codec of a recording"
-    store = store if isinstance(store, Store) else Store.open(store)
-    source = Cache.build(store, cache)
-    pca = PCACodec(config or CodecConfig(**sound_sizes(source)))
-    pca.check(store.schema)
-    crops = CropCache(source, pca.config.samples)
-    return pca.fit(torch.from_numpy(np.stack([crops.until(int(row)) for row in spread_rows(source, rows)])))
-
-
-def train_codec(
-    store: Store | str | Path,  # recording to learn from
-    folder: str | Path,  # for logs and checkpoints, and the finished codec
-    config: CodecConfig | None = None,  # "tiny", of the store's sound, if not given
-    training: TrainConfig | None = None,  # how to train; "tiny" if not given
-    batch_size: int = 16,  # crops in a batch
-    crop: float = 0.38,  # seconds of sound in each, beside the step before it
-    seed: int = 0,  # first weights and all draws follow from it
-    cache: str | Path | None = None,  # folder of the training cache; beside the store if not given
-    validation: float = 0.0,  # fraction of the episodes held out
-) -> Codec:  # frozen, and saved in `folder`
-    "Train a codec on a recording; called again after an interruption it goes on where it stood"
-    store = store if isinstance(store, Store) else Store.open(store)
-    seeds, pca = spawn_seeds(seed, 2), fit_pca(store, config, cache)
-    config = pca.config
-    seed_everything(seeds[0])
-    codec = Codec(config).start_from(pca)
-    samples = round(crop * config.sample_rate / config.frame) * config.frame
-    data = CropData(store.path, config.samples + samples, batch_size, seeds[1], cache, validation)
-    codec = uninterrupted(fit(CodecLearner(codec), data, folder, training or TrainConfig.preset("tiny"))).codec.cpu()
-    crops, source = CropCache(data.training_cache(), 2 * config.samples), data.training_cache()
-    both = torch.from_numpy(np.stack([crops.until(int(row)) for row in spread_rows(source, 1024)]))
-    past, now = both.split(config.samples, 2)
-    codec.requires_grad_(False).eval().calibrate(now.contiguous(), past.contiguous())
-    codec.save(folder)
-    return codec
-
-
-@loads("codec")
-def _load(cls: Any, folder: str | Path, device: Any) -> Any:
-    about = read_description(folder, "codec")
-    kinds: dict[str, Any] = {kind.kind: kind for kind in (PCACodec, Codec)}
-    if about.get("kind") not in kinds:
-        raise UsageError(f"{folder} holds a codec of kind {about.get('kind')!r}: known are {', '.join(kinds)}")
-    codec = kinds[about["kind"]](CodecConfig.from_dict(about["config"]))
-    return load_weights(codec, about, folder, "codec").to(device)
-
-
-def load_codec(
-    folder: str | Path,  # where `save` put it
-    device: Any = "cpu",  # as torch takes it
-) -> PCACodec | Codec:  # frozen, in evaluation mode
-    "A codec from a folder, of either kind"
-    return _load(None, folder, device)
-
 # %% ../../nbs/sense/37_codec.ipynb #37-codec-034
 def codec_errors(
     codec: SoundCodec,  # what is judged
@@ -635,3 +477,21 @@ def codec_errors(
     inside[edges] = False
     found["seam"] = float(error[:, edges].square().mean().sqrt() / error[:, inside].square().mean().sqrt().clamp_min(1e-12))
     return found
+
+# %% ../../nbs/sense/37_codec.ipynb #37-codec-loading
+@loads("codec")
+def _load(cls: Any, folder: str | Path, device: Any) -> Any:
+    about = read_description(folder, "codec")
+    kinds: dict[str, Any] = {kind.kind: kind for kind in (PCACodec, Codec)}
+    if about.get("kind") not in kinds:
+        raise UsageError(f"{folder} holds a codec of kind {about.get('kind')!r}: known are {', '.join(kinds)}")
+    codec = kinds[about["kind"]](CodecConfig.from_dict(about["config"]))
+    return load_weights(codec, about, folder, "codec").to(device)
+
+
+def load_codec(
+    folder: str | Path,  # where `save` put it
+    device: Any = "cpu",  # as torch takes it
+) -> PCACodec | Codec:  # frozen, in evaluation mode
+    "A codec from a folder, of either kind"
+    return _load(None, folder, device)
