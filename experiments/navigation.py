@@ -20,13 +20,8 @@ import torch
 from common import begin
 
 from metabonk.act.lookahead import LookAheadAgent, LookAheadConfig, SimulatorModel
-from metabonk.act.navigation import (
-    NavigationAgent,
-    NavigationConfig,
-    NavigationNet,
-    NavigationTraining,
-    train_navigation,
-)
+from metabonk.act.navigation import NavigationAgent, NavigationConfig, NavigationNet
+from metabonk.act.navigation_training import NavigationTraining, train_navigation
 from metabonk.core.actions import ActionSpec
 from metabonk.core.learner import TrainConfig
 from metabonk.dream.av_world import AVWorld

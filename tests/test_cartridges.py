@@ -14,7 +14,7 @@ import pytest
 from metabonk.core.errors import FolderError, MetaBonkError, RomError, UsageError
 from metabonk.core.files import pinned, unpinned
 from metabonk.measure.evaluation import evaluate
-from metabonk.play import bonk, gameboy
+from metabonk.play import bonk, gameboy, gameboy_files
 from metabonk.play.game import Game, make_game
 from metabonk.play.profile import PROFILES
 from metabonk.record.recorder import record
@@ -145,7 +145,7 @@ def test_a_silent_game_begins_from_a_state_with_sound(folder: Path) -> None:
 
 
 def test_a_state_of_pyboys_own(folder: Path) -> None:
-    state, _, about = (folder / "start.state").read_bytes().rpartition(gameboy.STATE_LINE)
+    state, _, about = (folder / "start.state").read_bytes().rpartition(gameboy_files.STATE_LINE)
     assert about
     (folder / "game.gb.state").write_bytes(state)
     with playing(folder, state="game.gb.state") as theirs, playing(folder, state="start.state") as ours:
@@ -180,7 +180,7 @@ def test_a_state_of_another_cartridge(folder: Path) -> None:
     (folder / "game.gb").write_bytes(rom)
     error = fails(folder, "start.state", profile="generic")
     assert isinstance(error, RomError) and str(error).count("'BONK' (sha1 ") == 2
-    (folder / "game.gb").write_bytes(gameboy.tiny_rom(title="SOMEGAME"))
+    (folder / "game.gb").write_bytes(gameboy_files.tiny_rom(title="SOMEGAME"))
     assert "'SOMEGAME'" in str(fails(folder, "start.state", profile="generic"))
 
 
@@ -196,7 +196,7 @@ def test_a_state_cut_off_or_altered(folder: Path) -> None:
 
 
 def test_a_bad_state_under_the_cartridges_name(folder: Path) -> None:
-    state = (folder / "start.state").read_bytes().rpartition(gameboy.STATE_LINE)[0]
+    state = (folder / "start.state").read_bytes().rpartition(gameboy_files.STATE_LINE)[0]
     for content, words in (
         (state[:-1], "cut off"), (state[:9], "cut off"), (b"", "cut off"),
         (state + b"more", "another one's"), (b"\xff" * 999, "newer version"),

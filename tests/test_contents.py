@@ -7,7 +7,7 @@ import pytest
 from metabonk.core.errors import StoreError
 from metabonk.core.text import read_yaml
 from metabonk.play.game import make_game
-from metabonk.play.gameboy import tiny_rom
+from metabonk.play.gameboy_files import tiny_rom
 from metabonk.play.profile import PROFILES, compile_profile
 from metabonk.record.experience import Schema
 from metabonk.record.recorder import record

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from metabonk.core.errors import RomError, UsageError
-from metabonk.play import gameboy
+from metabonk.play import gameboy, gameboy_files
 from metabonk.play.game import Game, OutOfSync, make_game
-from metabonk.play.gameboy import CLOCK, FRAME, ILLEGAL, tiny_rom
+from metabonk.play.gameboy import CLOCK, FRAME, ILLEGAL
+from metabonk.play.gameboy_files import tiny_rom
 from metabonk.record.recorder import record
 from metabonk.record.store import Store
 
@@ -147,7 +148,7 @@ def test_a_clock_that_follows_the_computers_is_noticed(tmp_path: Path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(gameboy, "without_stamps", lambda state, since, until: state)
         assert clock_in_use(tmp_path)[1] != clock_in_use(tmp_path)[1]
-    monkeypatch.setattr(gameboy, "_NEVER", 10.0**9)
+    monkeypatch.setattr(gameboy_files, "_NEVER", 10.0**9)
     with pytest.raises(AssertionError):
         test_the_clock_runs_on_the_consoles_time(tmp_path)
 

@@ -15,7 +15,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from metabonk.core.errors import MissingLibrary, RomError, SilentSound, UsageError
-from metabonk.play import doom, game, gameboy, machine, vector
+from metabonk.play import doom, game, gameboy, gameboy_files, machine, vector
 from metabonk.play.game import GameConfig, games, make_game
 from metabonk.play.machine import Shrink, Sound
 
@@ -35,7 +35,7 @@ BEEP = bytes.fromhex(
 @pytest.fixture
 def beeper(tmp_path):
     path = tmp_path / "beep.gb"
-    path.write_bytes(gameboy.tiny_rom(BEEP, "BEEP"))
+    path.write_bytes(gameboy_files.tiny_rom(BEEP, "BEEP"))
     return f"gameboy:{path}"
 
 
@@ -338,7 +338,7 @@ def test_controls_are_counted_between_their_limits():
 
 
 def test_cartridges_that_are_none(tmp_path):
-    rom = gameboy.tiny_rom()
+    rom = gameboy_files.tiny_rom()
     damaged = rom[:0x140] + b"\xff" + rom[0x141:]
     for content, words in ((b"hello", "no Game Boy ROM"), (rom[:-1], "no Game Boy ROM"), (damaged, "checksum")):
         (tmp_path / "x.gb").write_bytes(content)

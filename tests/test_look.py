@@ -14,20 +14,9 @@ import pytest
 
 from metabonk.core.actions import ActionSpec
 from metabonk.core.errors import StoreError
+from metabonk.record.browse import episode_figure, store_table, view_figure
 from metabonk.record.experience import Schema, Steps
-from metabonk.record.look import (
-    View,
-    envelope,
-    episode_figure,
-    episode_player,
-    magma,
-    player_html,
-    png_uri,
-    spectrogram,
-    store_table,
-    view,
-    view_figure,
-)
+from metabonk.record.look import View, envelope, episode_player, magma, player_html, png_uri, spectrogram, view
 from metabonk.record.recorder import record
 from metabonk.record.store import Store
 

@@ -12,16 +12,13 @@ from mutants import mutant
 from metabonk.act import navigation
 from metabonk.act.agent import play_episodes
 from metabonk.act.lookahead import LookAheadAgent, LookAheadConfig, SimulatorModel
-from metabonk.act.navigation import (
-    NavigationAgent,
-    NavigationConfig,
+from metabonk.act.navigation import NavigationAgent, NavigationConfig, NavigationNet, spectrogram
+from metabonk.act.navigation_training import (
     NavigationLearner,
-    NavigationNet,
     NavigationTraining,
     Rollout,
     Rollouts,
     advantages,
-    spectrogram,
     train_navigation,
 )
 from metabonk.core.actions import ActionSpec

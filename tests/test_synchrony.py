@@ -5,7 +5,7 @@ import pytest
 from test_games import BEEP
 
 from metabonk.core.errors import SilentSound
-from metabonk.play import gameboy, synchrony
+from metabonk.play import gameboy_files, synchrony
 from metabonk.play.game import OutOfSync, make_game
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -31,7 +31,7 @@ def test_chunks_joined_are_the_emulators_own_stream(name, config, seed):
 
 def test_a_cartridge_that_switches_its_screen(tmp_path):
     path = tmp_path / "beep.gb"
-    path.write_bytes(gameboy.tiny_rom(BEEP, "BEEP"))
+    path.write_bytes(gameboy_files.tiny_rom(BEEP, "BEEP"))
     proof = synchrony.prove(f"gameboy:{path}", steps=30, ticks_per_step=1)
     assert proof.clock_error < 1
 
@@ -89,7 +89,7 @@ def test_an_event_is_seen_and_heard_in_the_same_tick(name, action, config, tick)
 
 def test_an_event_in_the_cartridge_is_heard_at_once(tmp_path):
     path = tmp_path / "beep.gb"
-    path.write_bytes(gameboy.tiny_rom(BEEP, "BEEP"))
+    path.write_bytes(gameboy_files.tiny_rom(BEEP, "BEEP"))
     found = synchrony.offset(f"gameboy:{path}", "a", ticks=5)
     assert 0 <= found.heard < 1 and found.seen <= 34
 
