@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from metabonk.act.actor_critic import ActorCritic, ActorCriticConfig
 from metabonk.act.agent import Agent
@@ -48,7 +49,10 @@ def main() -> None:
     parser.add_argument("--answer", type=float, default=30.0, help="seconds until the planner answers")
     parser.add_argument("--rounds", type=int, default=2, help="blocks of each kind")
     parser.add_argument("--preset", default="tiny", help="of the model: tiny, small or paper")
+    parser.add_argument("--threads", type=int, default=0, help="of PyTorch; its own choice if not given")
     options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
     Slow.seconds = options.answer
     goals, settings = Goals(load_profile("bonk")), {"image_size": (64, 64), "hp": 9}
     with tempfile.TemporaryDirectory() as folder:
