@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "nbs/results").glob("[!.]*.ipynb"))
 MEASURED = [page for page in PAGES if page.stem != "18_once"]
 READS = re.compile(r'read_csv\("\.\./\.\./((?:experiments|benchmarks)/results/\w+\.csv)"')
-KEYS = ["seed", "round", "offset", "beams", "depth", "minutes", "asked"]  # numbers that no page claims anything of
+KEYS = ["seed", "round", "offset", "beams", "depth", "minutes", "asked", "ahead"]  # no page claims anything of these numbers
 INTERVAL = re.compile(r"-?\d[\d.]* \[-?[\d.]+, -?[\d.]+\]")
 
 
