@@ -156,7 +156,7 @@ def speed(learned: Learned, cache: Cache, seconds: float = 5.0) -> float:
     """Steps of a dream a second, each seen and heard."""
     model, span = learned.model, sequences_of(cache, CONTEXT)[0]
     state = model.observe(learned.held.gather([[span]]).torch())
-    action = model.actions.vectors(torch.zeros(1, *model.actions.shape, dtype=torch.int64))
+    action = model.actions.vectors(torch.zeros(1, 1, *model.actions.shape, dtype=torch.int64))[:, 0]
     count, begun = 0, time.perf_counter()
     with torch.no_grad():
         while time.perf_counter() - begun < seconds:
