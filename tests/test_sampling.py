@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -32,7 +33,7 @@ from metabonk.record.sampling import (
     held_out,
     held_out_segments,
 )
-from metabonk.record.segments import SEGMENT
+from metabonk.record.segments import SEGMENT, Spans, gather
 from metabonk.record.store import Store, Writer
 
 SCHEMA = Schema(
@@ -260,6 +261,13 @@ def test_held_out_episodes_stay_held_out() -> None:
     assert (held_out(numbers[:50], 0.1) == out[:50]).all()
     assert not held_out(numbers, 0.0).any() and held_out(numbers, 1.0).all()
     assert (held_out(numbers, 0.2) >= out).all()
+
+
+@pytest.mark.parametrize("spans", [[[(0, 4)], [(5, 8)]], [[(0, 3)], [(5, 9)]]], ids=["shorter", "longer"])
+def test_sequences_of_unequal_length_are_refused_not_filled_up(cache: Cache, spans: Spans) -> None:
+    for gather_from in (cache.gather, partial(gather, cache.table)):
+        with pytest.raises(UsageError, match="sequences of 3 and of 4 rows"):
+            gather_from(spans)
 
 
 def segments_of(lengths: list[int], chunk: int = 20) -> np.ndarray:

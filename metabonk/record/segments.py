@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int, Shaped
 
+from ..core.errors import UsageError
+
 # %% ../../nbs/record/21_segments.ipynb #21-segments-005
 SEGMENT = np.dtype([
     ("order", "int64"),  # the recording that it is of: recordings are drawn from the oldest to the newest
@@ -31,8 +33,10 @@ def gather(
     spans: Spans,  # sequences of equal length
 ) -> Shaped[np.ndarray, "batch time ..."]:  # a copy
     "The entries of some sequences"
-    B, T = len(spans), sum(end - begin for begin, end in spans[0])
-    found = np.empty((B, T, *array.shape[1:]), array.dtype)
+    lengths = [sum(end - begin for begin, end in stretches) for stretches in spans]
+    if min(lengths) != max(lengths):
+        raise UsageError(f"sequences of {min(lengths)} and of {max(lengths)} rows make no batch: ask for equal lengths")
+    found = np.empty((len(spans), lengths[0], *array.shape[1:]), array.dtype)
     for sequence, stretches in zip(found, spans, strict=True):
         t = 0
         for begin, end in stretches:
