@@ -36,13 +36,15 @@ def gather(
     lengths = [sum(end - begin for begin, end in stretches) for stretches in spans]
     if min(lengths) != max(lengths):
         raise UsageError(f"sequences of {min(lengths)} and of {max(lengths)} rows make no batch: ask for equal lengths")
-    found = np.empty((len(spans), lengths[0], *array.shape[1:]), array.dtype)
+    kind = array.dtype  # a record is copied as the bytes that it is: NumPy would copy it field by field
+    source = array.view(np.dtype((np.void, kind.itemsize))) if kind.names else array
+    found = np.empty((len(spans), lengths[0], *array.shape[1:]), source.dtype)
     for sequence, stretches in zip(found, spans, strict=True):
         t = 0
         for begin, end in stretches:
-            sequence[t : t + end - begin] = array[begin:end]
+            sequence[t : t + end - begin] = source[begin:end]
             t += end - begin
-    return found
+    return found.view(kind)
 
 
 def rows_of(
