@@ -15,17 +15,17 @@ from ..core.errors import UsageError
 
 # %% ../../nbs/record/21_segments.ipynb #21-segments-005
 SEGMENT = np.dtype([
-    ("order", "int64"),  # the recording that it is of: recordings are drawn from the oldest to the newest
+    ("order", "int64"),  # the recording that it is of, the oldest first
     ("stream", "int64"),  # of the game that was played
     ("row", "int64"),  # number of its first row in that stream
     ("rows", "int64"),  # how many
     ("episode", "int64"),  # of all of its rows
     ("step", "int64"),  # of its first row in the episode
     ("place", "int64"),  # of its first row in the cache
-])  # fmt: skip
+])  # one entry for each segment
 
 # %% ../../nbs/record/21_segments.ipynb #21-segments-009
-Spans = Sequence[Sequence[tuple[int, int]]]  # of each sequence: (begin, end) of its stretches of rows
+Spans = Sequence[Sequence[tuple[int, int]]]  # sequences of (begin, end)
 
 
 def gather(
@@ -33,22 +33,28 @@ def gather(
     spans: Spans,  # sequences of equal length
 ) -> Shaped[np.ndarray, "batch time ..."]:  # a copy
     "The entries of some sequences"
-    lengths = [sum(end - begin for begin, end in stretches) for stretches in spans]
-    if min(lengths) != max(lengths):
-        raise UsageError(f"sequences of {min(lengths)} and of {max(lengths)} rows make no batch: ask for equal lengths")
-    kind = array.dtype  # a record is copied as the bytes that it is: NumPy would copy it field by field
-    source = array.view(np.dtype((np.void, kind.itemsize))) if kind.names else array
-    found = np.empty((len(spans), lengths[0], *array.shape[1:]), source.dtype)
+    lengths = [sum(b - a for a, b in stretches) for stretches in spans]
+    least, most = min(lengths), max(lengths)
+    if least != most:
+        raise UsageError(f"sequences of {least} and of {most} rows make no batch: "
+                         "ask for equal lengths")
+    source = array
+    if array.dtype.names:  # records: NumPy would copy them field by field
+        source = array.view(np.dtype((np.void, array.dtype.itemsize)))
+    found = np.empty((len(spans), most, *array.shape[1:]), source.dtype)
     for sequence, stretches in zip(found, spans, strict=True):
         t = 0
         for begin, end in stretches:
             sequence[t : t + end - begin] = source[begin:end]
             t += end - begin
-    return found.view(kind)
+    return found.view(array.dtype)
 
 
 def rows_of(
     spans: Spans,  # sequences of equal length
 ) -> Int[np.ndarray, "batch time"]:
     "Numbers of the rows of some sequences"
-    return np.array([np.concatenate([np.arange(*stretch) for stretch in stretches]) for stretches in spans])
+    return np.array([
+        np.concatenate([np.arange(*stretch) for stretch in stretches])
+        for stretches in spans
+    ])
